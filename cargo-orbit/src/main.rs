@@ -1,0 +1,2 @@
+//! `cargo orbit`.
+fn main() {}

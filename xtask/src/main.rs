@@ -1,0 +1,2 @@
+//! What a developer of Orbit runs.
+fn main() {}
