@@ -36,6 +36,49 @@ pub(crate) struct Spec {
     pub(crate) timeout: Option<Duration>,
     pub(crate) init: Init,
     pub(crate) tty: bool,
+    pub(crate) pull: PullPolicy,
+    pub(crate) host_view: HostView,
+    /// Whether the program may make user namespaces, and mounts in them.
+    pub(crate) nested: bool,
+}
+
+/// What a sandbox over the host's files sees beyond the system, and what it does not.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct HostView {
+    /// Visible at the same path, with writes thrown away.
+    pub(crate) paths: Vec<PathBuf>,
+    /// Visible at the same path, read-only.
+    pub(crate) read_only_paths: Vec<PathBuf>,
+    /// Covered, though what is around them is visible.
+    pub(crate) hidden: Vec<PathBuf>,
+    /// The private home directory; the caller's own `$HOME` where none is given.
+    pub(crate) home: Option<PathBuf>,
+}
+
+/// When a registry is asked for an image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PullPolicy {
+    /// Where the reference is not in the store yet.
+    #[default]
+    Missing,
+    /// Each time: a tag may have moved.
+    Always,
+    /// Never: what is not in the store is an error.
+    Never,
+}
+
+impl FromStr for PullPolicy {
+    type Err = SpecFault;
+
+    fn from_str(text: &str) -> Result<Self, SpecFault> {
+        match text {
+            "missing" => Ok(Self::Missing),
+            "always" => Ok(Self::Always),
+            "never" => Ok(Self::Never),
+            _ => Err(SpecFault::new("pull", text, "expected missing, always or never")),
+        }
+    }
 }
 
 /// Where the root filesystem of a sandbox comes from.

@@ -1,0 +1,296 @@
+//! [`SandboxBuilder`]: the one way to say what a sandbox should be.
+//!
+//! It fills a [`Spec`] and keeps every fault it meets on the way, so that all are reported at once, when the
+//! sandbox is asked for.
+
+use std::{ffi::OsString, os::fd::OwnedFd, path::PathBuf, str::FromStr, time::Duration};
+
+use crate::{
+    spec::{ImageRef, Init, Mount, NetworkMode, PullPolicy, Spec, SpecFault},
+    units::Bytes,
+};
+
+/// What a sandbox should be; made by [`Sandbox::builder`](crate::Sandbox::builder).
+///
+/// Nothing happens before [`run`](Self::run) or [`start`](Self::start). Methods never fail: what is wrong with
+/// their arguments is reported there, all of it at once.
+///
+/// ```no_run
+/// let outcome = orbit::Sandbox::builder()
+///     .image("oci:target/images/busybox")
+///     .cmd(["sh", "-c", "echo $GREETING; exit 7"])
+///     .env("GREETING", "hello")
+///     .run()?;
+/// assert_eq!(outcome.stdout_text(), "hello\n");
+/// assert_eq!(outcome.status, orbit::Status::Exited(7));
+/// # Ok::<(), orbit::Error>(())
+/// ```
+#[must_use = "a builder does nothing until `run` or `start`"]
+#[derive(Debug, Default)]
+pub struct SandboxBuilder {
+    pub(crate) spec: Spec,
+    pub(crate) faults: Vec<SpecFault>,
+    pub(crate) stdin: Stdin,
+    pub(crate) stdout: Output,
+    pub(crate) stderr: Output,
+}
+
+/// What a program reads from its standard input.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub enum Stdin {
+    /// Nothing: the end of the file, at once.
+    #[default]
+    Null,
+    /// These bytes, then the end of the file.
+    Bytes(Vec<u8>),
+    /// What this process reads from its own.
+    Inherit,
+    /// What can be read from this descriptor.
+    Fd(OwnedFd),
+}
+
+/// Where a program's standard output or standard error goes.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub enum Output {
+    /// To memory: [`Outcome::stdout`](crate::Outcome::stdout), [`Outcome::stderr`](crate::Outcome::stderr).
+    #[default]
+    Capture,
+    /// Where this process writes its own.
+    Inherit,
+    /// Nowhere.
+    Null,
+    /// To this descriptor.
+    Fd(OwnedFd),
+}
+
+impl SandboxBuilder {
+    /// The root filesystem, as [`ImageRef`] reads it: `host` (the default), `dir:PATH`, `oci:PATH[:TAG]`,
+    /// `oci-archive:PATH[:TAG]`, or a reference to an image in a registry.
+    pub fn image(mut self, image: &str) -> Self {
+        if let Some(image) = self.parse::<ImageRef>(image) {
+            self.spec.image = image;
+        }
+        self
+    }
+
+    /// When a registry is asked for the image: by default only where it is not in the store.
+    pub fn pull(mut self, policy: PullPolicy) -> Self {
+        self.spec.pull = policy;
+        self
+    }
+
+    /// A name for people: in messages, and as the host name where none is given.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.spec.name = Some(name.into());
+        self
+    }
+
+    /// The program and its first arguments, in place of the image's entrypoint. The image's `Cmd`, which was
+    /// meant for that entrypoint, is not used then.
+    pub fn entrypoint(mut self, words: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
+        self.spec.entrypoint = Some(words.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// What follows the entrypoint, or the program itself where there is none; in place of the image's `Cmd`.
+    pub fn cmd(mut self, words: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
+        self.spec.cmd = Some(words.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// One more argument, after all others.
+    pub fn arg(mut self, word: impl Into<OsString>) -> Self {
+        self.spec.args.push(word.into());
+        self
+    }
+
+    /// More arguments, after all others.
+    pub fn args(mut self, words: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
+        self.spec.args.extend(words.into_iter().map(Into::into));
+        self
+    }
+
+    /// Sets a variable of the program's environment.
+    pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.spec.env.insert(name.into(), value.into());
+        self
+    }
+
+    /// Sets several variables of the program's environment.
+    pub fn envs(
+        mut self,
+        variables: impl IntoIterator<Item = (impl Into<OsString>, impl Into<OsString>)>,
+    ) -> Self {
+        self.spec.env.extend(variables.into_iter().map(|(name, value)| (name.into(), value.into())));
+        self
+    }
+
+    /// Starts from an empty environment: neither the image's nor Orbit's own variables, only those that
+    /// [`env`](Self::env) and [`envs`](Self::envs) set, before or after this call.
+    pub fn env_clear(mut self) -> Self {
+        self.spec.env_clear = true;
+        self
+    }
+
+    /// The directory the program starts in; made where it is missing.
+    pub fn working_dir(mut self, path: impl Into<PathBuf>) -> Self {
+        self.spec.working_dir = Some(path.into());
+        self
+    }
+
+    /// Who the program runs as: `user`, `user:group`, `uid` or `uid:gid`, looked up in the sandbox's own
+    /// `/etc/passwd` and `/etc/group`. By default the image's user; over the host's files, the caller.
+    pub fn user(mut self, user: &str) -> Self {
+        self.spec.user = Some(user.to_owned());
+        self
+    }
+
+    /// The host name inside.
+    pub fn hostname(mut self, name: impl Into<String>) -> Self {
+        self.spec.hostname = Some(name.into());
+        self
+    }
+
+    /// Something of the host, or a fresh filesystem, at a path inside. Later mounts cover earlier ones.
+    pub fn mount(mut self, mount: Mount) -> Self {
+        self.spec.mounts.push(mount);
+        self
+    }
+
+    /// A mount as the command line writes it: `SOURCE:TARGET[:ro|rw|overlay]`, `tmpfs:TARGET[:SIZE]`.
+    pub fn mount_str(mut self, mount: &str) -> Self {
+        if let Some(mount) = self.parse::<Mount>(mount) {
+            self.spec.mounts.push(mount);
+        }
+        self
+    }
+
+    /// Over the host's files: shows this path of the host, at the same place, with every write thrown away.
+    ///
+    /// System directories are shown without being asked for; this is for what lies in places that are hidden,
+    /// such as homes and `/tmp`.
+    pub fn host_path(mut self, path: impl Into<PathBuf>) -> Self {
+        self.spec.host_view.paths.push(path.into());
+        self
+    }
+
+    /// As [`host_path`](Self::host_path), read-only.
+    pub fn host_path_read_only(mut self, path: impl Into<PathBuf>) -> Self {
+        self.spec.host_view.read_only_paths.push(path.into());
+        self
+    }
+
+    /// Over the host's files: covers this path, a file or a directory, though what is around it is shown.
+    pub fn hide(mut self, path: impl Into<PathBuf>) -> Self {
+        self.spec.host_view.hidden.push(path.into());
+        self
+    }
+
+    /// Over the host's files: the fresh, private directory that `HOME` names. By default it is at the caller's
+    /// own `$HOME`, which is hidden.
+    pub fn home(mut self, path: impl Into<PathBuf>) -> Self {
+        self.spec.host_view.home = Some(path.into());
+        self
+    }
+
+    /// Makes the root filesystem read-only. Mounts keep the mode they were asked with.
+    pub fn read_only(mut self, read_only: bool) -> Self {
+        self.spec.read_only = read_only;
+        self
+    }
+
+    /// Adds a capability to the default ones: `NET_ADMIN`, `CAP_NET_ADMIN` or `ALL`.
+    pub fn cap_add(mut self, name: &str) -> Self {
+        self.spec.cap_add.push(name.to_owned());
+        self
+    }
+
+    /// Takes a capability from the default ones; `ALL` takes every one that is not added by name.
+    pub fn cap_drop(mut self, name: &str) -> Self {
+        self.spec.cap_drop.push(name.to_owned());
+        self
+    }
+
+    /// The network the program sees: loopback alone by default.
+    pub fn network(mut self, mode: NetworkMode) -> Self {
+        self.spec.network = mode;
+        self
+    }
+
+    /// Publishes a port of the sandbox on the host: `8080:80`, `127.0.0.1:8080:80/tcp`.
+    pub fn publish(mut self, ports: &str) -> Self {
+        self.spec.publish.push(ports.to_owned());
+        self
+    }
+
+    /// Bounds the memory of all processes together: `64M`. A limit that cannot be kept is an error.
+    pub fn memory(mut self, limit: &str) -> Self {
+        self.spec.limits.memory = self.parse_as("memory", limit).or(self.spec.limits.memory);
+        self
+    }
+
+    /// Bounds CPU time: a number of CPUs (`0.5`), or what cgroup v2 takes (`50000 100000`, `max`).
+    pub fn cpu(mut self, limit: &str) -> Self {
+        self.spec.limits.cpu = self.parse_as("cpu", limit).or(self.spec.limits.cpu);
+        self
+    }
+
+    /// Bounds what the sandbox writes outside of its mounts; half of the host's memory by default.
+    pub fn disk(mut self, limit: &str) -> Self {
+        self.spec.disk = self.parse_as::<Bytes>("disk", limit).or(self.spec.disk);
+        self
+    }
+
+    /// Kills everything in the sandbox when the program runs longer than this.
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.spec.timeout = Some(limit);
+        self
+    }
+
+    /// What runs as process 1: Orbit's init, unless the program itself is asked for.
+    pub fn init(mut self, init: Init) -> Self {
+        self.spec.init = init;
+        self
+    }
+
+    /// Gives the program a terminal of the sandbox as its standard streams.
+    pub fn tty(mut self, tty: bool) -> Self {
+        self.spec.tty = tty;
+        self
+    }
+
+    /// Lets the program make user namespaces of its own, for tests that need namespaces or sandboxes.
+    pub fn nested(mut self, nested: bool) -> Self {
+        self.spec.nested = nested;
+        self
+    }
+
+    /// What the program reads from standard input: nothing by default.
+    pub fn stdin(mut self, stdin: Stdin) -> Self {
+        self.stdin = stdin;
+        self
+    }
+
+    /// Where standard output goes: to [`Outcome::stdout`](crate::Outcome::stdout) by default.
+    pub fn stdout(mut self, stdout: Output) -> Self {
+        self.stdout = stdout;
+        self
+    }
+
+    /// Where standard error goes: to [`Outcome::stderr`](crate::Outcome::stderr) by default.
+    pub fn stderr(mut self, stderr: Output) -> Self {
+        self.stderr = stderr;
+        self
+    }
+
+    fn parse<T: FromStr<Err = SpecFault>>(&mut self, text: &str) -> Option<T> {
+        text.parse().map_err(|fault| self.faults.push(fault)).ok()
+    }
+
+    fn parse_as<T: FromStr<Err: std::fmt::Display>>(&mut self, field: &str, text: &str) -> Option<T> {
+        let fault = |error: T::Err| SpecFault::new(field, text, error.to_string());
+        text.parse().map_err(|error| self.faults.push(fault(error))).ok()
+    }
+}

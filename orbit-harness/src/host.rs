@@ -1,0 +1,196 @@
+//! Facts about this machine and this process, found out by looking or by doing; the one prober.
+//!
+//! Everything else decides from a [`Host`] without looking for itself, so that a plan can be made in a test
+//! for a machine that is not there.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::unix::ffi::{OsStrExt, OsStringExt},
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
+
+use crate::security::idmap::IdPlan;
+
+/// What plans depend on.
+#[derive(Clone, Debug)]
+pub(crate) struct Host {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) home: PathBuf,
+    pub(crate) hostname: String,
+    pub(crate) ids: IdPlan,
+    /// What lies in `/`, by name.
+    pub(crate) top_level: BTreeMap<PathBuf, TopLevel>,
+    /// Where filesystems are mounted, as absolute paths.
+    pub(crate) mount_points: Vec<PathBuf>,
+    pub(crate) cgroups: Cgroups,
+}
+
+/// One name in `/`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum TopLevel {
+    Directory,
+    Symlink(PathBuf),
+    Other,
+}
+
+/// How control groups are mounted here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cgroups {
+    /// The unified hierarchy at `/sys/fs/cgroup`.
+    V2,
+    /// Version 1, alone or beside an empty version 2.
+    V1OrHybrid,
+    None,
+}
+
+impl Host {
+    /// The facts of this process, looked up once.
+    ///
+    /// # Errors
+    /// Where the root directory or the mount table cannot be read.
+    pub(crate) fn get() -> io::Result<&'static Self> {
+        static HOST: OnceLock<Host> = OnceLock::new();
+        if let Some(host) = HOST.get() {
+            return Ok(host);
+        }
+        let host = Self::probe()?;
+        Ok(HOST.get_or_init(|| host))
+    }
+
+    fn probe() -> io::Result<Self> {
+        let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+        let account = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)).ok().flatten();
+        let home = std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
+        let text = |path| fs::read_to_string(path).unwrap_or_default();
+        Ok(Self {
+            uid,
+            gid,
+            home: home.or_else(|| account.as_ref().map(|a| a.dir.clone())).unwrap_or_else(|| "/".into()),
+            hostname: nix::unistd::gethostname()?.to_string_lossy().into_owned(),
+            ids: IdPlan::for_caller(&crate::security::idmap::Caller {
+                uid,
+                gid,
+                name: account.map(|a| a.name),
+                subuid: text("/etc/subuid"),
+                subgid: text("/etc/subgid"),
+                helpers: has_program("newuidmap") && has_program("newgidmap"),
+                privileged: holds_setid_capabilities(),
+            }),
+            top_level: read_top_level()?,
+            mount_points: read_mount_points(&fs::read("/proc/self/mountinfo")?),
+            cgroups: probe_cgroups(),
+        })
+    }
+
+    /// Whether a filesystem is mounted somewhere below `path`, not at it.
+    pub(crate) fn has_mounts_below(&self, path: &Path) -> bool {
+        self.mount_points.iter().any(|mount| mount != path && mount.starts_with(path))
+    }
+}
+
+fn has_program(name: &str) -> bool {
+    ["/usr/bin", "/usr/local/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/sbin"]
+        .iter()
+        .any(|dir| Path::new(dir).join(name).exists())
+}
+
+/// Whether this process may write any id map: CAP_SETUID, CAP_SETGID and CAP_SYS_ADMIN, effective.
+fn holds_setid_capabilities() -> bool {
+    use rustix::thread::CapabilitySet as Set;
+    let needed = Set::SETUID | Set::SETGID | Set::SYS_ADMIN;
+    rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(needed))
+}
+
+fn read_top_level() -> io::Result<BTreeMap<PathBuf, TopLevel>> {
+    let mut entries = BTreeMap::new();
+    for entry in fs::read_dir("/")? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        let found = if kind.is_dir() {
+            TopLevel::Directory
+        } else if kind.is_symlink() {
+            TopLevel::Symlink(fs::read_link(entry.path())?)
+        } else {
+            TopLevel::Other
+        };
+        entries.insert(entry.path(), found);
+    }
+    Ok(entries)
+}
+
+/// The mount points in the text of a mountinfo file: its fifth column, with octal escapes.
+///
+/// Source: proc_pid_mountinfo(5).
+pub(crate) fn read_mount_points(mountinfo: &[u8]) -> Vec<PathBuf> {
+    let fifth = |line: &[u8]| line.split(|byte| *byte == b' ').nth(4).map(unescape);
+    mountinfo.split(|byte| *byte == b'\n').filter_map(fifth).collect()
+}
+
+fn unescape(field: &[u8]) -> PathBuf {
+    let mut path = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&first, tail)) = rest.split_first() {
+        let octal = tail.get(..3).filter(|_| first == b'\\').and_then(|digits| {
+            digits.iter().try_fold(0u32, |value, digit| {
+                (b'0'..=b'7').contains(digit).then(|| value * 8 + u32::from(digit - b'0'))
+            })
+        });
+        match octal.and_then(|value| u8::try_from(value).ok()) {
+            Some(byte) => {
+                path.push(byte);
+                rest = &tail[3..];
+            }
+            None => {
+                path.push(first);
+                rest = tail;
+            }
+        }
+    }
+    std::ffi::OsString::from_vec(path).into()
+}
+
+fn probe_cgroups() -> Cgroups {
+    const CGROUP2_MAGIC: i64 = 0x6367_7270;
+    match rustix::fs::statfs("/sys/fs/cgroup") {
+        #[expect(clippy::useless_conversion, reason = "the type of f_type differs between architectures")]
+        Ok(stat) if i64::from(stat.f_type) == CGROUP2_MAGIC => Cgroups::V2,
+        Ok(_) if Path::new("/sys/fs/cgroup/memory").exists() || Path::new("/sys/fs/cgroup/unified").exists() => {
+            Cgroups::V1OrHybrid
+        }
+        _ => Cgroups::None,
+    }
+}
+
+/// `path` as bytes, for messages that must not lose any.
+pub(crate) fn path_bytes(path: &Path) -> &[u8] {
+    path.as_os_str().as_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_are_read_with_their_escapes() {
+        let text = b"22 1 0:20 / /proc rw - proc proc rw\n\
+            23 1 0:21 / /mnt/with\\040space\\134x rw shared:1 - ext4 /dev/vda rw\n";
+        assert_eq!(read_mount_points(text), [PathBuf::from("/proc"), PathBuf::from("/mnt/with space\\x")]);
+    }
+
+    #[test]
+    fn an_incomplete_escape_stays_as_it_is() {
+        assert_eq!(unescape(b"/a\\04"), PathBuf::from("/a\\04"));
+        assert_eq!(unescape(b"/a\\777"), PathBuf::from("/a\\777"));
+    }
+
+    #[test]
+    fn this_machine_has_a_root() {
+        let host = Host::get().unwrap();
+        assert!(host.top_level.contains_key(Path::new("/usr")));
+        assert!(host.mount_points.contains(&PathBuf::from("/")));
+        assert!(host.has_mounts_below(Path::new("/")));
+    }
+}

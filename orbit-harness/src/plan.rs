@@ -1,0 +1,378 @@
+//! From what was asked to what will be done: a [`Plan`], or every fault of the spec at once. Pure.
+//!
+//! The rendering of a plan, one numbered line a step, is what snapshots hold and what reviews read: a change to
+//! it is a change to what a sandbox is.
+
+use std::{
+    collections::BTreeMap,
+    ffi::{OsStr, OsString},
+    fmt,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    host::{Cgroups, Host},
+    image::Image,
+    rootfs::{self, Network, SystemFiles, host_view, host_view::Surroundings, normal},
+    security::capabilities::{self, CapabilitySet},
+    spec::{ImageRef, Init, MountKind, NetworkMode, Spec, SpecFault},
+    step::Step,
+    units::Bytes,
+};
+
+/// Everything that will be done to make one sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Plan {
+    pub(crate) network: Isolation,
+    pub(crate) steps: Vec<Step>,
+    pub(crate) program: ProgramPlan,
+    pub(crate) timeout: Option<Duration>,
+}
+
+/// Whether something is the sandbox's own or the host's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Isolation {
+    Own,
+    Host,
+}
+
+/// The program, and what it is started with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ProgramPlan {
+    pub(crate) init: Init,
+    pub(crate) argv: Vec<OsString>,
+    pub(crate) env: BTreeMap<OsString, OsString>,
+    pub(crate) working_dir: PathBuf,
+    pub(crate) user: UserPlan,
+    pub(crate) capabilities: CapabilitySet,
+    pub(crate) seccomp: SeccompPlan,
+    pub(crate) tty: bool,
+}
+
+/// Who the program runs as.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum UserPlan {
+    /// The caller: its own numbers, in a user namespace in which they mean the caller.
+    Caller { uid: u32, gid: u32 },
+    /// As the sandbox's own `/etc/passwd` and `/etc/group` say; empty is root.
+    Named(String),
+}
+
+/// Which system calls the program may make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum SeccompPlan {
+    /// The default list, as the capabilities widen it.
+    Default,
+    /// The same, and user namespaces.
+    Nested,
+}
+
+/// What a program's environment holds where nobody said anything.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The most a writable layer takes unless a limit is asked for.
+const DEFAULT_DISK: Bytes = Bytes::mib(4096);
+
+/// What a tmpfs mount takes unless its size is asked for.
+const DEFAULT_TMPFS: Bytes = Bytes::mib(64);
+
+/// Plans `spec` over `image`, which is the resolved form of `spec.image`, on `host`.
+///
+/// # Errors
+/// Every fault of the spec that can be told without doing anything.
+pub(crate) fn plan(
+    spec: &Spec,
+    image: &Image,
+    host: &Host,
+    around: &Surroundings,
+) -> Result<Plan, Vec<SpecFault>> {
+    let mut faults = faults(spec, host);
+    let hostname = spec.hostname.clone().or_else(|| spec.name.clone()).unwrap_or_else(|| match spec.image {
+        ImageRef::Host => host.hostname.clone(),
+        _ => "orbit".to_owned(),
+    });
+    if let Err(why) = check_hostname(&hostname) {
+        faults.push(SpecFault::new("hostname", &hostname, why));
+    }
+    let capabilities = capabilities::resolve(&spec.cap_add, &spec.cap_drop)
+        .map_err(|found| faults.extend(found))
+        .unwrap_or_default();
+    let argv = argv(spec, image);
+    if argv.is_empty() {
+        let why = match &spec.image {
+            ImageRef::Host => "no program was given; name one, as in `-- sh`".to_owned(),
+            image => format!("no program was given, and {image} names none itself"),
+        };
+        faults.push(SpecFault::new("cmd", "", why));
+    }
+    if !faults.is_empty() {
+        return Err(faults);
+    }
+
+    let network = match spec.network {
+        NetworkMode::Host => Isolation::Host,
+        NetworkMode::None | NetworkMode::Bridge => Isolation::Own,
+    };
+    let program = ProgramPlan {
+        init: spec.init,
+        argv,
+        env: environment(spec, image, host, &hostname),
+        working_dir: working_dir(spec, image, around),
+        user: user(spec, image, host),
+        capabilities,
+        seccomp: if spec.nested { SeccompPlan::Nested } else { SeccompPlan::Default },
+        tty: spec.tty,
+    };
+    let steps = steps(spec, image, host, around, &hostname, network, &program);
+    Ok(Plan { network, steps, program, timeout: spec.timeout })
+}
+
+fn steps(
+    spec: &Spec,
+    image: &Image,
+    host: &Host,
+    around: &Surroundings,
+    hostname: &str,
+    network: Isolation,
+    program: &ProgramPlan,
+) -> Vec<Step> {
+    let size = spec.disk.unwrap_or(DEFAULT_DISK);
+    let over_host = spec.image == ImageRef::Host;
+    let mut steps = Vec::new();
+    if network == Isolation::Own {
+        steps.push(Step::Loopback);
+    }
+    steps.push(Step::Hostname(hostname.to_owned()));
+    steps.extend(match &spec.image {
+        ImageRef::Host => host_view::steps(&spec.host_view, around, host, size),
+        reference => rootfs::layered(image, reference, size),
+    });
+    let system = SystemFiles {
+        hostname,
+        network: if network == Isolation::Own { Network::Own } else { Network::Host },
+        tty: spec.tty,
+        write_names: !over_host,
+    };
+    steps.extend(system.mounts());
+    steps.extend(system.names());
+    steps.extend(spec.mounts.iter().map(|mount| {
+        let at = normal(&mount.target);
+        match &mount.kind {
+            MountKind::Bind { source, read_only } => {
+                Step::Bind { source: source.clone(), at, read_only: *read_only }
+            }
+            MountKind::Overlay { source } => Step::Overlay { source: source.clone(), at },
+            MountKind::Tmpfs { size } => Step::Tmpfs { at, size: size.unwrap_or(DEFAULT_TMPFS), mode: 0o1777 },
+        }
+    }));
+    steps.push(Step::Directory { at: program.working_dir.clone(), mode: 0o755 });
+    steps.push(Step::PivotRoot);
+    steps.push(Step::Mask(rootfs::masked_paths()));
+    if !spec.host_view.hidden.is_empty() {
+        steps.push(Step::Mask(spec.host_view.hidden.iter().map(|path| normal(path)).collect()));
+    }
+    steps.push(Step::ReadOnlyPaths(rootfs::read_only_paths()));
+    if spec.read_only {
+        steps.push(Step::ReadOnlyRoot);
+    }
+    steps
+}
+
+/// What is wrong with single fields.
+fn faults(spec: &Spec, host: &Host) -> Vec<SpecFault> {
+    let mut faults = Vec::new();
+    let mut absolute = |field: &str, path: &Path| {
+        if !path.is_absolute() {
+            faults.push(SpecFault::new(field, path.display().to_string(), "expected an absolute path"));
+        }
+    };
+    if let Some(path) = &spec.working_dir {
+        absolute("working_dir", path);
+    }
+    for mount in &spec.mounts {
+        absolute("mount target", &mount.target);
+    }
+    let view = &spec.host_view;
+    for path in view.paths.iter().chain(&view.read_only_paths).chain(&view.hidden).chain(&view.home) {
+        absolute("host path", path);
+    }
+    for mount in spec.mounts.iter().filter(|mount| normal(&mount.target) == Path::new("/")) {
+        faults.push(SpecFault::new("mount target", mount.target.display().to_string(), "the root cannot be covered"));
+    }
+    for (name, value) in &spec.env {
+        let bad = name.is_empty() || name.as_bytes().contains(&b'=') || has_nul(name) || has_nul(value);
+        if bad {
+            let why = "a name is not empty and has no `=`, and neither name nor value has a NUL byte";
+            faults.push(SpecFault::new("env", name.to_string_lossy(), why));
+        }
+    }
+    let words = spec.entrypoint.iter().chain(&spec.cmd).flatten().chain(&spec.args);
+    for word in words.filter(|word| has_nul(word)) {
+        faults.push(SpecFault::new("cmd", word.to_string_lossy(), "an argument has a NUL byte"));
+    }
+    if let Some(user) = &spec.user
+        && let Err(why) = user.parse::<crate::security::user::UserSpec>()
+    {
+        faults.push(SpecFault::new("user", user, why.to_string()));
+    }
+    if spec.timeout == Some(Duration::ZERO) {
+        faults.push(SpecFault::new("timeout", "0s", "expected more than zero"));
+    }
+    for ports in &spec.publish {
+        faults.push(check_publish(ports));
+    }
+    if spec.network == NetworkMode::Bridge {
+        faults.push(SpecFault::new("network", "bridge", NOT_YET_NETWORK));
+    }
+    limit_faults(spec, host, &mut faults);
+    faults
+}
+
+const NOT_YET_NETWORK: &str =
+    "bridges and published ports are not built yet; expected none (loopback only) or host";
+
+/// A port map is read so that a wrong one is told from one that comes too early.
+fn check_publish(ports: &str) -> SpecFault {
+    let port = |text: &str| text.parse::<u16>().is_ok_and(|port| port > 0);
+    let shape = match ports.rsplit_once(':') {
+        Some((host, inside)) => {
+            let inside = inside.split_once('/').map_or(inside, |(number, _)| number);
+            port(inside) && host.rsplit(':').next().is_some_and(port)
+        }
+        None => false,
+    };
+    let why = if shape { NOT_YET_NETWORK } else { "expected HOST_PORT:PORT with ports from 1 to 65535, such as 8080:80" };
+    SpecFault::new("publish", ports, why)
+}
+
+fn limit_faults(spec: &Spec, host: &Host, faults: &mut Vec<SpecFault>) {
+    let why = match host.cgroups {
+        Cgroups::V2 => "limits are not built yet: leave it out",
+        Cgroups::V1OrHybrid => {
+            "this host runs cgroup v1, or v1 beside an empty v2, and cannot keep it; boot with \
+             systemd.unified_cgroup_hierarchy=1, or leave the limit out"
+        }
+        Cgroups::None => "no cgroup filesystem is mounted at /sys/fs/cgroup, so it cannot be kept; leave it out",
+    };
+    if let Some(memory) = spec.limits.memory {
+        faults.push(SpecFault::new("memory limit", memory.to_string(), why));
+    }
+    // `max` asks for nothing: it is the original runtime's default.
+    if let Some(cpu) = spec.limits.cpu.filter(|cpu| cpu.quota_us().is_some()) {
+        faults.push(SpecFault::new("cpu limit", cpu.to_string(), why));
+    }
+}
+
+fn has_nul(text: &OsStr) -> bool {
+    text.as_bytes().contains(&0)
+}
+
+/// A host name, as RFC 1123 and sethostname(2) bound it.
+fn check_hostname(name: &str) -> Result<(), &'static str> {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+    };
+    if name.len() > 64 {
+        Err("it is longer than the 64 bytes that the kernel takes")
+    } else if !name.split('.').all(label) {
+        Err("expected labels of letters, digits, `-` and `_`, joined by dots")
+    } else {
+        Ok(())
+    }
+}
+
+/// The words to execute: Docker's rule for entrypoint and cmd, then what was appended.
+///
+/// Source: Dockerfile reference, "Understand how CMD and ENTRYPOINT interact".
+fn argv(spec: &Spec, image: &Image) -> Vec<OsString> {
+    let words = |words: &[String]| -> Vec<OsString> { words.iter().map(OsString::from).collect() };
+    let entrypoint = spec.entrypoint.clone().unwrap_or_else(|| words(&image.config.entrypoint));
+    let cmd = match (&spec.cmd, &spec.entrypoint) {
+        (Some(cmd), _) => cmd.clone(),
+        (None, Some(_)) => Vec::new(),
+        (None, None) => words(&image.config.cmd),
+    };
+    entrypoint.into_iter().chain(cmd).chain(spec.args.iter().cloned()).collect()
+}
+
+fn environment(spec: &Spec, image: &Image, host: &Host, hostname: &str) -> BTreeMap<OsString, OsString> {
+    let mut env = BTreeMap::new();
+    if !spec.env_clear {
+        env.insert("PATH".into(), DEFAULT_PATH.into());
+        if spec.image == ImageRef::Host {
+            env.insert("HOME".into(), host_view::home(&spec.host_view, host).into());
+        } else {
+            env.insert("HOSTNAME".into(), hostname.into());
+        }
+        if spec.tty {
+            env.insert("TERM".into(), "xterm".into());
+        }
+        let pairs = image.config.env.iter().filter_map(|pair| pair.split_once('='));
+        env.extend(pairs.map(|(name, value)| (name.into(), value.into())));
+    }
+    env.extend(spec.env.clone());
+    env
+}
+
+fn working_dir(spec: &Spec, image: &Image, around: &Surroundings) -> PathBuf {
+    match (&spec.working_dir, &spec.image) {
+        (Some(path), _) => normal(path),
+        (None, ImageRef::Host) => normal(&around.working_dir),
+        (None, _) => normal(Path::new(&image.config.working_dir)),
+    }
+}
+
+fn user(spec: &Spec, image: &Image, host: &Host) -> UserPlan {
+    match (&spec.user, &spec.image) {
+        (Some(user), _) => UserPlan::Named(user.clone()),
+        (None, ImageRef::Host) if host.uid != 0 => UserPlan::Caller { uid: host.uid, gid: host.gid },
+        (None, ImageRef::Host) => UserPlan::Named(String::new()),
+        (None, _) => UserPlan::Named(image.config.user.clone()),
+    }
+}
+
+/// One numbered line a step: the review of a sandbox.
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, line) in self.lines().iter().enumerate() {
+            writeln!(f, "{:02} {line}", number + 1)?;
+        }
+        Ok(())
+    }
+}
+
+impl Plan {
+    /// The line that says what step `number`, counted from 0, does.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let network = if self.network == Isolation::Own { " net" } else { "" };
+        let mut lines = vec![format!("unshare mount pid ipc uts cgroup{network}")];
+        lines.extend(self.steps.iter().map(ToString::to_string));
+        let program = &self.program;
+        lines.push(match &program.user {
+            UserPlan::Caller { uid, gid } => format!("user {uid}:{gid} in a user namespace of its own"),
+            UserPlan::Named(name) if name.is_empty() => "user root".to_owned(),
+            UserPlan::Named(name) => format!("user {name}"),
+        });
+        lines.push(match program.user {
+            UserPlan::Caller { .. } => format!("capabilities bounding={} held=none", program.capabilities),
+            UserPlan::Named(_) => format!("capabilities {}", program.capabilities),
+        });
+        lines.push("no_new_privs".to_owned());
+        lines.push(match program.seccomp {
+            SeccompPlan::Default => "seccomp default".to_owned(),
+            SeccompPlan::Nested => "seccomp default, with user namespaces".to_owned(),
+        });
+        if let Some(timeout) = self.timeout {
+            lines.push(format!("timeout {timeout:?}"));
+        }
+        let init = if program.init == Init::Orbit { "under init" } else { "as process 1" };
+        let tty = if program.tty { " with a terminal" } else { "" };
+        lines.push(format!("exec {:?} in {} {init}{tty}", program.argv, program.working_dir.display()));
+        lines
+    }
+}

@@ -1,0 +1,121 @@
+//! The host view: the host's own files, read through throwaway writable layers, with private places hidden.
+//!
+//! One overlay for each directory of `/`, as the kernel refuses one over `/` itself inside a user namespace:
+//! what is mounted below is locked there. For the same reason a directory with mounts below it is bound
+//! read-only, mounts and all.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    host::{Host, TopLevel},
+    rootfs::normal,
+    spec::HostView,
+    step::Step,
+    units::Bytes,
+};
+
+/// Directories of `/` that a sandbox has of its own, or that Orbit mounts.
+const OWN: [&str; 5] = ["/dev", "/proc", "/run", "/sys", "/tmp"];
+
+/// Where people's homes are, and where hosts keep what is theirs alone: hidden but for what is asked for.
+const HIDDEN: [&str; 2] = ["/home", "/root"];
+
+/// Where the program would have been without a sandbox.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Surroundings {
+    /// The directory this process is in.
+    pub(crate) working_dir: PathBuf,
+    /// The directory of this process's executable: in tests, cargo's output, with the programs built for them.
+    pub(crate) executable_dir: Option<PathBuf>,
+}
+
+/// The steps that make the host view, with a writable layer of `size`.
+pub(crate) fn steps(view: &HostView, around: &Surroundings, host: &Host, size: Bytes) -> Vec<Step> {
+    let mut plan = View { host, home: home(view, host), steps: Vec::new(), covered: BTreeSet::new() };
+    plan.steps.extend([Step::Scratch { size }, Step::EmptyRoot]);
+    for (path, kind) in &host.top_level {
+        plan.top_level(path, kind);
+    }
+    let directory = |at: &str, mode| Step::Directory { at: at.into(), mode };
+    plan.steps.extend([directory("/run", 0o755), directory("/run/lock", 0o1777), directory("/tmp", 0o1777)]);
+    plan.steps.push(Step::Tmpfs { at: "/var/tmp".into(), size, mode: 0o1777 });
+    plan.steps.push(Step::Directory { at: plan.home.clone(), mode: 0o700 });
+
+    for path in &view.paths {
+        plan.show(&normal(path), false);
+    }
+    for path in &view.read_only_paths {
+        plan.show(&normal(path), true);
+    }
+    for path in [Some(&around.working_dir), around.executable_dir.as_ref()].into_iter().flatten() {
+        // A hidden place, or what is around one, is shown only to who asks for it.
+        if !plan.hidden_places().any(|place| place.starts_with(normal(path))) {
+            plan.show(&normal(path), false);
+        }
+    }
+    plan.steps
+}
+
+/// The home directory inside.
+pub(crate) fn home(view: &HostView, host: &Host) -> PathBuf {
+    normal(view.home.as_ref().unwrap_or(&host.home))
+}
+
+struct View<'a> {
+    host: &'a Host,
+    home: PathBuf,
+    steps: Vec<Step>,
+    /// What an overlay of its own already shows.
+    covered: BTreeSet<PathBuf>,
+}
+
+impl View<'_> {
+    fn top_level(&mut self, path: &Path, kind: &TopLevel) {
+        let is = |list: &[&str]| list.iter().any(|own| path == Path::new(own));
+        match kind {
+            _ if is(&OWN) || path == Path::new("/lost+found") => {}
+            TopLevel::Symlink(target) => {
+                self.steps.push(Step::Symlink { at: path.to_owned(), target: target.clone() });
+            }
+            TopLevel::Directory if is(&HIDDEN) || self.home == path => {
+                let mode = if path == Path::new("/root") { 0o700 } else { 0o755 };
+                self.steps.push(Step::Directory { at: path.to_owned(), mode });
+            }
+            TopLevel::Directory => self.steps.push(self.layer_over(path)),
+            TopLevel::Other => {}
+        }
+    }
+
+    /// Shows a path that may lie in a hidden place, or below a top directory that is bound read-only.
+    fn show(&mut self, path: &Path, read_only: bool) {
+        if self.covered.iter().any(|shown| path.starts_with(shown)) {
+            return;
+        }
+        let writable_already = !self.hidden_places().any(|place| path.starts_with(place))
+            && path.ancestors().filter(|top| top.parent() == Some(Path::new("/"))).all(|top| {
+                !self.host.has_mounts_below(top)
+            });
+        if read_only {
+            self.steps.push(Step::Bind { source: path.to_owned(), at: path.to_owned(), read_only: true });
+        } else if !writable_already {
+            self.steps.push(self.layer_over(path));
+        }
+        self.covered.insert(path.to_owned());
+    }
+
+    fn hidden_places(&self) -> impl Iterator<Item = PathBuf> + '_ {
+        OWN.iter().chain(&HIDDEN).map(PathBuf::from).chain(["/var/tmp".into(), self.home.clone()])
+    }
+
+    fn layer_over(&self, path: &Path) -> Step {
+        let (source, at) = (path.to_owned(), path.to_owned());
+        if self.host.has_mounts_below(path) {
+            Step::Bind { source, at, read_only: true }
+        } else {
+            Step::Overlay { source, at }
+        }
+    }
+}

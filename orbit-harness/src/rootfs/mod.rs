@@ -1,0 +1,40 @@
+//! From an image, a directory or the host to the steps that make a root filesystem. Pure: nothing is mounted
+//! and nothing is looked at here.
+
+pub(crate) mod host_view;
+mod system;
+
+use std::path::PathBuf;
+
+use crate::{
+    image::Image,
+    spec::ImageRef,
+    step::{Lower, Step},
+    units::Bytes,
+};
+pub(crate) use system::{Network, SystemFiles, masked_paths, read_only_paths};
+
+/// The steps that put an image's layers, or a directory, under a writable layer of `size`.
+pub(crate) fn layered(image: &Image, reference: &ImageRef, size: Bytes) -> Vec<Step> {
+    let lower = match reference {
+        ImageRef::Dir(path) => Lower::Directory(path.clone()),
+        _ => Lower::Layers { dir: image.layers_dir.clone(), names: image.layers.clone() },
+    };
+    vec![Step::Scratch { size }, Step::OverlayRoot(lower)]
+}
+
+/// `path` as seen from `/`, without `.` and `..`, which are taken as a shell at `/` takes them.
+pub(crate) fn normal(path: &std::path::Path) -> PathBuf {
+    use std::path::Component;
+    let mut normal = PathBuf::from("/");
+    for component in path.components() {
+        match component {
+            Component::Normal(name) => normal.push(name),
+            Component::ParentDir => {
+                normal.pop();
+            }
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    normal
+}

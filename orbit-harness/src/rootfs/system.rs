@@ -1,0 +1,86 @@
+//! What every sandbox has, whatever its root: `/proc`, `/sys`, `/dev`, and the files that name it.
+
+use std::path::PathBuf;
+
+use crate::{step::Step, units::Bytes};
+
+/// What the files of a sandbox say of its network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Network {
+    Own,
+    Host,
+}
+
+/// The system directories and the files that name the sandbox.
+#[derive(Debug)]
+pub(crate) struct SystemFiles<'a> {
+    pub(crate) hostname: &'a str,
+    pub(crate) network: Network,
+    pub(crate) tty: bool,
+    /// Whether `/etc/hostname`, `/etc/hosts` and `/etc/resolv.conf` are written: not over the host's own.
+    pub(crate) write_names: bool,
+}
+
+/// What Docker gives `/dev/shm`.
+const SHM: Bytes = Bytes::mib(64);
+
+impl SystemFiles<'_> {
+    /// The steps that mount the system directories.
+    pub(crate) fn mounts(&self) -> Vec<Step> {
+        vec![
+            Step::Proc,
+            Step::Sys { fresh: self.network == Network::Own },
+            Step::Dev { shm: SHM, console: self.tty },
+        ]
+    }
+
+    /// The steps that write the files.
+    pub(crate) fn names(&self) -> Vec<Step> {
+        if !self.write_names {
+            return Vec::new();
+        }
+        let file = |at: &str, content: String| Step::File { at: at.into(), content };
+        let hostname = self.hostname;
+        let mut steps = vec![
+            file("/etc/hostname", format!("{hostname}\n")),
+            file(
+                "/etc/hosts",
+                format!(
+                    "127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+                ),
+            ),
+        ];
+        if self.network == Network::Own {
+            // No network, no name servers: a lookup fails at once rather than after a timeout.
+            steps.push(file("/etc/resolv.conf", String::new()));
+        }
+        steps
+    }
+}
+
+/// Files and directories of `/proc` and `/sys` that tell of the host or reach its hardware: Docker's list.
+///
+/// Source: moby, oci/defaults.go, as of 2025.
+pub(crate) fn masked_paths() -> Vec<PathBuf> {
+    [
+        "/proc/acpi",
+        "/proc/asound",
+        "/proc/interrupts",
+        "/proc/kcore",
+        "/proc/keys",
+        "/proc/latency_stats",
+        "/proc/sched_debug",
+        "/proc/scsi",
+        "/proc/timer_list",
+        "/proc/timer_stats",
+        "/sys/devices/virtual/powercap",
+        "/sys/firmware",
+    ]
+    .map(PathBuf::from)
+    .to_vec()
+}
+
+/// Parts of `/proc` through which the kernel is configured: Docker's list.
+pub(crate) fn read_only_paths() -> Vec<PathBuf> {
+    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"].map(PathBuf::from).to_vec()
+}

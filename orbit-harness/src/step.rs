@@ -1,0 +1,110 @@
+//! The steps by which a sandbox is made, as data.
+//!
+//! `rootfs` and `plan` write them, the supervisor's init carries them out, and their rendering, one line a
+//! step, is what reviews, snapshots and error messages show. Paths in `source` and `lower` are the host's;
+//! paths in `at` are the sandbox's, resolved within its root and never beyond it.
+
+use std::{fmt, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::units::Bytes;
+
+/// One thing to do inside the new namespaces, before the program starts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Step {
+    /// Bring `lo` up.
+    Loopback,
+    /// Set the host name.
+    Hostname(String),
+    /// A filesystem in memory that holds everything the sandbox writes.
+    Scratch { size: Bytes },
+    /// The root: one or more read-only trees under a writable layer in the scratch.
+    OverlayRoot(Lower),
+    /// The root: an empty directory in the scratch.
+    EmptyRoot,
+    /// A directory, with its parents; what is there already stays.
+    Directory { at: PathBuf, mode: u32 },
+    /// A symbolic link.
+    Symlink { at: PathBuf, target: PathBuf },
+    /// A file with this content, in place of what was there.
+    File { at: PathBuf, content: String },
+    /// A directory of the host under a writable layer in the scratch.
+    Overlay { source: PathBuf, at: PathBuf },
+    /// A file or directory of the host, with what is mounted below it.
+    Bind { source: PathBuf, at: PathBuf, read_only: bool },
+    /// A fresh filesystem in memory.
+    Tmpfs { at: PathBuf, size: Bytes, mode: u32 },
+    /// A fresh `/proc`.
+    Proc,
+    /// `/sys`: fresh for a network namespace of its own, the host's otherwise; read-only.
+    Sys { fresh: bool },
+    /// `/dev` with the harmless devices, and the message queues and terminals of this sandbox.
+    Dev { shm: Bytes, console: bool },
+    /// Make the new root the root, and let go of the host's.
+    PivotRoot,
+    /// Cover files with `/dev/null` and directories with an empty one; what is not there needs no cover.
+    Mask(Vec<PathBuf>),
+    /// Make paths read-only; what is not there needs none of it.
+    ReadOnlyPaths(Vec<PathBuf>),
+    /// Make the root read-only.
+    ReadOnlyRoot,
+}
+
+/// What lies under the writable layer of a root.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Lower {
+    /// Layers of an image, lowest first, by their names in `dir`.
+    Layers { dir: PathBuf, names: Vec<String> },
+    /// One directory.
+    Directory(PathBuf),
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Loopback => f.write_str("link lo up"),
+            Self::Hostname(name) => write!(f, "hostname {name}"),
+            Self::Scratch { size } => write!(f, "mount tmpfs scratch size={size}"),
+            Self::OverlayRoot(Lower::Layers { names, .. }) => {
+                write!(f, "mount overlay / lower={} upper=scratch", names.len())
+            }
+            Self::OverlayRoot(Lower::Directory(path)) => {
+                write!(f, "mount overlay / lower={} upper=scratch", path.display())
+            }
+            Self::EmptyRoot => f.write_str("mount bind / from=scratch"),
+            Self::Directory { at, mode } => write!(f, "directory {} mode={mode:o}", at.display()),
+            Self::Symlink { at, target } => write!(f, "symlink {} to={}", at.display(), target.display()),
+            Self::File { at, content } => write!(f, "file {} bytes={}", at.display(), content.len()),
+            Self::Overlay { source, at } => {
+                write!(f, "mount overlay {} lower={} upper=scratch", at.display(), source.display())
+            }
+            Self::Bind { source, at, read_only } => {
+                let mode = if *read_only { "ro" } else { "rw" };
+                write!(f, "mount bind {} from={} {mode}", at.display(), source.display())
+            }
+            Self::Tmpfs { at, size, mode } => {
+                write!(f, "mount tmpfs {} size={size} mode={mode:o} nosuid nodev", at.display())
+            }
+            Self::Proc => f.write_str("mount proc /proc nosuid nodev noexec"),
+            Self::Sys { fresh: true } => f.write_str("mount sysfs /sys ro nosuid nodev noexec"),
+            Self::Sys { fresh: false } => f.write_str("mount bind /sys from=/sys ro nosuid nodev noexec"),
+            Self::Dev { shm, console } => {
+                write!(f, "mount tmpfs /dev nosuid noexec with={} shm={shm}", DEVICES.join(","))?;
+                if *console { f.write_str(" console") } else { Ok(()) }
+            }
+            Self::PivotRoot => f.write_str("pivot_root"),
+            Self::Mask(paths) => write!(f, "mask {}", list(paths)),
+            Self::ReadOnlyPaths(paths) => write!(f, "read-only {}", list(paths)),
+            Self::ReadOnlyRoot => f.write_str("read-only /"),
+        }
+    }
+}
+
+/// The devices of the host that a sandbox has: none of them keeps data or reaches hardware.
+pub(crate) const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+
+fn list(paths: &[PathBuf]) -> String {
+    let texts: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    texts.join(" ")
+}

@@ -1,0 +1,172 @@
+//! Messages with descriptors, over a pair of `SOCK_SEQPACKET` sockets.
+//!
+//! A message is sent and received whole, so that the threads of a test process can share one end without a
+//! lock. A message too long for a socket's buffer travels in a memfd.
+
+use std::{
+    fs::File,
+    io::{self, IoSlice, IoSliceMut, Read as _, Seek as _, Write as _},
+    mem::MaybeUninit,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use rustix::{
+    fs::MemfdFlags,
+    net::{
+        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+        SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+    },
+};
+use serde::{Serialize, de::DeserializeOwned};
+
+/// What fits in every socket buffer a system may be configured with.
+const INLINE_BYTES: usize = 60 * 1024;
+
+/// The most descriptors one message may carry. The kernel's own limit (`SCM_MAX_FD`) is 253.
+pub(crate) const MAX_FDS: usize = 64;
+
+/// The first byte of a message: where the rest is.
+const INLINE: u8 = 0;
+const IN_MEMFD: u8 = 1;
+
+/// One end of a connection.
+#[derive(Debug)]
+pub(crate) struct Channel(OwnedFd);
+
+impl Channel {
+    /// Two connected ends, closed on exec.
+    pub(crate) fn pair() -> io::Result<(Self, Self)> {
+        let (one, other) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        Ok((Self(one), Self(other)))
+    }
+
+    pub(crate) fn from_fd(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+
+    pub(crate) fn into_fd(self) -> OwnedFd {
+        self.0
+    }
+
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
+    }
+
+    /// Sends `message` with `fds`, in that order.
+    ///
+    /// # Errors
+    /// EPIPE where the other end is closed.
+    pub(crate) fn send(&self, message: &impl Serialize, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let bytes = postcard::to_stdvec(message).map_err(io::Error::other)?;
+        if bytes.len() <= INLINE_BYTES {
+            return self.send_bytes(&[&[INLINE], &bytes], fds);
+        }
+        let mut file = File::from(rustix::fs::memfd_create("orbit-message", MemfdFlags::CLOEXEC)?);
+        file.write_all(&bytes)?;
+        file.rewind()?;
+        let mut with_file = vec![file.as_fd()];
+        with_file.extend_from_slice(fds);
+        self.send_bytes(&[&[IN_MEMFD]], &with_file)
+    }
+
+    fn send_bytes(&self, parts: &[&[u8]], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        if fds.len() > MAX_FDS {
+            return Err(io::Error::other(format!("{} descriptors in a message of at most {MAX_FDS}", fds.len())));
+        }
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+            return Err(io::Error::other("a message's descriptors do not fit"));
+        }
+        let parts: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+        rustix::io::retry_on_intr(|| rustix::net::sendmsg(&self.0, &parts, &mut control, SendFlags::NOSIGNAL))?;
+        Ok(())
+    }
+
+    /// Waits for a message. `None`: the other end is closed.
+    ///
+    /// # Errors
+    /// What the kernel answers; an invalid message.
+    pub(crate) fn recv<T: DeserializeOwned>(&self) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+        let mut buffer = vec![0; INLINE_BYTES + 1];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let received = rustix::io::retry_on_intr(|| {
+            rustix::net::recvmsg(
+                &self.0,
+                &mut [IoSliceMut::new(&mut buffer)],
+                &mut control,
+                RecvFlags::CMSG_CLOEXEC,
+            )
+        });
+        let received = match received {
+            // The other end died with messages of ours unread; to the reader it is just as gone.
+            Err(rustix::io::Errno::CONNRESET) => return Ok(None),
+            other => other?,
+        };
+        let mut fds: Vec<OwnedFd> = control
+            .drain()
+            .filter_map(|message| match message {
+                RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+                _ => None,
+            })
+            .flatten()
+            .collect();
+        if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+            return Err(io::Error::other(
+                "a message was cut short: this process may be out of file descriptors (see ulimit -n)",
+            ));
+        }
+        let bytes = match buffer[..received.bytes].split_first() {
+            None => return Ok(None),
+            Some((&INLINE, bytes)) => bytes,
+            Some((_, _)) if fds.is_empty() => return Err(io::Error::other("a message without its memfd")),
+            Some((_, _)) => {
+                buffer.clear();
+                File::from(fds.remove(0)).read_to_end(&mut buffer)?;
+                &buffer
+            }
+        };
+        Ok(Some((postcard::from_bytes(bytes).map_err(io::Error::other)?, fds)))
+    }
+
+    /// Closes this end for sending: the other end reads an end of file, this one can still receive.
+    pub(crate) fn shutdown_send(&self) -> io::Result<()> {
+        Ok(rustix::net::shutdown(&self.0, rustix::net::Shutdown::Write)?)
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_arrive_whole_with_their_descriptors() {
+        let (one, other) = Channel::pair().unwrap();
+        let null = File::open("/dev/null").unwrap();
+        for length in [0, 1, INLINE_BYTES - 16, INLINE_BYTES, 3 << 20] {
+            let text = "x".repeat(length);
+            one.send(&text, &[null.as_fd(), one.as_fd()]).unwrap();
+            let (received, fds) = other.recv::<String>().unwrap().unwrap();
+            assert!(received == text, "{length} bytes");
+            assert_eq!(fds.len(), 2, "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn a_closed_end_is_an_end_of_file() {
+        let (one, other) = Channel::pair().unwrap();
+        one.send(&7u8, &[]).unwrap();
+        drop(one);
+        assert_eq!(other.recv::<u8>().unwrap().map(|(n, _)| n), Some(7));
+        assert!(other.recv::<u8>().unwrap().is_none());
+        assert_eq!(other.send(&7u8, &[]).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    }
+}

@@ -1,0 +1,205 @@
+//! The supervisor's own place: its ids, its mounts, its signals.
+//!
+//! Its root is a small tmpfs of three directories, which every sandbox's init starts from:
+//!
+//! | path | what it is |
+//! |---|---|
+//! | `/host` | the host's files; as root, seen through the container's id map |
+//! | `/proc` | the processes of all sandboxes |
+//! | `/stage` | where an init mounts its scratch |
+
+use std::{
+    fs, io,
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    mount::{MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags},
+    process::DumpableBehavior,
+};
+
+use super::{
+    channel::Channel,
+    protocol::{Hello, Mapping, StartFailure, StartStep, Welcome},
+    serve,
+    start::Handover,
+};
+use crate::{
+    security::idmap::IdMapPair,
+    sys::{self, Fork, SingleThreaded},
+};
+
+/// Where the host's files are, for the supervisor and the inits.
+pub(super) const HOST: &str = "/host";
+/// Where an init mounts its scratch.
+pub(super) const STAGE: &str = "/stage";
+
+/// Makes this process, which is process 1 of new user, pid and mount namespaces, a supervisor. Never returns.
+pub(super) fn settle(
+    single_threaded: SingleThreaded,
+    control: Channel,
+    caller: OwnedFd,
+    from_starter: Channel,
+    hello: &Hello,
+) -> ! {
+    let mut trees = Vec::new();
+    let pid = loop {
+        match from_starter.recv::<Handover>() {
+            Ok(Some((Handover::HostTrees(paths), fds))) => trees.extend(paths.into_iter().zip(fds)),
+            Ok(Some((Handover::Mapped { pid }, _))) => break pid,
+            // The starter failed, and has said so.
+            Ok(None) | Err(_) => sys::exit_now(1),
+        }
+    };
+    drop(from_starter);
+    let caller_namespace = match prepare(single_threaded, hello, trees) {
+        Ok(namespace) => namespace,
+        Err(failure) => {
+            let _ = control.send(&Welcome::Failed(failure), &[]);
+            sys::exit_now(1);
+        }
+    };
+    let mut keep = vec![control.as_fd().as_raw_fd(), caller.as_raw_fd()];
+    keep.extend(caller_namespace.as_ref().map(|fd| fd.as_raw_fd()));
+    if sys::close_inherited(&mut keep).is_err() || control.send(&Welcome::Ready { pid }, &[]).is_err() {
+        sys::exit_now(1);
+    }
+    serve::serve(single_threaded, control, caller, caller_namespace);
+    sys::exit_now(0);
+}
+
+fn prepare(
+    single_threaded: SingleThreaded,
+    hello: &Hello,
+    trees: Vec<(PathBuf, OwnedFd)>,
+) -> Result<Option<OwnedFd>, StartFailure> {
+    let fail = |step| move |error: io::Error| StartFailure::new(step, &error);
+    take_ids(hello.mapping).map_err(fail(StartStep::Ids))?;
+    settle_root(hello.mapping, trees)?;
+    let caller_namespace = hello
+        .caller_ids
+        .as_ref()
+        .map(|ids| namespace_of_caller(single_threaded, ids, hello.mapping))
+        .transpose()
+        .map_err(fail(StartStep::IdMap))?;
+    isolate().map_err(fail(StartStep::Isolate))?;
+    Ok(caller_namespace)
+}
+
+/// Root of the new user namespace, and in no group of the caller's.
+fn take_ids(mapping: Mapping) -> io::Result<()> {
+    let root = (nix::unistd::Uid::from_raw(0), nix::unistd::Gid::from_raw(0));
+    if mapping != Mapping::Single {
+        nix::unistd::setgroups(&[])?;
+    }
+    nix::unistd::setresgid(root.1, root.1, root.1)?;
+    nix::unistd::setresuid(root.0, root.0, root.0)?;
+    Ok(())
+}
+
+/// Makes the tmpfs described above the root of this mount namespace.
+fn settle_root(mapping: Mapping, trees: Vec<(PathBuf, OwnedFd)>) -> Result<(), StartFailure> {
+    let fail = |step| move |error: rustix::io::Errno| StartFailure::new(step, &error.into());
+    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .map_err(fail(StartStep::PrivateMounts))?;
+    let base = mount_base().map_err(fail(StartStep::Root))?;
+    let in_base = |name: &str| base.join(name.trim_start_matches('/'));
+    for directory in [HOST, "/proc", STAGE, "/original"] {
+        rustix::fs::mkdir(in_base(directory), 0o755.into()).map_err(fail(StartStep::Root))?;
+    }
+    let privileged = mapping == Mapping::Privileged;
+    let original = if privileged { "/original" } else { HOST };
+    rustix::process::pivot_root(&base, in_base(original)).map_err(fail(StartStep::Root))?;
+    rustix::process::chdir("/").map_err(fail(StartStep::Root))?;
+    let proc_flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    rustix::mount::mount("proc", "/proc", "proc", proc_flags, None).map_err(fail(StartStep::Proc))?;
+    if privileged {
+        for (path, tree) in trees {
+            attach_tree(&path, &tree)?;
+        }
+        rustix::mount::unmount("/original", UnmountFlags::DETACH).map_err(fail(StartStep::HostView))?;
+    }
+    Ok(())
+}
+
+/// Puts one of the host's filesystems at its place below `/host`.
+fn attach_tree(path: &Path, tree: &OwnedFd) -> Result<(), StartFailure> {
+    let target = below_host(path);
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    match rustix::mount::move_mount(tree, "", rustix::fs::CWD, &target, flags) {
+        Ok(()) => Ok(()),
+        // Its place lies in a directory that the container's root may not enter, or is gone: then nothing in
+        // a sandbox could be asked for below it either.
+        Err(rustix::io::Errno::ACCESS | rustix::io::Errno::NOENT) if path != Path::new("/") => Ok(()),
+        Err(error) => Err(StartFailure {
+            detail: path.display().to_string(),
+            ..StartFailure::new(StartStep::HostView, &error.into())
+        }),
+    }
+}
+
+/// `path` of the host, as the supervisor sees it.
+pub(super) fn below_host(path: &Path) -> PathBuf {
+    Path::new(HOST).join(path.strip_prefix("/").unwrap_or(path))
+}
+
+/// Mounts the tmpfs on the first directory there is; what it covers stays reachable below `/host`.
+fn mount_base() -> rustix::io::Result<PathBuf> {
+    let mut answer = Err(rustix::io::Errno::NOENT);
+    for directory in ["/tmp", "/var/tmp", "/mnt", "/run", "/usr", "/etc"] {
+        answer = rustix::mount::mount("orbit", directory, "tmpfs", MountFlags::NOSUID, c"size=64k,mode=755")
+            .map(|()| directory.into());
+        if !matches!(answer, Err(rustix::io::Errno::NOENT | rustix::io::Errno::ACCESS)) {
+            break;
+        }
+    }
+    answer
+}
+
+/// A user namespace below this one, in which the caller's own ids mean the caller.
+fn namespace_of_caller(
+    single_threaded: SingleThreaded,
+    ids: &IdMapPair,
+    mapping: Mapping,
+) -> io::Result<OwnedFd> {
+    let (ours, theirs) = Channel::pair()?;
+    match single_threaded.fork(libc::CLONE_NEWUSER as u64, None)? {
+        Fork::Child => {
+            drop(ours);
+            // Until the namespace is held by a descriptor.
+            let _ = theirs.recv::<()>();
+            sys::exit_now(0);
+        }
+        Fork::Parent { pid, .. } => {
+            drop(theirs);
+            let directory = format!("/proc/{pid}");
+            if mapping == Mapping::Single {
+                fs::write(format!("{directory}/setgroups"), "deny")?;
+            }
+            write_maps(&directory, ids)?;
+            let namespace = fs::File::open(format!("{directory}/ns/user"))?;
+            drop(ours);
+            sys::wait_any(true)?;
+            Ok(namespace.into())
+        }
+    }
+}
+
+/// Writes both id maps of the process that `directory` in `/proc` stands for.
+pub(super) fn write_maps(directory: &str, ids: &IdMapPair) -> io::Result<()> {
+    // The kernel takes a map in one write.
+    fs::write(format!("{directory}/gid_map"), ids.gid.to_string())?;
+    fs::write(format!("{directory}/uid_map"), ids.uid.to_string())
+}
+
+/// Lets go of the caller's session, and closes this process and its copies to the programs they start.
+fn isolate() -> io::Result<()> {
+    rustix::process::setsid()?;
+    rustix::thread::set_name(c"orbit")?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    // An init is a copy of this process until it has dropped its privileges, and stays one in memory: no
+    // program may look into it, or reach this binary through its /proc/1/exe (CVE-2019-5736).
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    Ok(())
+}

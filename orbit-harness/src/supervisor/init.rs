@@ -1,0 +1,312 @@
+//! Process 1 of a sandbox: makes what the plan says, starts the program, reaps, and says how it ended.
+
+use std::{
+    collections::BTreeMap,
+    ffi::{CString, OsStr, OsString},
+    fs,
+    io::Read as _,
+    os::{
+        fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+        unix::{ffi::OsStrExt as _, fs::OpenOptionsExt as _},
+    },
+    time::Instant,
+};
+
+use nix::sys::{
+    signal::{SigSet, Signal},
+    signalfd::{SfdFlags, SignalFd},
+};
+use rustix::event::{PollFd, PollFlags};
+
+use super::{
+    channel::Channel,
+    make::Maker,
+    protocol::{Cause, Control, Event, Exit, Failure},
+};
+use crate::{
+    outcome::{LeakedProcess, Status, Usage},
+    plan::{Plan, ProgramPlan, SeccompPlan, UserPlan},
+    security::{seccomp, user},
+    spec::Init,
+    sys::{self, Program, SingleThreaded, Terminal, Waited},
+};
+
+/// What the init passes on to the program when somebody sends it here.
+const FORWARDED: [Signal; 7] = [
+    Signal::SIGTERM,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGHUP,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGWINCH,
+];
+
+/// CAP_KILL: all that the init keeps, to signal a program that runs as another user.
+const CAP_KILL: u64 = 1 << 5;
+
+/// Runs a sandbox to its end, as its process 1. `stdio` is standard input, output and error.
+pub(super) fn run(
+    single_threaded: SingleThreaded,
+    plan: &Plan,
+    events: Channel,
+    stdio: &[OwnedFd],
+    caller_namespace: Option<BorrowedFd<'_>>,
+) -> ! {
+    let mut keep: Vec<_> = stdio.iter().map(|fd| fd.as_raw_fd()).collect();
+    keep.push(events.as_fd().as_raw_fd());
+    keep.extend(caller_namespace.map(|fd| fd.as_raw_fd()));
+    let kept = sys::close_inherited(&mut keep).map_err(|error| failure(0, &error));
+    let ran = kept.and_then(|()| try_run(single_threaded, plan, &events, stdio, caller_namespace));
+    if let Err(failure) = ran {
+        let _ = events.send(&Event::Failed(failure), &[]);
+    }
+    // The kernel now kills whatever else is left in this pid namespace.
+    sys::exit_now(0)
+}
+
+fn try_run(
+    single_threaded: SingleThreaded,
+    plan: &Plan,
+    events: &Channel,
+    stdio: &[OwnedFd],
+    caller_namespace: Option<BorrowedFd<'_>>,
+) -> Result<(), Failure> {
+    let mut maker = Maker::new().map_err(|error| failure(0, &error.into()))?;
+    for (number, step) in plan.steps.iter().enumerate() {
+        maker.carry_out(step).map_err(|cause| Failure { line: number + 1, cause })?;
+    }
+    let first_line_after = plan.steps.len() + 1;
+    let started = Instant::now();
+    let caller_namespace = caller_namespace.filter(|_| matches!(plan.program.user, UserPlan::Caller { .. }));
+    let ready = Ready::new(&plan.program, caller_namespace.is_some())
+        .map_err(|cause| Failure { line: first_line_after, cause })?;
+    let terminal = maker.take_terminal();
+    let streams = match &terminal {
+        Some(terminal) => [&terminal.program_side; 3].map(AsFd::as_fd),
+        None => [&stdio[0], &stdio[1], &stdio[2]].map(AsFd::as_fd),
+    };
+    let program = ready.program(streams, terminal.is_some(), caller_namespace);
+    let exec_failed =
+        |failure| Failure { line: plan.lines().len() - 1, cause: Cause::Exec(failure) };
+    let tell_started = |pid: i32| {
+        let pidfd = rustix::process::Pid::from_raw(pid)
+            .and_then(|pid| rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok());
+        let mut fds: Vec<BorrowedFd<'_>> = pidfd.iter().map(AsFd::as_fd).collect();
+        fds.extend(terminal.iter().map(|terminal| terminal.caller_side.as_fd()));
+        let _ = events.send(&Event::Started { pid }, &fds);
+    };
+    if plan.program.init == Init::Program {
+        tell_started(1);
+        return Err(exec_failed(program.execute(single_threaded)));
+    }
+
+    // Blocked before the program starts, so that its end cannot come unseen; it unblocks them for itself.
+    let signals = watch_signals().map_err(|error| failure(first_line_after, &error.into()))?;
+    let pid = program.spawn(single_threaded).map_err(exec_failed)?;
+    tell_started(pid);
+    drop(terminal);
+    let _ = sys::hold_only(plan.program.capabilities.bits() & CAP_KILL)
+        .map_err(|errno| Failure { line: first_line_after, cause: Cause::Errno(errno) })?;
+    let Some(end) = supervise(pid, &signals, events) else { return Ok(()) };
+    let wall_time = started.elapsed();
+    let leaked = kill_the_rest();
+    let usage = Usage::from(&end);
+    let exit = Exit { status: Status::from(&end), usage, wall_time, leaked };
+    let _ = events.send(&Event::Exited(exit), &[]);
+    Ok(())
+}
+
+fn failure(line: usize, error: &std::io::Error) -> Failure {
+    Failure { line, cause: Cause::Errno(error.raw_os_error().unwrap_or(0)) }
+}
+
+fn watch_signals() -> nix::Result<SignalFd> {
+    let mut watched = SigSet::from_iter(FORWARDED);
+    watched.add(Signal::SIGCHLD);
+    watched.thread_block()?;
+    SignalFd::with_flags(&watched, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+}
+
+/// Waits for the program's end, reaping orphans and passing signals on. `None`: the sandbox was let go.
+fn supervise(pid: i32, signals: &SignalFd, events: &Channel) -> Option<Waited> {
+    loop {
+        while let Ok(Some(waited)) = sys::wait_any(false) {
+            if waited.pid == pid {
+                return Some(waited);
+            }
+        }
+        let mut polled = [PollFd::new(signals, PollFlags::IN), PollFd::new(events, PollFlags::IN)];
+        // Interrupted or not, both are looked at below.
+        let _ = rustix::event::poll(&mut polled, None);
+        let asked = !polled[1].revents().is_empty();
+        while let Ok(Some(info)) = signals.read_signal() {
+            let number = info.ssi_signo as i32;
+            if number != libc::SIGCHLD {
+                signal(pid, number);
+            }
+        }
+        if asked {
+            match events.recv::<Control>() {
+                Ok(Some((Control::Signal(number), _))) => signal(pid, number),
+                Ok(None) | Err(_) => return None,
+            }
+        }
+    }
+}
+
+/// Signals the program. It is this process's child and not reaped yet, so its number is still its own.
+fn signal(pid: i32, number: i32) {
+    if let (Some(pid), Some(signal)) =
+        (rustix::process::Pid::from_raw(pid), rustix::process::Signal::from_named_raw(number))
+    {
+        let _ = rustix::process::kill_process(pid, signal);
+    }
+}
+
+/// Kills every process of this pid namespace but this one, and says which there were.
+fn kill_the_rest() -> Vec<LeakedProcess> {
+    if sys::wait_any(false).is_err() {
+        return Vec::new(); // No child, so no process: orphans are children of process 1.
+    }
+    let leaked = living_processes();
+    // From process 1, -1 is every other process of the namespace.
+    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(-1), Signal::SIGKILL);
+    while sys::wait_any(true).is_ok() {}
+    leaked
+}
+
+fn living_processes() -> Vec<LeakedProcess> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let process = |entry: fs::DirEntry| {
+        let pid = entry.file_name().to_str()?.parse::<i32>().ok().filter(|pid| *pid != 1)?;
+        let stat = fs::read(entry.path().join("stat")).ok()?;
+        // `pid (comm) state …`: comm may hold anything, so its end is the last parenthesis.
+        let (open, close) = (stat.iter().position(|b| *b == b'(')?, stat.iter().rposition(|b| *b == b')')?);
+        let name = String::from_utf8_lossy(&stat[open + 1..close]).into_owned();
+        (stat.get(close + 2) != Some(&b'Z')).then_some(LeakedProcess { pid, name })
+    };
+    let mut found: Vec<_> = entries.filter_map(Result::ok).filter_map(process).collect();
+    found.sort_by_key(|process| process.pid);
+    found
+}
+
+/// What a program needs, as C strings and numbers.
+struct Ready {
+    candidates: Vec<CString>,
+    argv: Vec<CString>,
+    env: Vec<CString>,
+    working_dir: CString,
+    uid: u32,
+    gid: u32,
+    groups: Option<Vec<u32>>,
+    capabilities: u64,
+    filter: Vec<sys::SockFilter>,
+}
+
+impl Ready {
+    fn new(plan: &ProgramPlan, is_caller: bool) -> Result<Self, Cause> {
+        // The plan holds no NUL byte: it would be no plan.
+        let c_string = |text: &OsStr| CString::new(text.as_bytes()).map_err(|_| Cause::Errno(libc::EINVAL));
+        let mut env = plan.env.clone();
+        let (uid, gid, groups) = match &plan.user {
+            UserPlan::Caller { uid, gid } if is_caller => (*uid, *gid, Vec::new()),
+            UserPlan::Caller { .. } => (0, 0, Vec::new()),
+            UserPlan::Named(name) => {
+                let found = user::resolve(name, &read_text("/etc/passwd"), &read_text("/etc/group"))
+                    .map_err(Cause::User)?;
+                env.entry("HOME".into()).or_insert_with(|| found.home.clone().into());
+                (found.uid, found.gid, found.groups)
+            }
+        };
+        let groups_denied = fs::read("/proc/self/setgroups").is_ok_and(|text| text.starts_with(b"deny"));
+        let pairs = env.iter().map(|(name, value)| {
+            let mut pair = name.clone();
+            pair.push("=");
+            pair.push(value);
+            c_string(&pair)
+        });
+        Ok(Self {
+            candidates: candidates(&plan.argv[0], &env)
+                .iter()
+                .map(|path| c_string(path))
+                .collect::<Result<_, _>>()?,
+            argv: plan.argv.iter().map(|word| c_string(word)).collect::<Result<_, _>>()?,
+            env: pairs.collect::<Result<_, _>>()?,
+            working_dir: c_string(plan.working_dir.as_os_str())?,
+            uid,
+            gid,
+            groups: (!groups_denied).then_some(groups),
+            capabilities: plan.capabilities.bits(),
+            filter: seccomp::filter(plan.capabilities, plan.seccomp == SeccompPlan::Nested),
+        })
+    }
+
+    fn program<'a>(
+        &'a self,
+        stdio: [BorrowedFd<'a>; 3],
+        terminal: bool,
+        user_namespace: Option<BorrowedFd<'a>>,
+    ) -> Program<'a> {
+        Program {
+            candidates: &self.candidates,
+            argv: &self.argv,
+            env: &self.env,
+            stdio,
+            terminal: if terminal { Terminal::Controlling } else { Terminal::None },
+            working_dir: &self.working_dir,
+            user_namespace,
+            uid: self.uid,
+            gid: self.gid,
+            groups: self.groups.as_deref(),
+            rlimits: &[],
+            capabilities: self.capabilities,
+            filter: &self.filter,
+        }
+    }
+}
+
+/// The paths that a program's name may mean: itself where it has a slash, else one for each part of `PATH`.
+///
+/// Source: execvp(3).
+fn candidates(name: &OsStr, env: &BTreeMap<OsString, OsString>) -> Vec<OsString> {
+    if name.as_bytes().contains(&b'/') {
+        return vec![name.to_owned()];
+    }
+    let path = env.get(OsStr::new("PATH")).map_or(OsStr::new("/bin:/usr/bin"), OsString::as_os_str);
+    let within = |directory: &[u8]| {
+        let directory = if directory.is_empty() { b"." } else { directory };
+        let mut candidate = OsStr::from_bytes(directory).to_owned();
+        candidate.push("/");
+        candidate.push(name);
+        candidate
+    };
+    path.as_bytes().split(|byte| *byte == b':').map(within).collect()
+}
+
+/// A file of the image, as far as it is one: not a device that blocks, not more than a file of accounts holds.
+fn read_text(path: &str) -> String {
+    const MAX_BYTES: u64 = 4 << 20;
+    let mut bytes = Vec::new();
+    let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
+    if let Ok(file) = file
+        && file.metadata().is_ok_and(|metadata| metadata.is_file())
+    {
+        // What cannot be read names nobody; numbers still work.
+        let _ = file.take(MAX_BYTES).read_to_end(&mut bytes);
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bare_name_is_looked_up_in_path() {
+        let env = BTreeMap::from([("PATH".into(), "/a::/b".into())]);
+        assert_eq!(candidates("x".as_ref(), &env), ["/a/x", "./x", "/b/x"]);
+        assert_eq!(candidates("./x".as_ref(), &env), ["./x"]);
+        assert_eq!(candidates("x".as_ref(), &BTreeMap::new()), ["/bin/x", "/usr/bin/x"]);
+    }
+}

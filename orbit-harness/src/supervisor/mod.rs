@@ -1,0 +1,23 @@
+//! The one small process that owns sandboxes: how it starts, what it is asked, what it does.
+//!
+//! ```text
+//! test process ──exec──> supervisor's starter ──clone──> supervisor ──clone──> init ──clone──> program
+//!   client.rs              start.rs                        home.rs, serve.rs     init.rs, make.rs
+//! ```
+//!
+//! The starter lives as long as it takes to write the id maps. The supervisor is process 1 of a pid namespace
+//! that holds all sandboxes, so that its end is theirs.
+
+mod channel;
+mod client;
+mod home;
+mod init;
+mod make;
+mod protocol;
+mod serve;
+mod start;
+
+pub(crate) use channel::Channel;
+pub(crate) use client::{Supervisor, SupervisorError};
+pub(crate) use protocol::{Cause, Control, Event, Exit, Failure, Gone, Request};
+pub(crate) use start::run;

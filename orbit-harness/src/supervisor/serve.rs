@@ -1,0 +1,292 @@
+//! The supervisor's loop: launches what it is asked for, ends what was let go, reaps what ended.
+
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    event::{Timespec, epoll},
+    process::Signal,
+};
+
+use super::{
+    channel::Channel,
+    init,
+    protocol::{Cause, Event, Failure, Gone, Request},
+};
+use crate::{
+    outcome::{Status, Usage},
+    plan::{Isolation, Plan},
+    sys::{self, Fork, SingleThreaded, Waited},
+};
+
+/// What the loop waits for; sandboxes and workers are told apart by a number that counts up.
+const CONTROL: u64 = 0;
+const CALLER: u64 = 1;
+const FIRST_ID: u64 = 2;
+
+/// Set in the tag of a sandbox's pidfd, clear in that of its event channel.
+const PROCESS: u64 = 1 << 63;
+
+struct Supervisor {
+    single_threaded: SingleThreaded,
+    control: Channel,
+    caller_namespace: Option<OwnedFd>,
+    epoll: OwnedFd,
+    children: HashMap<u64, Child>,
+    ids: HashMap<i32, u64>,
+    next_id: u64,
+}
+
+/// An init, or a worker.
+struct Child {
+    pid: i32,
+    pidfd: OwnedFd,
+    /// Of a sandbox; a worker answers for itself.
+    events: Option<Channel>,
+    started: Instant,
+    timeout: Option<Duration>,
+    timed_out: bool,
+}
+
+/// Serves until the test process is gone. What then still runs ends with this process, which is process 1.
+pub(super) fn serve(
+    single_threaded: SingleThreaded,
+    control: Channel,
+    caller: OwnedFd,
+    caller_namespace: Option<OwnedFd>,
+) {
+    // There is nobody to tell: the test process sees the control channel close, and says so.
+    let _ = try_serve(single_threaded, control, &caller, caller_namespace);
+}
+
+fn try_serve(
+    single_threaded: SingleThreaded,
+    control: Channel,
+    caller: &OwnedFd,
+    caller_namespace: Option<OwnedFd>,
+) -> io::Result<()> {
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    let watch = |fd: BorrowedFd<'_>, tag, events| {
+        epoll::add(&epoll, fd, epoll::EventData::new_u64(tag), events)
+    };
+    watch(control.as_fd(), CONTROL, epoll::EventFlags::IN)?;
+    watch(caller.as_fd(), CALLER, epoll::EventFlags::IN)?;
+    let (children, ids) = Default::default();
+    let mut supervisor =
+        Supervisor { single_threaded, control, caller_namespace, epoll, children, ids, next_id: FIRST_ID };
+    let mut events = Vec::with_capacity(64);
+    loop {
+        events.clear();
+        let timeout = supervisor.until_next_timeout();
+        match epoll::wait(&supervisor.epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        for event in &events {
+            match event.data.u64() {
+                CALLER => return Ok(()),
+                CONTROL => {
+                    if !supervisor.take_request()? {
+                        return Ok(());
+                    }
+                }
+                tag if tag & PROCESS != 0 => supervisor.reap()?,
+                id => supervisor.let_go(id),
+            }
+        }
+        supervisor.end_timed_out();
+    }
+}
+
+impl Supervisor {
+    /// Whether the test process is still there.
+    fn take_request(&mut self) -> io::Result<bool> {
+        let (request, fds) = match self.control.recv::<Request>() {
+            Ok(Some(message)) => message,
+            Ok(None) => return Ok(false),
+            // A message that does not parse, or whose descriptors did not fit: its sender's event channel was
+            // closed with them, which tells it.
+            Err(_) => return Ok(true),
+        };
+        match request {
+            Request::Launch(plan) => self.launch(&plan, fds)?,
+            #[cfg(feature = "images")]
+            Request::Unpack { job, destination } => {
+                self.work(fds, |mut fds| super::work::unpack(&job, &destination, fds.pop()))?;
+            }
+            #[cfg(feature = "images")]
+            Request::RemoveTree { parent, name } => {
+                self.work(fds, |_| super::work::remove_tree(&parent, &name))?;
+            }
+        }
+        Ok(true)
+    }
+
+    fn launch(&mut self, plan: &Plan, mut fds: Vec<OwnedFd>) -> io::Result<()> {
+        if fds.len() != 4 {
+            return Ok(()); // As an invalid message.
+        }
+        let stdio = fds.split_off(1);
+        let events = Channel::from_fd(fds.remove(0));
+        let started = Instant::now();
+        let mut namespaces = libc::CLONE_NEWNS
+            | libc::CLONE_NEWPID
+            | libc::CLONE_NEWIPC
+            | libc::CLONE_NEWUTS
+            | libc::CLONE_NEWCGROUP;
+        if plan.network == Isolation::Own {
+            namespaces |= libc::CLONE_NEWNET;
+        }
+        match self.single_threaded.fork(namespaces as u64, None) {
+            Ok(Fork::Child) => {
+                let caller_namespace = self.caller_namespace.as_ref().map(|fd| fd.as_fd());
+                init::run(self.single_threaded, plan, events, &stdio, caller_namespace)
+            }
+            Ok(Fork::Parent { pid, pidfd }) => {
+                let timeout = plan.timeout;
+                self.adopt(Child { pid, pidfd, events: Some(events), started, timeout, timed_out: false })
+            }
+            Err(error) => {
+                let cause = Cause::Errno(error.raw_os_error().unwrap_or(0));
+                let _ = events.send(&Event::Failed(Failure { line: 0, cause }), &[]);
+                Ok(())
+            }
+        }
+    }
+
+    /// Runs `task` in a process of its own, with the first of `fds` as its reply channel.
+    #[cfg(feature = "images")]
+    fn work<T: serde::Serialize>(
+        &mut self,
+        mut fds: Vec<OwnedFd>,
+        task: impl FnOnce(Vec<OwnedFd>) -> T,
+    ) -> io::Result<()> {
+        if fds.is_empty() {
+            return Ok(());
+        }
+        let rest = fds.split_off(1);
+        let reply = Channel::from_fd(fds.remove(0));
+        // Where no process can be made the reply channel closes unanswered, and the caller says so.
+        match self.single_threaded.fork(0, None) {
+            Ok(Fork::Child) => {
+                let mut keep: Vec<_> = rest.iter().map(|fd| fd.as_raw_fd()).collect();
+                keep.push(reply.as_fd().as_raw_fd());
+                if sys::close_inherited(&mut keep).is_ok() {
+                    let _ = reply.send(&task(rest), &[]);
+                }
+                sys::exit_now(0)
+            }
+            Ok(Fork::Parent { pid, pidfd }) => self.adopt(Child {
+                pid,
+                pidfd,
+                events: None,
+                started: Instant::now(),
+                timeout: None,
+                timed_out: false,
+            }),
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn adopt(&mut self, child: Child) -> io::Result<()> {
+        let id = self.next_id;
+        self.next_id += 1;
+        let watch = |fd: BorrowedFd<'_>, tag, events| {
+            epoll::add(&self.epoll, fd, epoll::EventData::new_u64(tag), events)
+        };
+        watch(child.pidfd.as_fd(), id | PROCESS, epoll::EventFlags::IN)?;
+        if let Some(events) = &child.events {
+            // The init reads what arrives; only the end matters here.
+            watch(events.as_fd(), id, epoll::EventFlags::RDHUP)?;
+        }
+        self.ids.insert(child.pid, id);
+        self.children.insert(id, child);
+        Ok(())
+    }
+
+    /// The test process let a sandbox go: kill its process 1, and with it all.
+    fn let_go(&mut self, id: u64) {
+        if let Some(child) = self.children.get(&id) {
+            child.kill();
+            if let Some(events) = &child.events {
+                let _ = epoll::delete(&self.epoll, events);
+            }
+        }
+    }
+
+    fn until_next_timeout(&self) -> Option<Timespec> {
+        let left = self.children.values().filter_map(Child::time_left).min()?;
+        Some(Timespec::try_from(left).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 }))
+    }
+
+    fn end_timed_out(&mut self) {
+        for child in self.children.values_mut().filter(|child| child.time_left() == Some(Duration::ZERO)) {
+            child.timed_out = true;
+            child.kill();
+        }
+    }
+
+    /// Takes the end of every child that has ended.
+    fn reap(&mut self) -> io::Result<()> {
+        loop {
+            let waited = match sys::wait_any(false) {
+                Ok(Some(waited)) => waited,
+                Ok(None) => return Ok(()),
+                Err(error) if error.raw_os_error() == Some(libc::ECHILD) => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            // What is not among them is an orphan that this process inherited, as every process 1 does.
+            let id = self.ids.remove(&waited.pid);
+            if let Some(child) = id.and_then(|id| self.children.remove(&id)) {
+                child.report(&waited);
+            }
+        }
+    }
+}
+
+impl Child {
+    fn kill(&self) {
+        // ESRCH: it is gone already.
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+    }
+
+    fn time_left(&self) -> Option<Duration> {
+        let timeout = self.timeout.filter(|_| !self.timed_out)?;
+        Some(timeout.saturating_sub(self.started.elapsed()))
+    }
+
+    /// Tells the test process that nothing of the sandbox is left.
+    fn report(self, waited: &Waited) {
+        let Some(events) = self.events else { return };
+        let status = match self.timeout {
+            Some(timeout) if self.timed_out => Status::TimedOut(timeout),
+            _ => Status::from(waited),
+        };
+        let gone = Gone { status, usage: Usage::from(waited), wall_time: self.started.elapsed() };
+        // Whoever let the sandbox go may not be listening any more.
+        let _ = events.send(&Event::Gone(gone), &[]);
+    }
+}
+
+impl From<&Waited> for Usage {
+    fn from(waited: &Waited) -> Self {
+        Self {
+            cpu_user: waited.cpu_user,
+            cpu_system: waited.cpu_system,
+            max_rss_bytes: waited.max_rss_bytes,
+        }
+    }
+}
+
+impl From<&Waited> for Status {
+    fn from(waited: &Waited) -> Self {
+        match waited.signal {
+            Some(signal) => Self::Signaled(signal),
+            None => Self::Exited(waited.code),
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! The starter: from a fresh execution of the test binary to a supervisor in its own namespaces.
+//!
+//! It runs with the caller's own privileges, writes the id maps that a process cannot write for itself, and,
+//! as root, hands the supervisor the host's filesystems seen through the container's id map.
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    path::PathBuf,
+    process::Command,
+};
+
+use rustix::mount::OpenTreeFlags;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    channel::{Channel, MAX_FDS},
+    home,
+    protocol::{Hello, Mapping, StartFailure, StartStep, Welcome},
+};
+use crate::{
+    security::idmap::IdMap,
+    sys::{self, Fork, SingleThreaded},
+};
+
+/// What the starter tells the new supervisor, in this order.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Handover {
+    /// Filesystems of the host, seen through the id map: where each belongs, and the mounts themselves.
+    HostTrees(Vec<PathBuf>),
+    /// The maps are written and nothing more will come; the supervisor's number, as its parent knows it.
+    Mapped { pid: i32 },
+}
+
+/// The main function of a process that was started as a supervisor. Its standard input is the control channel.
+pub(crate) fn run(single_threaded: SingleThreaded) -> i32 {
+    sys::reset_signals();
+    // A duplicate, so that 0 can go on to be an ordinary descriptor.
+    let Ok(control) = io::stdin().as_fd().try_clone_to_owned().map(Channel::from_fd) else { return 2 };
+    let Ok(Some((hello, mut fds))) = control.recv::<Hello>() else { return 2 };
+    let Some(caller) = fds.pop() else { return 2 };
+    match start(single_threaded, &control, caller, &hello) {
+        Ok(()) => 0,
+        Err(failure) => {
+            // Nobody is left to tell where the caller is gone.
+            let _ = control.send(&Welcome::Failed(failure), &[]);
+            1
+        }
+    }
+}
+
+fn start(
+    single_threaded: SingleThreaded,
+    control: &Channel,
+    caller: OwnedFd,
+    hello: &Hello,
+) -> Result<(), StartFailure> {
+    let fail = |step| move |error: io::Error| StartFailure::new(step, &error);
+    let (to_supervisor, from_starter) = Channel::pair().map_err(fail(StartStep::Namespaces))?;
+    let namespaces = libc::CLONE_NEWUSER | libc::CLONE_NEWPID | libc::CLONE_NEWNS;
+    let forked = single_threaded.fork_sibling(namespaces as u64).map_err(fail(StartStep::Namespaces))?;
+    let pid = match forked {
+        Fork::Child => {
+            drop(to_supervisor);
+            let control = control.try_clone().unwrap_or_else(|_| sys::exit_now(2));
+            home::settle(single_threaded, control, caller, from_starter, hello);
+        }
+        Fork::Parent { pid, .. } => pid,
+    };
+    drop(from_starter);
+    write_maps(pid, hello)?;
+    if hello.mapping == Mapping::Privileged {
+        hand_over_host(pid, &to_supervisor)?;
+    }
+    to_supervisor.send(&Handover::Mapped { pid }, &[]).map_err(fail(StartStep::IdMap))
+}
+
+fn write_maps(pid: i32, hello: &Hello) -> Result<(), StartFailure> {
+    let fail = |error: io::Error| StartFailure::new(StartStep::IdMap, &error);
+    match hello.mapping {
+        Mapping::Helpers => {
+            run_helper("newuidmap", pid, &hello.ids.uid)?;
+            run_helper("newgidmap", pid, &hello.ids.gid)
+        }
+        Mapping::Single => {
+            // A process that could leave its groups could escape a group's denial (CVE-2014-8989).
+            fs::write(format!("/proc/{pid}/setgroups"), "deny").map_err(fail)?;
+            home::write_maps(&format!("/proc/{pid}"), &hello.ids).map_err(fail)
+        }
+        Mapping::Privileged => home::write_maps(&format!("/proc/{pid}"), &hello.ids).map_err(fail),
+    }
+}
+
+fn run_helper(program: &str, pid: i32, map: &IdMap) -> Result<(), StartFailure> {
+    let fail = |errno, detail: String| StartFailure { step: StartStep::IdMap, errno, detail };
+    // The environment was emptied by who started this process; the helpers live in the system's directories.
+    let output = Command::new(program)
+        .env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin:/usr/local/bin")
+        .arg(pid.to_string())
+        .args(map.helper_arguments())
+        .output()
+        .map_err(|error| fail(error.raw_os_error().unwrap_or(0), program.to_owned()))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(fail(libc::EPERM, String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+}
+
+/// Sends a copy of each mount of the host, with the supervisor's id map laid over it, so that the container's
+/// ids mean the host's in the host's files and nowhere else.
+///
+/// Filesystems that take no id map (`proc`, `sysfs`, `devtmpfs`, …) go as they are: their files then belong to
+/// nobody inside. The root filesystem must take one.
+fn hand_over_host(pid: i32, to_supervisor: &Channel) -> Result<(), StartFailure> {
+    let fail = |error: io::Error| StartFailure::new(StartStep::HostView, &error);
+    let namespace = fs::File::open(format!("/proc/{pid}/ns/user")).map_err(fail)?;
+    let mountinfo = fs::read("/proc/self/mountinfo").map_err(fail)?;
+    let mut batch: (Vec<PathBuf>, Vec<OwnedFd>) = Default::default();
+    for path in crate::host::read_mount_points(&mountinfo) {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        // A mount that another covers, or that is gone by now, cannot be reached by its path.
+        let Ok(tree) = rustix::mount::open_tree(rustix::fs::CWD, &path, flags) else { continue };
+        let mapped = sys::set_mount_attributes(tree.as_fd(), 0, Some(namespace.as_fd()), false);
+        if let (Err(error), true) = (mapped, path == std::path::Path::new("/")) {
+            return Err(StartFailure { detail: "/".into(), ..StartFailure::new(StartStep::HostView, &error) });
+        }
+        batch.0.push(path);
+        batch.1.push(tree);
+        if batch.1.len() == MAX_FDS {
+            send_trees(to_supervisor, &mut batch).map_err(fail)?;
+        }
+    }
+    send_trees(to_supervisor, &mut batch).map_err(fail)
+}
+
+fn send_trees(to_supervisor: &Channel, batch: &mut (Vec<PathBuf>, Vec<OwnedFd>)) -> io::Result<()> {
+    let (paths, trees) = std::mem::take(batch);
+    let trees: Vec<BorrowedFd<'_>> = trees.iter().map(|tree| tree.as_fd()).collect();
+    to_supervisor.send(&Handover::HostTrees(paths), &trees)
+}
+
+impl StartFailure {
+    pub(super) fn new(step: StartStep, error: &io::Error) -> Self {
+        Self { step, errno: error.raw_os_error().unwrap_or(0), detail: String::new() }
+    }
+}

@@ -1,0 +1,18 @@
+//! The one layer with `unsafe` code: system calls that no well-kept crate wraps safely.
+//!
+//! Each function documents the call it makes and its source; nothing here decides anything. What `nix` and
+//! `rustix` already wrap is called from them, where it is needed.
+
+#![allow(unsafe_code)]
+
+mod entry;
+mod exec;
+mod mount;
+mod process;
+mod seccomp;
+
+pub(crate) use entry::SUPERVISOR_NAME;
+pub(crate) use exec::{ExecFailure, ExecStep, Program, Terminal, hold_only};
+pub(crate) use mount::{IdMapped, set_mount_attributes};
+pub(crate) use process::{Fork, SingleThreaded, Waited, close_inherited, exit_now, reset_signals, wait_any};
+pub(crate) use seccomp::SockFilter;

@@ -1,0 +1,168 @@
+//! Processes: forks of a single-threaded process, their end, and what they must not inherit.
+
+use std::{
+    io,
+    marker::PhantomData,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    time::Duration,
+};
+
+/// Proof that this process has one thread, so that a fork of it may run any code.
+///
+/// Neither `Send` nor `Sync`. A fork of a single-threaded process is single-threaded too.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SingleThreaded(PhantomData<*const ()>);
+
+/// Which side of a fork this is.
+#[derive(Debug)]
+pub(crate) enum Fork {
+    Child,
+    Parent { pid: i32, pidfd: OwnedFd },
+}
+
+impl SingleThreaded {
+    /// # Safety
+    /// The calling thread is the only one of this process, and no other is started while the proof or a copy
+    /// of it is used to fork.
+    pub(crate) unsafe fn assume() -> Self {
+        Self(PhantomData)
+    }
+
+    /// Forks with the `CLONE_NEW…` flags in `namespaces`; the child is born inside `cgroup` where one is given.
+    ///
+    /// C: `clone3(&args, sizeof(args))` without `CLONE_VM`, that is, a fork. Source: clone(2).
+    ///
+    /// # Errors
+    /// What the kernel answers: EPERM without privilege over the user namespace, ENOSPC or EUSERS at a limit
+    /// on namespaces, EAGAIN at a limit on processes, ENOSYS where a container's seccomp filter hides clone3.
+    pub(crate) fn fork(self, namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Fork> {
+        self.clone3(namespaces, libc::SIGCHLD as u64, cgroup)
+    }
+
+    /// As [`Self::fork`], with the new process a sibling of this one: its parent is this one's parent.
+    pub(crate) fn fork_sibling(self, namespaces: u64) -> io::Result<Fork> {
+        self.clone3(namespaces | libc::CLONE_PARENT as u64, 0, None)
+    }
+
+    fn clone3(self, flags: u64, exit_signal: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Fork> {
+        let mut pidfd: RawFd = -1;
+        let mut args = libc::clone_args {
+            flags: flags | libc::CLONE_PIDFD as u64,
+            pidfd: &raw mut pidfd as u64,
+            child_tid: 0,
+            parent_tid: 0,
+            exit_signal,
+            stack: 0,
+            stack_size: 0,
+            tls: 0,
+            set_tid: 0,
+            set_tid_size: 0,
+            cgroup: 0,
+        };
+        if let Some(cgroup) = cgroup {
+            args.flags |= libc::CLONE_INTO_CGROUP as u64;
+            args.cgroup = cgroup.as_raw_fd() as u64;
+        }
+        // SAFETY: `args` is a whole `clone_args` of the size given, and `pidfd` outlives the call. Without
+        // CLONE_VM and with no stack of its own the child goes on with a copy of this memory, as after fork;
+        // `self` proves that no other thread holds a lock in it.
+        let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of_val(&args)) };
+        match pid {
+            -1 => Err(io::Error::last_os_error()),
+            0 => Ok(Fork::Child),
+            // SAFETY: with CLONE_PIDFD the kernel stored a new descriptor that nothing else owns.
+            pid => Ok(Fork::Parent { pid: pid as i32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } }),
+        }
+    }
+}
+
+/// Ends this process at once: no destructors, no exit handlers, which belong to a program that never ran.
+pub(crate) fn exit_now(code: i32) -> ! {
+    // SAFETY: `_exit` has no preconditions.
+    unsafe { libc::_exit(code) }
+}
+
+/// A process that ended, and what it used.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Waited {
+    pub(crate) pid: i32,
+    /// The signal that ended it, if one did. A plain number, as it may be a real-time signal.
+    pub(crate) signal: Option<i32>,
+    /// Its exit code, where no signal did.
+    pub(crate) code: i32,
+    pub(crate) cpu_user: Duration,
+    pub(crate) cpu_system: Duration,
+    pub(crate) max_rss_bytes: u64,
+}
+
+/// Reaps one child that has ended. `None`: there are children, and all are alive.
+///
+/// C: `wait4(-1, &status, block ? 0 : WNOHANG, &usage)`. Source: wait4(2), getrusage(2).
+///
+/// # Errors
+/// ECHILD where there is no child at all.
+pub(crate) fn wait_any(block: bool) -> io::Result<Option<Waited>> {
+    let mut status = 0;
+    // SAFETY: an all-zero `rusage` is a valid value.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    let options = if block { libc::__WALL } else { libc::__WALL | libc::WNOHANG };
+    // SAFETY: both pointers are to live values of the types wait4 fills.
+    match unsafe { libc::wait4(-1, &raw mut status, options, &raw mut usage) } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(None),
+        pid => Ok(Some(Waited {
+            pid,
+            signal: libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status)),
+            code: libc::WEXITSTATUS(status),
+            cpu_user: duration(usage.ru_utime),
+            cpu_system: duration(usage.ru_stime),
+            max_rss_bytes: u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024,
+        })),
+    }
+}
+
+fn duration(time: libc::timeval) -> Duration {
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_usec * 1000).unwrap_or(0))
+}
+
+/// Closes every descriptor above 2 but those in `keep`: what a fork inherited and its code will never use.
+///
+/// C: `close_range(first, last, 0)` for each gap. Source: close_range(2), Linux 5.9.
+///
+/// Values that own a closed descriptor must not be used or dropped afterwards; the caller is a process that
+/// ends by [`exit_now`] or `execve`, and has just forgotten all it was.
+///
+/// # Errors
+/// ENOSYS on an older kernel.
+pub(crate) fn close_inherited(keep: &mut [RawFd]) -> io::Result<()> {
+    keep.sort_unstable();
+    let mut first = 3u32;
+    for fd in keep.iter().filter_map(|fd| u32::try_from(*fd).ok()).filter(|fd| *fd > 2) {
+        if fd > first {
+            close_range(first, fd - 1)?;
+        }
+        first = fd + 1;
+    }
+    close_range(first, u32::MAX)
+}
+
+fn close_range(first: u32, last: u32) -> io::Result<()> {
+    // SAFETY: the system call takes three numbers and touches no memory of this process.
+    match unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Gives every signal its default effect and blocks none, whatever the process that started this one did.
+///
+/// C: `rt_sigaction(n, SIG_DFL)` for each signal, then `rt_sigprocmask(SIG_SETMASK, {})`.
+pub(crate) fn reset_signals() {
+    for signal in 1..=libc::SIGRTMAX() {
+        // SAFETY: SIG_DFL is a valid disposition for every signal; where it may not be changed (SIGKILL,
+        // SIGSTOP, the C library's own two) the call only answers EINVAL.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    // An empty mask is always valid: this cannot fail.
+    let _ = nix::sys::signal::SigSet::empty().thread_set_mask();
+}
