@@ -291,7 +291,7 @@ mod tests {
         };
         assert_eq!(
             shown(&several),
-            "range-1000-100000-65536-c3b57b8dd4fbb6b4\n\
+            "range-1000-100000-65536-2899346b5261da2d\n\
              0 1000 1\n1 100000 1000\n1001 500000 64535\n0 100 1\n1 100000 65535\nHelpers"
         );
     }

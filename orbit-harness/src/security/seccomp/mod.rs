@@ -14,5 +14,9 @@
 pub(crate) mod bpf;
 #[cfg(test)]
 mod interpret;
+#[cfg(test)]
+mod numbers;
 pub(crate) mod policy;
 mod table;
+#[cfg(test)]
+mod tests;

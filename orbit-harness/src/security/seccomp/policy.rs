@@ -237,6 +237,26 @@ impl Policy {
         self.arch
     }
 
+    /// A policy of `count` rules on arguments at every other number, which no table has.
+    #[cfg(test)]
+    pub(super) fn synthetic(count: u32) -> Self {
+        let rule = |number: u32| Rule::ByArgs {
+            tests: vec![
+                (ArgTest::int(0, number), Action::DENY),
+                (
+                    ArgTest::clear(1, u64::from(number) << 32 | 1),
+                    Action::Allow,
+                ),
+            ],
+            otherwise: Action::UNKNOWN,
+        };
+        let rules = (1..=count).map(|at| (at * 2, ("synthetic", rule(at * 2))));
+        Self {
+            arch: Arch::X86_64,
+            rules: rules.collect(),
+        }
+    }
+
     /// What the filter answers to `call`.
     pub(crate) fn action(&self, call: &Call) -> Action {
         if call.arch != self.arch.audit() {

@@ -23,13 +23,9 @@ pub(super) struct Syscall {
     pub(super) gate: Gate,
 }
 
+#[rustfmt::skip]
 const fn row(name: &'static str, x86_64: u16, aarch64: u16, gate: Gate) -> Syscall {
-    Syscall {
-        name,
-        x86_64,
-        aarch64,
-        gate,
-    }
+    Syscall { name, x86_64, aarch64, gate }
 }
 
 /// Every call, in the order of x86-64.
