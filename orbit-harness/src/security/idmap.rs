@@ -4,7 +4,7 @@
 //! `subid` reads what an administrator granted, `plan` decides what a sandbox gets. Writing `uid_map`, running
 //! `newuidmap` and denying `setgroups` is the supervisor's work.
 //!
-//! Source: user_namespaces(7), "User and group ID mappings"; Linux, kernel/user_namespace.c.
+//! Source: `user_namespaces(7)`, "User and group ID mappings"; Linux, `kernel/user_namespace.c`.
 
 pub(crate) mod plan;
 pub(crate) mod subid;

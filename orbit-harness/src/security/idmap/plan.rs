@@ -5,6 +5,7 @@
 //! | an ordinary user with subordinate ids | the caller | subordinate ids, written by newuidmap(1) |
 //! | an ordinary user without | the caller | not there; `setgroups` is denied (CVE-2018-7169) |
 //! | privileged | an id of a range that is nobody's | the rest of that range |
+//! | privileged in a namespace without such ids | its root | its other ids |
 //!
 //! The caller's privilege is a fact that is handed in; nothing here asks for it or uses it.
 
@@ -12,7 +13,7 @@ use std::fmt;
 
 use super::{
     Extent, IdMap, IdMapError,
-    subid::{SubIds, SubRange},
+    subid::{SubIds, SubRange, namespace_ids},
 };
 
 /// How many ids a sandbox gets: as many as the 16-bit ids that images are made with.
@@ -39,6 +40,10 @@ pub(crate) struct Caller<'a> {
     pub(crate) subuid: &'a str,
     /// The text of `/etc/subgid`; empty where it cannot be read.
     pub(crate) subgid: &'a str,
+    /// The text of `/proc/self/uid_map`: in a container there are fewer ids to give away.
+    pub(crate) uid_map: &'a str,
+    /// The text of `/proc/self/gid_map`.
+    pub(crate) gid_map: &'a str,
     /// newuidmap(1) and newgidmap(1) are there and have the privilege they need.
     pub(crate) helpers: bool,
     /// Holds `CAP_SETUID` and `CAP_SETGID` over its own user namespace: may write any map.
@@ -78,19 +83,17 @@ impl SingleId {
     pub(crate) fn fix(&self) -> String {
         let Self { why, user, free } = self;
         let last = free + (WANTED - 1);
-        let grant = |uids: bool, gids: bool| {
-            let mut command = "usermod".to_owned();
-            if uids {
-                command += &format!(" --add-subuids {free}-{last}");
-            }
-            if gids {
-                command += &format!(" --add-subgids {free}-{last}");
-            }
-            format!("{command} {user}")
+        let option = |missing: bool, name: &str| {
+            let range = format!(" --add-{name} {free}-{last}");
+            if missing { range } else { String::new() }
         };
         match *why {
             Why::NoHelpers => "install the package uidmap (Debian, Ubuntu) or shadow-utils".into(),
-            Why::NoRange { uids, gids } => format!("as root: {}", grant(uids, gids)),
+            Why::NoRange { uids, gids } => format!(
+                "as root: usermod{}{} {user}",
+                option(uids, "subuids"),
+                option(gids, "subgids")
+            ),
             Why::HelpersFailed => {
                 "check that newuidmap and newgidmap are set-uid root or have cap_setuid, cap_setgid, \
                  and that no outer container hides the ranges of /etc/subuid and /etc/subgid"
@@ -110,7 +113,11 @@ impl fmt::Display for SingleId {
             Why::NoRange { uids: false, .. } => "/etc/subgid",
             Why::NoRange { .. } => "/etc/subuid and /etc/subgid",
         };
-        write!(f, "user {} has no subordinate ids in {files}", self.user)
+        write!(
+            f,
+            "user {} has no subordinate ids in {files} that this user namespace has",
+            self.user
+        )
     }
 }
 
@@ -161,10 +168,12 @@ pub(crate) fn plan(caller: &Caller<'_>) -> Result<IdPlan, IdMapError> {
     if caller.privileged {
         return privileged(caller);
     }
-    let owned = |text, own| SubIds::parse(text, caller.name, caller.euid).usable(own);
+    let owned = |text, own, map| {
+        SubIds::parse(text, caller.name, caller.euid).usable(own, &namespace_ids(map))
+    };
     let (uid_ranges, gid_ranges) = (
-        owned(caller.subuid, caller.euid),
-        owned(caller.subgid, caller.egid),
+        owned(caller.subuid, caller.euid, caller.uid_map),
+        owned(caller.subgid, caller.egid, caller.gid_map),
     );
     let (Some(first), Some(_)) = (uid_ranges.first(), gid_ranges.first()) else {
         let why = Why::NoRange {
@@ -230,19 +239,43 @@ fn ranged(own: u32, ranges: &[SubRange]) -> Result<IdMap, IdMapError> {
 }
 
 /// A range that is nobody's, so that a container's root is not the host's.
+///
+/// In a container that was given few ids there is no such range. Its root is then the sandbox's root: outside
+/// of the container that is an ordinary id already, and there is no other to be had.
 fn privileged(caller: &Caller<'_>) -> Result<IdPlan, IdMapError> {
-    let range = |text| {
+    let find = |text, map| {
+        let visible = namespace_ids(map);
         // The caller may hold the privilege and not be root; the range is root's all the same.
-        let granted = SubIds::parse(text, Some("root"), 0).usable(0);
-        let start = granted
-            .iter()
-            .find(|range| range.count >= WANTED)
-            .map_or(UNCLAIMED, |range| range.start);
-        IdMap::new(vec![Extent::new(0, start, WANTED)])
+        let granted = SubIds::parse(text, Some("root"), 0).usable(0, &visible);
+        let unclaimed = SubRange {
+            start: UNCLAIMED,
+            count: WANTED,
+        };
+        let unclaimed = visible.iter().filter_map(|ids| ids.intersection(unclaimed));
+        let enough = |range: &SubRange| range.count >= WANTED;
+        granted.into_iter().chain(unclaimed).find(enough)
     };
-    let (uids, gids) = (range(caller.subuid)?, range(caller.subgid)?);
-    let key = format!("root-{}", uids.entries()[0].outside);
+    let uids = find(caller.subuid, caller.uid_map);
+    let gids = find(caller.subgid, caller.gid_map);
+    let (key, uids, gids) = if let (Some(uids), Some(gids)) = (uids, gids) {
+        let range = |range: SubRange| IdMap::new(vec![Extent::new(0, range.start, WANTED)]);
+        (format!("root-{}", uids.start), range(uids)?, range(gids)?)
+    } else {
+        let (uids, gids) = (inherited(caller.uid_map)?, inherited(caller.gid_map)?);
+        (format!("inherited-{}", uids.count()), uids, gids)
+    };
     Ok(IdPlan::new(&key, uids, gids, Writer::Privileged))
+}
+
+/// The ids of the caller's namespace from 0 on without a gap, each as itself, as many as are wanted.
+fn inherited(map: &str) -> Result<IdMap, IdMapError> {
+    let mut visible = namespace_ids(map);
+    visible.sort_unstable_by_key(|ids| ids.start);
+    let end = visible
+        .iter()
+        .fold(0, |end, ids| if ids.start == end { ids.end() } else { end });
+    // The caller holds a privilege over the namespace, so that there is at least its root.
+    IdMap::new(vec![Extent::new(0, 0, end.clamp(1, WANTED))])
 }
 
 /// The 64-bit FNV-1a digest: short, and the same on every machine and in every version.
@@ -253,139 +286,4 @@ fn fnv1a(text: &str) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const DEV: Caller<'_> = Caller {
-        euid: 1000,
-        egid: 1000,
-        name: Some("dev"),
-        subuid: "dev:100000:65536\n",
-        subgid: "dev:100000:65536\n",
-        helpers: true,
-        privileged: false,
-    };
-
-    fn shown(caller: &Caller<'_>) -> String {
-        let plan = plan(caller).unwrap();
-        let writer = match &plan.writer {
-            Writer::Caller(single) => format!("because {single}; {}", single.fix()),
-            other => format!("{other:?}"),
-        };
-        format!("{}\n{}{}{writer}", plan.key(), plan.uids, plan.gids)
-    }
-
-    #[test]
-    fn an_ordinary_user_has_its_subordinate_ids() {
-        assert_eq!(
-            shown(&DEV),
-            "range-1000-100000-65536\n0 1000 1\n1 100000 65535\n0 1000 1\n1 100000 65535\nHelpers"
-        );
-        assert!(!plan(&DEV).unwrap().denies_setgroups());
-        let several = Caller {
-            subuid: "dev:100000:1000\n1000:500000:65536\n",
-            egid: 100,
-            ..DEV
-        };
-        assert_eq!(
-            shown(&several),
-            "range-1000-100000-65536-2899346b5261da2d\n\
-             0 1000 1\n1 100000 1000\n1001 500000 64535\n0 100 1\n1 100000 65535\nHelpers"
-        );
-    }
-
-    #[test]
-    fn a_user_without_ranges_or_helpers_is_told_why_and_what_to_do() {
-        let nobody = Caller {
-            subuid: "other:100000:65536\n",
-            subgid: "",
-            ..DEV
-        };
-        assert_eq!(
-            shown(&nobody),
-            "single-1000\n0 1000 1\n0 1000 1\n\
-             because user dev has no subordinate ids in /etc/subuid and /etc/subgid; \
-             as root: usermod --add-subuids 165536-231071 --add-subgids 165536-231071 dev"
-        );
-        assert!(plan(&nobody).unwrap().denies_setgroups());
-        let no_gids = Caller {
-            subgid: "",
-            name: None,
-            subuid: "1000:5000:10",
-            ..DEV
-        };
-        assert_eq!(
-            shown(&no_gids),
-            "single-1000\n0 1000 1\n0 1000 1\n\
-             because user 1000 has no subordinate ids in /etc/subgid; \
-             as root: usermod --add-subgids 100000-165535 1000"
-        );
-        let no_helpers = Caller {
-            helpers: false,
-            ..DEV
-        };
-        assert_eq!(
-            shown(&no_helpers),
-            "single-1000\n0 1000 1\n0 1000 1\n\
-             because newuidmap and newgidmap are not installed; \
-             install the package uidmap (Debian, Ubuntu) or shadow-utils"
-        );
-        assert_eq!(without_helpers(&DEV).unwrap().key(), "single-1000");
-    }
-
-    #[test]
-    fn root_gets_a_range_that_is_not_the_hosts() {
-        let root = Caller {
-            euid: 0,
-            egid: 0,
-            name: Some("root"),
-            privileged: true,
-            ..DEV
-        };
-        assert_eq!(
-            shown(&root),
-            "root-1879048192\n0 1879048192 65536\n0 1879048192 65536\nPrivileged"
-        );
-        let granted = Caller {
-            subuid: "root:10:100\nroot:0:65536\nroot:1000000:70000",
-            subgid: "root:1000000:65536",
-            ..root
-        };
-        assert_eq!(
-            shown(&granted),
-            "root-1000000\n0 1000000 65536\n0 1000000 65536\nPrivileged"
-        );
-    }
-
-    #[test]
-    fn a_file_of_tiny_ranges_fills_the_map_and_no_more() {
-        let text: String = (0..1000_u32)
-            .map(|at| format!("dev:{}:1\n", 1_000_000 + at * 2))
-            .collect();
-        let caller = Caller {
-            subuid: &text,
-            ..DEV
-        };
-        let map = plan(&caller).unwrap().uids;
-        assert!(map.entries().len() > 250 && map.to_string().len() <= IdMap::MAX_BYTES);
-    }
-
-    proptest! {
-        #[test]
-        fn a_plan_maps_root_once_and_never_the_hosts(
-            subuid in "((dev|root|1000):[0-9]{1,10}:[0-9]{1,6}\n){0,4}",
-            euid in 1_u32..u32::MAX,
-            privileged: bool,
-        ) {
-            let caller = Caller { subuid: &subuid, euid, privileged, ..DEV };
-            let plan = plan(&caller).unwrap();
-            prop_assert_eq!(plan.uids.to_inside(0), None);
-            prop_assert!(plan.uids.count() <= WANTED);
-            if !privileged {
-                prop_assert_eq!(plan.uids.to_outside(0), Some(euid));
-            }
-        }
-    }
-}
+mod tests;

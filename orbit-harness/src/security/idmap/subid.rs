@@ -18,6 +18,13 @@ impl SubRange {
         self.start.saturating_add(self.count)
     }
 
+    /// The ids that are in both ranges.
+    pub(super) fn intersection(self, other: Self) -> Option<Self> {
+        let start = self.start.max(other.start);
+        let count = self.end().min(other.end()).saturating_sub(start);
+        (count > 0).then_some(Self { start, count })
+    }
+
     /// The parts of this range, up to two, which have no id in common with `other`.
     fn without(self, other: Self) -> impl Iterator<Item = Self> {
         let part = |start: u32, end: u32| Self {
@@ -27,6 +34,27 @@ impl SubRange {
         let below = part(self.start, self.end().min(other.start));
         let above = part(self.start.max(other.end()), self.end());
         [below, above].into_iter().filter(|part| part.count > 0)
+    }
+}
+
+/// The ids that the caller's own user namespace has, from the text of its `/proc/self/uid_map` or `gid_map`:
+/// only those can be lent out. A text without a single line says nothing, and hides nothing.
+pub(super) fn namespace_ids(map: &str) -> Vec<SubRange> {
+    let ids: Vec<SubRange> = map
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split_whitespace().map(parse_id);
+            let (start, _outside, count) = (words.next()??, words.next()??, words.next()??);
+            Some(SubRange { start, count })
+        })
+        .collect();
+    if ids.is_empty() {
+        vec![SubRange {
+            start: 0,
+            count: u32::MAX,
+        }]
+    } else {
+        ids
     }
 }
 
@@ -66,12 +94,13 @@ impl SubIds {
         found
     }
 
-    /// The ranges without what they repeat, without id 0 and without `own`, in the file's order.
+    /// The ranges without what they repeat, without id 0 and without `own`, in the file's order, as far as
+    /// they lie in `visible`.
     ///
     /// The kernel refuses a map in which an id occurs twice, and `own` has its place already. Nobody means to
     /// lend out the host's root, whatever the file says. Parts of one line stay apart from parts of another,
     /// since older versions of newuidmap take no extent that spans two lines.
-    pub(super) fn usable(&self, own: u32) -> Vec<SubRange> {
+    pub(super) fn usable(&self, own: u32, visible: &[SubRange]) -> Vec<SubRange> {
         let mut taken = vec![
             SubRange { start: 0, count: 1 },
             SubRange {
@@ -88,7 +117,12 @@ impl SubIds {
                     .collect()
             });
             taken.extend(&free);
-            usable.extend(free);
+            let lent = |part: SubRange| {
+                visible
+                    .iter()
+                    .filter_map(move |ids| part.intersection(*ids))
+            };
+            usable.extend(free.into_iter().flat_map(lent));
         }
         usable
     }
@@ -157,28 +191,38 @@ mod tests {
             ..SubIds::default()
         };
         assert_eq!(
-            found.usable(1000),
+            found.usable(1000, &namespace_ids("")),
             [range(1, 9), range(995, 5), range(1001, 4), range(10, 5)]
         );
+    }
+
+    #[test]
+    fn a_namespace_has_the_ids_of_its_map() {
+        let inner = "         0       1000          1\n         1     100000      65535\n";
+        assert_eq!(namespace_ids(inner), [range(0, 1), range(1, 65535)]);
+        let all = range(0, u32::MAX);
+        assert_eq!(namespace_ids("0 0 4294967295\n"), [all]);
+        assert_eq!(namespace_ids(""), [all]);
     }
 
     proptest! {
         #[test]
         fn no_text_makes_the_parser_panic(text in "([a-z0-9:#\n -]|.){0,80}", uid: u32) {
-            let _ = SubIds::parse(&text, Some("a"), uid).usable(uid);
+            let _ = SubIds::parse(&text, Some("a"), uid).usable(uid, &namespace_ids(&text));
         }
 
         #[test]
         fn usable_ids_are_the_granted_ones_once(
             ranges in prop::collection::vec((0_u32..40, 1_u32..20), 0..6),
             own in 0_u32..50,
+            visible in 0_u32..70,
         ) {
             let ranges: Vec<SubRange> = ranges.into_iter().map(|(s, c)| range(s, c)).collect();
             let found = SubIds { ranges: ranges.clone(), ..SubIds::default() };
-            let usable = found.usable(own);
+            let usable = found.usable(own, &[range(0, visible)]);
             for id in 0..70 {
                 let within = |list: &[SubRange]| list.iter().filter(|r| (r.start..r.end()).contains(&id)).count();
-                let expected = usize::from(within(&ranges) > 0 && id != 0 && id != own);
+                let expected = usize::from(within(&ranges) > 0 && id != 0 && id != own && id < visible);
                 prop_assert_eq!(within(&usable), expected, "id {}", id);
             }
         }

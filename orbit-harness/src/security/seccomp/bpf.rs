@@ -28,7 +28,7 @@ pub(crate) struct SockFilter {
 }
 
 /// Instructions the compiler uses: class, size, mode, operation, source.
-/// Source: Linux, include/uapi/linux/bpf_common.h.
+/// Source: Linux, `include/uapi/linux/bpf_common.h`.
 pub(super) const LD_W_ABS: u16 = 0x20;
 pub(super) const ALU_AND_K: u16 = 0x54;
 pub(super) const JMP_JA: u16 = 0x05;
@@ -173,7 +173,7 @@ impl Backwards {
             Target::Return(action) => self.returns.get(&action).copied(),
         };
         match (known, target) {
-            (Some(at), _) if self.skip(at) + room <= usize::from(u8::MAX) => at,
+            (Some(at), _) if u8::try_from(self.skip(at) + room).is_ok() => at,
             (_, Target::At(at)) => {
                 // Bounded by the length of the program, which `finish` bounds in turn.
                 let skip = u32::try_from(self.skip(at)).unwrap_or(u32::MAX);

@@ -23,7 +23,8 @@ use crate::security::capabilities::{Capability, CapabilitySet};
 /// Source: Linux, include/uapi/linux/sched.h.
 const CLONE_NAMESPACES: u64 = 0x7e02_0000;
 
-/// ioctl(2) commands that put characters into a terminal's input. Source: ioctl_tty(2), ioctl_console(2).
+/// ioctl(2) commands that put characters into a terminal's input. Source: `ioctl_tty(2)`,
+/// `ioctl_console(2)`.
 const TIOCSTI: u32 = 0x5412;
 const TIOCLINUX: u32 = 0x541c;
 

@@ -5,11 +5,17 @@
 //! lists. Calls that no supported kernel implements any more (`create_module`, `vserver`, …) are left out:
 //! what is not here answers ENOSYS, which is what the kernel would say of them.
 //!
-//! Numbers: Linux, arch/x86/entry/syscalls/syscall_64.tbl and scripts/syscall.tbl (aarch64). A test compares
-//! them with the `libc` crate's, as far as that knows them.
+//! Numbers: Linux, `arch/x86/entry/syscalls/syscall_64.tbl` and `scripts/syscall.tbl` (aarch64). A test
+//! compares them with the `libc` crate's, as far as that knows them.
 
-use super::policy::{Args, Gate, Gate::*};
-use crate::security::capabilities::Capability::*;
+use super::policy::{
+    Args,
+    Gate::{self, By, Caps, Closed, Nest, Open},
+};
+use crate::security::capabilities::Capability::{
+    Bpf, DacReadSearch, Perfmon, SysAdmin, SysBoot, SysChroot, SysModule, SysNice, SysPacct,
+    SysPtrace, SysRawio, SysTime, SysTtyConfig, Syslog,
+};
 
 /// A call that an architecture does not have.
 pub(super) const NONE: u16 = u16::MAX;

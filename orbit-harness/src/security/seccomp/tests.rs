@@ -194,7 +194,7 @@ fn a_terminal_is_not_typed_into_whatever_is_held() {
 #[test]
 fn bits_that_the_kernel_ignores_do_not_hide_a_value() {
     let policy = Policy::new(Arch::X86_64, default_capabilities(), false);
-    for family in [38_u64, 40, 1 << 32 | 40, 0xffff_ffff_0000_0026] {
+    for family in [38_u64, 40, 0x0000_0001_0000_0028, 0xffff_ffff_0000_0026] {
         assert_eq!(
             answer(&policy, "socket", &[family]),
             Action::DENY,
