@@ -8,6 +8,8 @@ mod spec;
 
 mod image;
 
+mod security;
+
 mod outcome;
 
 mod error;
