@@ -1,10 +1,14 @@
 //! The one public error: opaque, with predicates for what a caller may want to tell apart.
 //!
-//! Modules have private kinds of their own; this file only gathers them.
+//! Modules have private kinds of their own; this file gathers them, and says of a failed step what to do.
 
 use std::{fmt, io};
 
-use crate::spec::SpecFault;
+use crate::{
+    spec::SpecFault,
+    supervisor::{Cause, Failure, SupervisorError},
+    sys::{ExecFailure, ExecStep},
+};
 
 /// Why a sandbox could not be made, reached or ended.
 ///
@@ -18,6 +22,17 @@ pub(crate) enum Kind {
     Spec(Vec<SpecFault>),
     #[error("{doing}: {source}")]
     Io { doing: String, source: io::Error },
+    #[error(transparent)]
+    Supervisor(#[from] SupervisorError),
+    #[cfg(feature = "images")]
+    #[error(transparent)]
+    Store(#[from] crate::store::StoreError),
+    #[error("cannot start `{program}` in the sandbox: {}", exec_text(*.failure, .program, .working_dir))]
+    Exec { program: String, working_dir: String, failure: ExecFailure },
+    #[error("cannot make the sandbox: step {number:02} `{step}` failed: {}", cause_text(.failure, .step))]
+    Step { number: usize, step: String, failure: Failure },
+    #[error("the sandbox vanished while it was being made: its supervisor process ended. Was it killed?")]
+    Vanished,
 }
 
 impl Error {
@@ -26,16 +41,29 @@ impl Error {
     }
 
     pub(crate) fn io(doing: impl Into<String>, source: impl Into<io::Error>) -> Self {
-        Kind::Io {
-            doing: doing.into(),
-            source: source.into(),
-        }
-        .into()
+        Kind::Io { doing: doing.into(), source: source.into() }.into()
     }
 
     /// Whether the spec itself is at fault: nothing was created.
     pub fn is_spec(&self) -> bool {
         matches!(*self.0, Kind::Spec(_))
+    }
+
+    /// Whether the program to run is not there.
+    pub fn is_program_not_found(&self) -> bool {
+        self.exec_errno().is_some_and(|errno| matches!(errno, libc::ENOENT | libc::ENOTDIR))
+    }
+
+    /// Whether the program to run is there, and cannot be executed.
+    pub fn is_program_not_executable(&self) -> bool {
+        self.exec_errno().is_some() && !self.is_program_not_found()
+    }
+
+    fn exec_errno(&self) -> Option<i32> {
+        match &*self.0 {
+            Kind::Exec { failure: ExecFailure { step: ExecStep::Execute, errno }, .. } => Some(*errno),
+            _ => None,
+        }
     }
 }
 
@@ -43,17 +71,75 @@ fn faults_text(faults: &[SpecFault]) -> String {
     let lines: Vec<String> = faults.iter().map(ToString::to_string).collect();
     match &lines[..] {
         [one] => format!("invalid {one}"),
-        many => format!(
-            "{} things are wrong with this sandbox:\n  - {}",
-            many.len(),
-            many.join("\n  - ")
-        ),
+        many => format!("{} things are wrong with this sandbox:\n  - {}", many.len(), many.join("\n  - ")),
     }
 }
 
-impl From<Kind> for Error {
-    fn from(kind: Kind) -> Self {
-        Self(Box::new(kind))
+fn exec_text(failure: ExecFailure, program: &str, working_dir: &str) -> String {
+    let ExecFailure { step, errno } = failure;
+    let why = io::Error::from_raw_os_error(errno);
+    match (step, errno) {
+        (ExecStep::Execute, libc::ENOENT | libc::ENOTDIR) if program.contains('/') => format!(
+            "there is no such file, or the interpreter that it names (a dynamic loader, or the program after \
+             `#!`) is not in this root filesystem ({why})"
+        ),
+        (ExecStep::Execute, libc::ENOENT | libc::ENOTDIR) => {
+            "there is no program of this name in any directory of PATH".to_owned()
+        }
+        (ExecStep::Execute, libc::EACCES) => {
+            format!("the file is there, but this user may not execute it ({why})")
+        }
+        (ExecStep::Execute, libc::ENOEXEC) => format!(
+            "the file is there, but it is no program for this machine: another architecture, or a script \
+             without `#!` ({why})"
+        ),
+        (ExecStep::WorkingDir, _) => format!("its working directory {working_dir} cannot be entered: {why}"),
+        (ExecStep::Ids | ExecStep::Groups, libc::EINVAL) => {
+            "its user or group has no id in this sandbox, which has a single one. Give this account a range of \
+             subordinate ids: `sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER`, and \
+             install the package uidmap"
+                .to_owned()
+        }
+        _ => format!("{step:?} failed: {why}"),
+    }
+}
+
+fn cause_text(failure: &Failure, step: &str) -> String {
+    let errno = match &failure.cause {
+        Cause::NotADirectory(path) => {
+            return format!(
+                "in this root filesystem, {} is a link or a file; a directory is needed to mount on",
+                path.display()
+            );
+        }
+        Cause::User(fault) => return fault.to_string(),
+        Cause::Filter(why) => return why.clone(),
+        Cause::Exec(exec) => return exec_text(*exec, "", ""),
+        Cause::Errno(errno) => *errno,
+    };
+    let why = io::Error::from_raw_os_error(errno);
+    match (step.split(' ').next().unwrap_or_default(), errno) {
+        ("unshare", libc::ENOSPC | libc::EUSERS) => {
+            format!("{why}. A limit on namespaces is reached: see `sysctl user`, and raise the one that is low")
+        }
+        ("unshare", libc::EAGAIN) => {
+            format!("{why}. A limit on processes is reached: see `ulimit -u` and the pids limit of this cgroup")
+        }
+        ("unshare", libc::EPERM | libc::ENOSYS) => format!("{why}. {}", crate::host::why_no_user_namespace(errno)),
+        ("mount", libc::EPERM) if step.contains("proc") || step.contains("sysfs") => format!(
+            "{why}. Parts of the host's /proc or /sys are covered, as in most containers, and the kernel then \
+             refuses a new one; start the outer container with `--security-opt systempaths=unconfined`"
+        ),
+        ("mount", libc::ENOENT) => format!("{why}. What is to be mounted is not there"),
+        ("mount", libc::ENOSPC) => format!("{why}. Too many mounts: see `sysctl fs.mount-max`"),
+        (_, libc::ENOSPC) => format!("{why}. The sandbox's writable layer is full: raise `disk`"),
+        _ => why.to_string(),
+    }
+}
+
+impl<T: Into<Kind>> From<T> for Error {
+    fn from(kind: T) -> Self {
+        Self(Box::new(kind.into()))
     }
 }
 

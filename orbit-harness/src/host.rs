@@ -11,7 +11,7 @@ use std::{
     sync::OnceLock,
 };
 
-use crate::security::idmap::IdPlan;
+use crate::security::idmap::plan::{Caller, IdPlan};
 
 /// What plans depend on.
 #[derive(Clone, Debug)]
@@ -21,6 +21,8 @@ pub(crate) struct Host {
     pub(crate) home: PathBuf,
     pub(crate) hostname: String,
     pub(crate) ids: IdPlan,
+    /// The number of the last capability that this kernel knows.
+    pub(crate) last_cap: u8,
     /// What lies in `/`, by name.
     pub(crate) top_level: BTreeMap<PathBuf, TopLevel>,
     /// Where filesystems are mounted, as absolute paths.
@@ -70,15 +72,8 @@ impl Host {
             gid,
             home: home.or_else(|| account.as_ref().map(|a| a.dir.clone())).unwrap_or_else(|| "/".into()),
             hostname: nix::unistd::gethostname()?.to_string_lossy().into_owned(),
-            ids: IdPlan::for_caller(&crate::security::idmap::Caller {
-                uid,
-                gid,
-                name: account.map(|a| a.name),
-                subuid: text("/etc/subuid"),
-                subgid: text("/etc/subgid"),
-                helpers: has_program("newuidmap") && has_program("newgidmap"),
-                privileged: holds_setid_capabilities(),
-            }),
+            ids: plan_ids(uid, gid, account.as_ref().map(|a| a.name.as_str()))?,
+            last_cap: text("/proc/sys/kernel/cap_last_cap").trim().parse().unwrap_or(40),
             top_level: read_top_level()?,
             mount_points: read_mount_points(&fs::read("/proc/self/mountinfo")?),
             cgroups: probe_cgroups(),
@@ -89,6 +84,49 @@ impl Host {
     pub(crate) fn has_mounts_below(&self, path: &Path) -> bool {
         self.mount_points.iter().any(|mount| mount != path && mount.starts_with(path))
     }
+}
+
+fn plan_ids(euid: u32, egid: u32, name: Option<&str>) -> io::Result<IdPlan> {
+    // A file that is not there or may not be read gives nobody a range.
+    let text = |path| fs::read_to_string(path).unwrap_or_default();
+    let caller = Caller {
+        euid,
+        egid,
+        name,
+        subuid: &text("/etc/subuid"),
+        subgid: &text("/etc/subgid"),
+        uid_map: &text("/proc/self/uid_map"),
+        gid_map: &text("/proc/self/gid_map"),
+        helpers: has_program("newuidmap") && has_program("newgidmap"),
+        privileged: holds_setid_capabilities(),
+    };
+    crate::security::idmap::plan::plan(&caller).map_err(io::Error::other)
+}
+
+/// Why this process may not make a user namespace, and what lets it: what is known of systems that refuse.
+///
+/// Source: Linux, Documentation/admin-guide/sysctl/user.rst; Debian's and Ubuntu's own sysctls.
+pub(crate) fn why_no_user_namespace(errno: i32) -> String {
+    let setting = |path: &str| fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
+    let is = |path, value: &str| setting(path).is_some_and(|found| found == value);
+    if is("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1") {
+        return "AppArmor keeps programs without a profile from using user namespaces here \
+                (kernel.apparmor_restrict_unprivileged_userns=1). Install an AppArmor profile that grants \
+                `userns` to this program, or run `sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0`."
+            .to_owned();
+    }
+    if is("/proc/sys/kernel/unprivileged_userns_clone", "0") {
+        return "User namespaces are switched off for ordinary users: run \
+                `sudo sysctl kernel.unprivileged_userns_clone=1`."
+            .to_owned();
+    }
+    if is("/proc/sys/user/max_user_namespaces", "0") || errno == libc::ENOSPC || errno == libc::EUSERS {
+        return "The limit on user namespaces is reached: run `sudo sysctl user.max_user_namespaces=15000`."
+            .to_owned();
+    }
+    "A seccomp filter, a container or the kernel's configuration refuses. In a container, give the runner \
+     `--security-opt seccomp=unconfined` or `--privileged`."
+        .to_owned()
 }
 
 fn has_program(name: &str) -> bool {

@@ -2,19 +2,40 @@
 
 #![deny(unsafe_code)]
 
+// In this order: a module imports only from what stands above it.
 mod units;
 
 mod spec;
 
 mod image;
 
+mod outcome;
+
+mod builder;
+
 mod security;
 
-mod outcome;
+mod sys;
+
+mod host;
+
+mod step;
+
+mod rootfs;
+
+mod plan;
+
+mod supervisor;
 
 mod error;
 
+mod capture;
+
+mod sandbox;
+
+pub use builder::{Output, SandboxBuilder, Stdin};
 pub use error::Error;
 pub use outcome::{LeakedProcess, Outcome, Status, Usage};
-pub use spec::{ImageRef, Init, Mount, NetworkMode, SpecFault};
+pub use sandbox::Sandbox;
+pub use spec::{ImageRef, Init, Mount, NetworkMode, PullPolicy, SpecFault};
 pub use units::{Bytes, CpuQuota, UnitError};

@@ -63,7 +63,7 @@ pub(crate) enum UserPlan {
 }
 
 /// Which system calls the program may make.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) enum SeccompPlan {
     /// The default list, as the capabilities widen it.
     Default,
@@ -98,9 +98,9 @@ pub(crate) fn plan(
     if let Err(why) = check_hostname(&hostname) {
         faults.push(SpecFault::new("hostname", &hostname, why));
     }
-    let capabilities = capabilities::resolve(&spec.cap_add, &spec.cap_drop)
+    let capabilities = capabilities::resolve(&spec.cap_add, &spec.cap_drop, host.last_cap)
         .map_err(|found| faults.extend(found))
-        .unwrap_or_default();
+        .unwrap_or(CapabilitySet::EMPTY);
     let argv = argv(spec, image);
     if argv.is_empty() {
         let why = match &spec.image {
@@ -120,7 +120,7 @@ pub(crate) fn plan(
     let program = ProgramPlan {
         init: spec.init,
         argv,
-        env: environment(spec, image, host, &hostname),
+        env: environment(spec, image, host, around, &hostname),
         working_dir: working_dir(spec, image, around),
         user: user(spec, image, host),
         capabilities,
@@ -141,24 +141,21 @@ fn steps(
     program: &ProgramPlan,
 ) -> Vec<Step> {
     let size = spec.disk.unwrap_or(DEFAULT_DISK);
-    let over_host = spec.image == ImageRef::Host;
     let mut steps = Vec::new();
     if network == Isolation::Own {
         steps.push(Step::Loopback);
     }
     steps.push(Step::Hostname(hostname.to_owned()));
-    steps.extend(match &spec.image {
-        ImageRef::Host => host_view::steps(&spec.host_view, around, host, size),
-        reference => rootfs::layered(image, reference, size),
-    });
     let system = SystemFiles {
         hostname,
         network: if network == Isolation::Own { Network::Own } else { Network::Host },
         tty: spec.tty,
-        write_names: !over_host,
     };
+    steps.extend(match &spec.image {
+        ImageRef::Host => host_view::steps(&spec.host_view, around, host, size),
+        reference => rootfs::layered(image, reference, size, system.etc()),
+    });
     steps.extend(system.mounts());
-    steps.extend(system.names());
     steps.extend(spec.mounts.iter().map(|mount| {
         let at = normal(&mount.target);
         match &mount.kind {
@@ -215,9 +212,9 @@ fn faults(spec: &Spec, host: &Host) -> Vec<SpecFault> {
         faults.push(SpecFault::new("cmd", word.to_string_lossy(), "an argument has a NUL byte"));
     }
     if let Some(user) = &spec.user
-        && let Err(why) = user.parse::<crate::security::user::UserSpec>()
+        && let Err(fault) = user.parse::<crate::security::user::UserSpec>()
     {
-        faults.push(SpecFault::new("user", user, why.to_string()));
+        faults.push(fault);
     }
     if spec.timeout == Some(Duration::ZERO) {
         faults.push(SpecFault::new("timeout", "0s", "expected more than zero"));
@@ -300,11 +297,18 @@ fn argv(spec: &Spec, image: &Image) -> Vec<OsString> {
     entrypoint.into_iter().chain(cmd).chain(spec.args.iter().cloned()).collect()
 }
 
-fn environment(spec: &Spec, image: &Image, host: &Host, hostname: &str) -> BTreeMap<OsString, OsString> {
+fn environment(
+    spec: &Spec,
+    image: &Image,
+    host: &Host,
+    around: &Surroundings,
+    hostname: &str,
+) -> BTreeMap<OsString, OsString> {
     let mut env = BTreeMap::new();
     if !spec.env_clear {
         env.insert("PATH".into(), DEFAULT_PATH.into());
         if spec.image == ImageRef::Host {
+            env.extend(around.path.clone().map(|path| ("PATH".into(), path)));
             env.insert("HOME".into(), host_view::home(&spec.host_view, host).into());
         } else {
             env.insert("HOSTNAME".into(), hostname.into());

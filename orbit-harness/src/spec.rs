@@ -312,7 +312,7 @@ impl Limits {
 }
 
 /// One thing that is wrong with a spec: which field, what was given, and what was expected.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{field} `{given}`: {why}")]
 pub struct SpecFault {
     pub(crate) field: String,

@@ -19,16 +19,15 @@ pub(crate) enum Step {
     Hostname(String),
     /// A filesystem in memory that holds everything the sandbox writes.
     Scratch { size: Bytes },
-    /// The root: one or more read-only trees under a writable layer in the scratch.
-    OverlayRoot(Lower),
+    /// The root: one or more read-only trees under a writable layer in the scratch, which holds these files of
+    /// `/etc` from the start.
+    OverlayRoot { lower: Lower, etc: Vec<EtcFile> },
     /// The root: an empty directory in the scratch.
     EmptyRoot,
     /// A directory, with its parents; what is there already stays.
     Directory { at: PathBuf, mode: u32 },
     /// A symbolic link.
     Symlink { at: PathBuf, target: PathBuf },
-    /// A file with this content, in place of what was there.
-    File { at: PathBuf, content: String },
     /// A directory of the host under a writable layer in the scratch.
     Overlay { source: PathBuf, at: PathBuf },
     /// A file or directory of the host, with what is mounted below it.
@@ -60,22 +59,30 @@ pub(crate) enum Lower {
     Directory(PathBuf),
 }
 
+/// A file of `/etc`, in place of the image's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct EtcFile {
+    pub(crate) name: String,
+    pub(crate) content: String,
+}
+
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Loopback => f.write_str("link lo up"),
             Self::Hostname(name) => write!(f, "hostname {name}"),
             Self::Scratch { size } => write!(f, "mount tmpfs scratch size={size}"),
-            Self::OverlayRoot(Lower::Layers { names, .. }) => {
-                write!(f, "mount overlay / lower={} upper=scratch", names.len())
-            }
-            Self::OverlayRoot(Lower::Directory(path)) => {
-                write!(f, "mount overlay / lower={} upper=scratch", path.display())
+            Self::OverlayRoot { lower, etc } => {
+                match lower {
+                    Lower::Layers { names, .. } => write!(f, "mount overlay / lower={}", names.len())?,
+                    Lower::Directory(path) => write!(f, "mount overlay / lower={}", path.display())?,
+                }
+                f.write_str(" upper=scratch")?;
+                etc.iter().try_for_each(|file| write!(f, " /etc/{}={:?}", file.name, file.content))
             }
             Self::EmptyRoot => f.write_str("mount bind / from=scratch"),
             Self::Directory { at, mode } => write!(f, "directory {} mode={mode:o}", at.display()),
             Self::Symlink { at, target } => write!(f, "symlink {} to={}", at.display(), target.display()),
-            Self::File { at, content } => write!(f, "file {} bytes={}", at.display(), content.len()),
             Self::Overlay { source, at } => {
                 write!(f, "mount overlay {} lower={} upper=scratch", at.display(), source.display())
             }

@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeSet,
+    ffi::OsString,
     path::{Path, PathBuf},
 };
 
@@ -30,6 +31,8 @@ pub(crate) struct Surroundings {
     pub(crate) working_dir: PathBuf,
     /// The directory of this process's executable: in tests, cargo's output, with the programs built for them.
     pub(crate) executable_dir: Option<PathBuf>,
+    /// Where this process finds programs.
+    pub(crate) path: Option<OsString>,
 }
 
 /// The steps that make the host view, with a writable layer of `size`.

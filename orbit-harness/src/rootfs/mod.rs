@@ -9,18 +9,18 @@ use std::path::PathBuf;
 use crate::{
     image::Image,
     spec::ImageRef,
-    step::{Lower, Step},
+    step::{EtcFile, Lower, Step},
     units::Bytes,
 };
 pub(crate) use system::{Network, SystemFiles, masked_paths, read_only_paths};
 
-/// The steps that put an image's layers, or a directory, under a writable layer of `size`.
-pub(crate) fn layered(image: &Image, reference: &ImageRef, size: Bytes) -> Vec<Step> {
+/// The steps that put an image's layers, or a directory, under a writable layer of `size` that holds `etc`.
+pub(crate) fn layered(image: &Image, reference: &ImageRef, size: Bytes, etc: Vec<EtcFile>) -> Vec<Step> {
     let lower = match reference {
         ImageRef::Dir(path) => Lower::Directory(path.clone()),
         _ => Lower::Layers { dir: image.layers_dir.clone(), names: image.layers.clone() },
     };
-    vec![Step::Scratch { size }, Step::OverlayRoot(lower)]
+    vec![Step::Scratch { size }, Step::OverlayRoot { lower, etc }]
 }
 
 /// `path` as seen from `/`, without `.` and `..`, which are taken as a shell at `/` takes them.

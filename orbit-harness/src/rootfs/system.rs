@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use crate::{step::Step, units::Bytes};
+use crate::{
+    step::{EtcFile, Step},
+    units::Bytes,
+};
 
 /// What the files of a sandbox say of its network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,8 +20,6 @@ pub(crate) struct SystemFiles<'a> {
     pub(crate) hostname: &'a str,
     pub(crate) network: Network,
     pub(crate) tty: bool,
-    /// Whether `/etc/hostname`, `/etc/hosts` and `/etc/resolv.conf` are written: not over the host's own.
-    pub(crate) write_names: bool,
 }
 
 /// What Docker gives `/dev/shm`.
@@ -34,27 +35,18 @@ impl SystemFiles<'_> {
         ]
     }
 
-    /// The steps that write the files.
-    pub(crate) fn names(&self) -> Vec<Step> {
-        if !self.write_names {
-            return Vec::new();
-        }
-        let file = |at: &str, content: String| Step::File { at: at.into(), content };
+    /// The files of `/etc` that name the sandbox and its network.
+    pub(crate) fn etc(&self) -> Vec<EtcFile> {
+        let file = |name: &str, content: String| EtcFile { name: name.into(), content };
         let hostname = self.hostname;
-        let mut steps = vec![
-            file("/etc/hostname", format!("{hostname}\n")),
-            file(
-                "/etc/hosts",
-                format!(
-                    "127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n"
-                ),
-            ),
-        ];
+        let hosts =
+            format!("127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+        let mut files = vec![file("hostname", format!("{hostname}\n")), file("hosts", hosts)];
         if self.network == Network::Own {
             // No network, no name servers: a lookup fails at once rather than after a timeout.
-            steps.push(file("/etc/resolv.conf", String::new()));
+            files.push(file("resolv.conf", String::new()));
         }
-        steps
+        files
     }
 }
 

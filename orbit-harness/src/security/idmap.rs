@@ -11,8 +11,10 @@ pub(crate) mod subid;
 
 use std::{fmt, ops::Range};
 
+use serde::{Deserialize, Serialize};
+
 /// One line of a map: `count` ids from `inside` on stand for as many from `outside` on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Extent {
     pub(crate) inside: u32,
     pub(crate) outside: u32,
@@ -63,9 +65,16 @@ pub(crate) enum IdMapError {
 }
 
 /// A map the kernel takes, for uids or for gids.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct IdMap {
     entries: Vec<Extent>,
+}
+
+/// The maps of one user namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct IdMapPair {
+    pub(crate) uid: IdMap,
+    pub(crate) gid: IdMap,
 }
 
 impl IdMap {
@@ -138,14 +147,13 @@ impl IdMap {
     }
 
     /// The arguments of newuidmap(1) or newgidmap(1) for process `pid`, without the program's name.
-    pub(crate) fn helper_args(&self, pid: u32) -> Vec<String> {
+    pub(crate) fn helper_args(&self, pid: i32) -> Vec<String> {
         let numbers = self
             .entries
             .iter()
             .flat_map(|entry| [entry.inside, entry.outside, entry.count]);
-        std::iter::once(pid)
-            .chain(numbers)
-            .map(|number| number.to_string())
+        std::iter::once(pid.to_string())
+            .chain(numbers.map(|number| number.to_string()))
             .collect()
     }
 

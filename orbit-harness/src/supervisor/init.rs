@@ -25,8 +25,8 @@ use super::{
 };
 use crate::{
     outcome::{LeakedProcess, Status, Usage},
-    plan::{Plan, ProgramPlan, SeccompPlan, UserPlan},
-    security::{seccomp, user},
+    plan::{Plan, ProgramPlan, UserPlan},
+    security::{seccomp::bpf::SockFilter, user::UserSpec},
     spec::Init,
     sys::{self, Program, SingleThreaded, Terminal, Waited},
 };
@@ -52,12 +52,13 @@ pub(super) fn run(
     events: Channel,
     stdio: &[OwnedFd],
     caller_namespace: Option<BorrowedFd<'_>>,
+    filter: &[SockFilter],
 ) -> ! {
     let mut keep: Vec<_> = stdio.iter().map(|fd| fd.as_raw_fd()).collect();
     keep.push(events.as_fd().as_raw_fd());
     keep.extend(caller_namespace.map(|fd| fd.as_raw_fd()));
     let kept = sys::close_inherited(&mut keep).map_err(|error| failure(0, &error));
-    let ran = kept.and_then(|()| try_run(single_threaded, plan, &events, stdio, caller_namespace));
+    let ran = kept.and_then(|()| try_run(single_threaded, plan, &events, stdio, caller_namespace, filter));
     if let Err(failure) = ran {
         let _ = events.send(&Event::Failed(failure), &[]);
     }
@@ -71,6 +72,7 @@ fn try_run(
     events: &Channel,
     stdio: &[OwnedFd],
     caller_namespace: Option<BorrowedFd<'_>>,
+    filter: &[SockFilter],
 ) -> Result<(), Failure> {
     let mut maker = Maker::new().map_err(|error| failure(0, &error.into()))?;
     for (number, step) in plan.steps.iter().enumerate() {
@@ -86,7 +88,7 @@ fn try_run(
         Some(terminal) => [&terminal.program_side; 3].map(AsFd::as_fd),
         None => [&stdio[0], &stdio[1], &stdio[2]].map(AsFd::as_fd),
     };
-    let program = ready.program(streams, terminal.is_some(), caller_namespace);
+    let program = ready.program(streams, terminal.is_some(), caller_namespace, filter);
     let exec_failed =
         |failure| Failure { line: plan.lines().len() - 1, cause: Cause::Exec(failure) };
     let tell_started = |pid: i32| {
@@ -201,7 +203,6 @@ struct Ready {
     gid: u32,
     groups: Option<Vec<u32>>,
     capabilities: u64,
-    filter: Vec<sys::SockFilter>,
 }
 
 impl Ready {
@@ -213,7 +214,9 @@ impl Ready {
             UserPlan::Caller { uid, gid } if is_caller => (*uid, *gid, Vec::new()),
             UserPlan::Caller { .. } => (0, 0, Vec::new()),
             UserPlan::Named(name) => {
-                let found = user::resolve(name, &read_text("/etc/passwd"), &read_text("/etc/group"))
+                let spec = if name.is_empty() { Ok(UserSpec::default()) } else { name.parse() };
+                let found = spec
+                    .and_then(|spec| spec.resolve(&read_text("/etc/passwd"), &read_text("/etc/group")))
                     .map_err(Cause::User)?;
                 env.entry("HOME".into()).or_insert_with(|| found.home.clone().into());
                 (found.uid, found.gid, found.groups)
@@ -238,7 +241,6 @@ impl Ready {
             gid,
             groups: (!groups_denied).then_some(groups),
             capabilities: plan.capabilities.bits(),
-            filter: seccomp::filter(plan.capabilities, plan.seccomp == SeccompPlan::Nested),
         })
     }
 
@@ -247,6 +249,7 @@ impl Ready {
         stdio: [BorrowedFd<'a>; 3],
         terminal: bool,
         user_namespace: Option<BorrowedFd<'a>>,
+        filter: &'a [SockFilter],
     ) -> Program<'a> {
         Program {
             candidates: &self.candidates,
@@ -261,7 +264,7 @@ impl Ready {
             groups: self.groups.as_deref(),
             rlimits: &[],
             capabilities: self.capabilities,
-            filter: &self.filter,
+            filter,
         }
     }
 }

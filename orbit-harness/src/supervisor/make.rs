@@ -23,7 +23,7 @@ use super::{
     protocol::Cause,
 };
 use crate::{
-    step::{DEVICES, Lower, Step},
+    step::{DEVICES, EtcFile, Lower, Step},
     sys,
     units::Bytes,
 };
@@ -36,7 +36,8 @@ pub(super) struct Maker {
     host: OwnedFd,
     /// The new root, once it is there.
     root: Option<OwnedFd>,
-    /// What covers masked files: the host's own `/dev/null`, whatever the image's is (CVE-2025-31133).
+    /// What covers masked files: the host's `/dev/null` in this sandbox's `/dev`, whatever the image's is
+    /// (CVE-2025-31133).
     null: Option<OwnedFd>,
     /// Writable layers made so far.
     layers: usize,
@@ -70,11 +71,10 @@ impl Maker {
             Step::Loopback => Ok(loopback_up()?),
             Step::Hostname(name) => Ok(rustix::system::sethostname(name.as_bytes())?),
             Step::Scratch { size } => Ok(scratch(*size)?),
-            Step::OverlayRoot(lower) => self.overlay_root(lower),
+            Step::OverlayRoot { lower, etc } => self.overlay_root(lower, etc),
             Step::EmptyRoot => self.empty_root(),
             Step::Directory { at, mode } => self.directory(at, *mode).map(drop),
             Step::Symlink { at, target } => self.symlink(at, target),
-            Step::File { at, content } => self.file(at, content),
             Step::Overlay { source, at } => self.overlay(source, at),
             Step::Bind { source, at, read_only } => self.bind(source, at, *read_only),
             Step::Tmpfs { at, size, mode } => {
@@ -103,25 +103,33 @@ impl Maker {
         self.root.as_ref().ok_or(Cause::Errno(libc::EINVAL))
     }
 
-    fn overlay_root(&mut self, lower: &Lower) -> Done {
+    fn overlay_root(&mut self, lower: &Lower, etc: &[EtcFile]) -> Done {
         let target = format!("{STAGE}/root");
-        let lower = match lower {
+        let (directory, options) = match lower {
             Lower::Directory(path) => {
-                let lower = self.open_host(path)?;
-                self.mount_overlay(&fd_path(&lower), Path::new(&target))?;
-                None
+                let directory = self.open_host(path)?;
+                let options = fd_path(&directory);
+                (directory, options)
             }
+            // Names relative to their directory, as all options must fit in one page. Topmost first.
             Lower::Layers { dir, names } => {
-                // Names relative to their directory, as all options must fit in one page. Topmost first.
-                rustix::process::fchdir(self.open_host(dir)?)?;
-                Some(names.iter().rev().map(String::as_str).collect::<Vec<_>>().join(":"))
+                (self.open_host(dir)?, names.iter().rev().map(String::as_str).collect::<Vec<_>>().join(":"))
             }
         };
-        if let Some(lower) = lower {
-            self.mount_overlay(&lower, Path::new(&target))?;
-            rustix::process::chdir("/")?;
+        let upper = self.new_layer()?;
+        let plain = has_plain_etc(&directory, lower)?;
+        if plain {
+            write_etc(&upper, etc)?;
         }
-        self.root = Some(open_directory(&target)?);
+        rustix::process::fchdir(&directory)?;
+        self.mount_overlay(&options, Path::new(&target))?;
+        rustix::process::chdir("/")?;
+        let root = open_directory(&target)?;
+        if !plain {
+            // Some image's `/etc` is a link: the files go where it leads, inside.
+            write_etc_inside(&root, etc)?;
+        }
+        self.root = Some(root);
         Ok(())
     }
 
@@ -132,13 +140,21 @@ impl Maker {
         Ok(())
     }
 
-    /// An overlay at `target` with a fresh writable layer over `lower`, which is in the options' own syntax.
-    fn mount_overlay(&mut self, lower: &str, target: &Path) -> rustix::io::Result<()> {
+    /// A fresh writable layer: its directory.
+    fn new_layer(&mut self) -> rustix::io::Result<String> {
         self.layers += 1;
-        let (upper, work) = (format!("{STAGE}/upper{}", self.layers), format!("{STAGE}/work{}", self.layers));
+        let upper = format!("{STAGE}/upper{}", self.layers);
         rustix::fs::mkdir(&upper, Mode::from_raw_mode(0o755))?;
-        rustix::fs::mkdir(&work, Mode::from_raw_mode(0o700))?;
-        let options = c_string(format!("lowerdir={lower},upperdir={upper},workdir={work},userxattr"))?;
+        rustix::fs::mkdir(format!("{STAGE}/work{}", self.layers), Mode::from_raw_mode(0o700))?;
+        Ok(upper)
+    }
+
+    /// An overlay at `target` with the newest layer over `lower`, which is in the options' own syntax.
+    fn mount_overlay(&self, lower: &str, target: &Path) -> rustix::io::Result<()> {
+        let number = self.layers;
+        let options = c_string(format!(
+            "lowerdir={lower},upperdir={STAGE}/upper{number},workdir={STAGE}/work{number},userxattr"
+        ))?;
         rustix::mount::mount("orbit", target, "overlay", MountFlags::NODEV, options.as_c_str())
     }
 
@@ -147,10 +163,9 @@ impl Maker {
         let target = self.directory(at, 0o755)?;
         // The layer's root stands for the directory it covers.
         let stat = rustix::fs::fstat(&source)?;
-        self.mount_overlay(&fd_path(&source), Path::new(&fd_path(&target)))?;
-        let upper = format!("{STAGE}/upper{}", self.layers);
+        let upper = self.new_layer()?;
         rustix::fs::chmod(&upper, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
-        Ok(())
+        Ok(self.mount_overlay(&fd_path(&source), Path::new(&fd_path(&target)))?)
     }
 
     fn bind(&mut self, source: &Path, at: &Path, read_only: bool) -> Done {
@@ -212,7 +227,7 @@ impl Maker {
         if console {
             self.terminal = Some(open_terminal(&dev)?);
         }
-        self.null = Some(rustix::fs::openat(&self.host, "dev/null", PATH, Mode::empty())?);
+        self.null = Some(rustix::fs::openat(&dev, "null", PATH, Mode::empty())?);
         Ok(())
     }
 
@@ -291,20 +306,6 @@ impl Maker {
             Mode::from_raw_mode(0o644),
         )?;
         self.open_inside(path)
-    }
-
-    fn file(&self, path: &Path, content: &str) -> Done {
-        let (parent, name) = self.split(path)?;
-        // A link or a special file of the image's is replaced, not written through.
-        match rustix::fs::unlinkat(&parent, name, rustix::fs::AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o644))?;
-        std::fs::File::from(file)
-            .write_all(content.as_bytes())
-            .map_err(|error| Cause::Errno(error.raw_os_error().unwrap_or(0)))
     }
 
     fn symlink(&self, path: &Path, target: &Path) -> Done {
@@ -389,6 +390,52 @@ fn scratch(size: Bytes) -> rustix::io::Result<()> {
     let options = c_string(tmpfs_options(size, 0o755))?;
     rustix::mount::mount("orbit", STAGE, "tmpfs", MountFlags::NODEV, options.as_c_str())?;
     rustix::fs::mkdir(format!("{STAGE}/root"), Mode::from_raw_mode(0o755))
+}
+
+/// Whether the topmost `/etc` of what lies below is a directory, or there is none.
+fn has_plain_etc(directory: &OwnedFd, lower: &Lower) -> rustix::io::Result<bool> {
+    let candidates = match lower {
+        Lower::Directory(_) => vec!["etc".to_owned()],
+        Lower::Layers { names, .. } => names.iter().rev().map(|name| format!("{name}/etc")).collect(),
+    };
+    for path in candidates {
+        match rustix::fs::statat(directory, path, rustix::fs::AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => return Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Directory),
+            Err(Errno::NOENT) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(true)
+}
+
+/// Puts files into the `/etc` of a writable layer that is not mounted yet.
+fn write_etc(upper: &str, files: &[EtcFile]) -> Done {
+    let path = format!("{upper}/etc");
+    rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755))?;
+    write_files(&open_directory(&path)?, files)
+}
+
+/// Puts files into the `/etc` of a mounted root, in place of what is there.
+fn write_etc_inside(root: &OwnedFd, files: &[EtcFile]) -> Done {
+    let directory = open_in(root, Path::new("/etc"))?;
+    for file in files {
+        match rustix::fs::unlinkat(&directory, &file.name, rustix::fs::AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    write_files(&directory, files)
+}
+
+fn write_files(directory: &OwnedFd, files: &[EtcFile]) -> Done {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    for file in files {
+        let opened = rustix::fs::openat(directory, &file.name, flags, Mode::from_raw_mode(0o644))?;
+        std::fs::File::from(opened)
+            .write_all(file.content.as_bytes())
+            .map_err(|error| Cause::Errno(error.raw_os_error().unwrap_or(0)))?;
+    }
+    Ok(())
 }
 
 fn clone_tree(source: &OwnedFd) -> rustix::io::Result<OwnedFd> {

@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     outcome::{LeakedProcess, Status, Usage},
     plan::Plan,
-    security::{idmap::IdMapPair, user::UserError},
+    security::idmap::IdMapPair,
+    spec::SpecFault,
     sys::ExecFailure,
 };
 
@@ -106,7 +107,9 @@ pub(crate) enum Cause {
     /// In the image, this is not a directory but a link or a file.
     NotADirectory(PathBuf),
     /// The user is not one that the sandbox's files name.
-    User(UserError),
+    User(SpecFault),
+    /// There is no seccomp filter for what was asked.
+    Filter(String),
     /// One of the program's own last steps.
     Exec(ExecFailure),
 }

@@ -1,7 +1,7 @@
 //! The supervisor's loop: launches what it is asked for, ends what was let go, reaps what ended.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     io,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     time::{Duration, Instant},
@@ -19,7 +19,11 @@ use super::{
 };
 use crate::{
     outcome::{Status, Usage},
-    plan::{Isolation, Plan},
+    plan::{Isolation, Plan, ProgramPlan, SeccompPlan},
+    security::seccomp::{
+        bpf::{CompileError, Program, SockFilter, compile},
+        policy::{Arch, Policy},
+    },
     sys::{self, Fork, SingleThreaded, Waited},
 };
 
@@ -38,6 +42,8 @@ struct Supervisor {
     epoll: OwnedFd,
     children: HashMap<u64, Child>,
     ids: HashMap<i32, u64>,
+    /// Compiled filters, by capabilities and whether user namespaces are allowed.
+    filters: HashMap<(u64, SeccompPlan), Program>,
     next_id: u64,
 }
 
@@ -75,9 +81,9 @@ fn try_serve(
     };
     watch(control.as_fd(), CONTROL, epoll::EventFlags::IN)?;
     watch(caller.as_fd(), CALLER, epoll::EventFlags::IN)?;
-    let (children, ids) = Default::default();
+    let (children, ids, filters) = Default::default();
     let mut supervisor =
-        Supervisor { single_threaded, control, caller_namespace, epoll, children, ids, next_id: FIRST_ID };
+        Supervisor { single_threaded, control, caller_namespace, epoll, children, ids, filters, next_id: FIRST_ID };
     let mut events = Vec::with_capacity(64);
     loop {
         events.clear();
@@ -141,10 +147,19 @@ impl Supervisor {
         if plan.network == Isolation::Own {
             namespaces |= libc::CLONE_NEWNET;
         }
+        let filter = match filter(&mut self.filters, plan) {
+            Ok(filter) => filter,
+            Err(error) => {
+                let cause = Cause::Filter(error.to_string());
+                let line = plan.steps.len() + 1;
+                let _ = events.send(&Event::Failed(Failure { line, cause }), &[]);
+                return Ok(());
+            }
+        };
         match self.single_threaded.fork(namespaces as u64, None) {
             Ok(Fork::Child) => {
                 let caller_namespace = self.caller_namespace.as_ref().map(|fd| fd.as_fd());
-                init::run(self.single_threaded, plan, events, &stdio, caller_namespace)
+                init::run(self.single_threaded, plan, events, &stdio, caller_namespace, filter)
             }
             Ok(Fork::Parent { pid, pidfd }) => {
                 let timeout = plan.timeout;
@@ -246,6 +261,32 @@ impl Supervisor {
             }
         }
     }
+}
+
+/// Why there is no filter: a sandbox without one is not started.
+#[derive(Debug, thiserror::Error)]
+enum FilterError {
+    #[error("no list of system calls exists for this architecture")]
+    Architecture,
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+}
+
+/// The filter of `plan`, compiled with the first that needs it.
+fn filter<'a>(
+    filters: &'a mut HashMap<(u64, SeccompPlan), Program>,
+    plan: &Plan,
+) -> Result<&'a [SockFilter], FilterError> {
+    let ProgramPlan { capabilities, seccomp, .. } = plan.program;
+    let program = match filters.entry((capabilities.bits(), seccomp)) {
+        Entry::Occupied(known) => known.into_mut(),
+        Entry::Vacant(new) => {
+            let arch = Arch::native().ok_or(FilterError::Architecture)?;
+            let policy = Policy::new(arch, capabilities, seccomp == SeccompPlan::Nested);
+            new.insert(compile(&policy)?)
+        }
+    };
+    Ok(program.instructions())
 }
 
 impl Child {

@@ -36,8 +36,7 @@ pub(super) enum Handover {
 /// The main function of a process that was started as a supervisor. Its standard input is the control channel.
 pub(crate) fn run(single_threaded: SingleThreaded) -> i32 {
     sys::reset_signals();
-    // A duplicate, so that 0 can go on to be an ordinary descriptor.
-    let Ok(control) = io::stdin().as_fd().try_clone_to_owned().map(Channel::from_fd) else { return 2 };
+    let Ok(control) = take_standard_input().map(Channel::from_fd) else { return 2 };
     let Ok(Some((hello, mut fds))) = control.recv::<Hello>() else { return 2 };
     let Some(caller) = fds.pop() else { return 2 };
     match start(single_threaded, &control, caller, &hello) {
@@ -48,6 +47,13 @@ pub(crate) fn run(single_threaded: SingleThreaded) -> i32 {
             1
         }
     }
+}
+
+/// What standard input is, as a descriptor that is closed on exec; 0 goes on as `/dev/null`.
+fn take_standard_input() -> io::Result<OwnedFd> {
+    let taken = io::stdin().as_fd().try_clone_to_owned()?;
+    rustix::stdio::dup2_stdin(fs::File::open("/dev/null")?)?;
+    Ok(taken)
 }
 
 fn start(
@@ -97,8 +103,7 @@ fn run_helper(program: &str, pid: i32, map: &IdMap) -> Result<(), StartFailure> 
     // The environment was emptied by who started this process; the helpers live in the system's directories.
     let output = Command::new(program)
         .env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin:/usr/local/bin")
-        .arg(pid.to_string())
-        .args(map.helper_arguments())
+        .args(map.helper_args(pid))
         .output()
         .map_err(|error| fail(error.raw_os_error().unwrap_or(0), program.to_owned()))?;
     if output.status.success() {
@@ -117,7 +122,10 @@ fn hand_over_host(pid: i32, to_supervisor: &Channel) -> Result<(), StartFailure>
     let namespace = fs::File::open(format!("/proc/{pid}/ns/user")).map_err(fail)?;
     let mountinfo = fs::read("/proc/self/mountinfo").map_err(fail)?;
     let mut batch: (Vec<PathBuf>, Vec<OwnedFd>) = Default::default();
-    for path in crate::host::read_mount_points(&mountinfo) {
+    let mut paths = crate::host::read_mount_points(&mountinfo);
+    // What is mounted on comes before what is mounted on it, which the table's own order does not promise.
+    paths.sort_by_key(|path| path.components().count());
+    for path in paths {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         // A mount that another covers, or that is gone by now, cannot be reached by its path.
         let Ok(tree) = rustix::mount::open_tree(rustix::fs::CWD, &path, flags) else { continue };

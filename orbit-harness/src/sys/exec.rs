@@ -14,7 +14,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{SingleThreaded, SockFilter, seccomp};
+use super::{SingleThreaded, seccomp};
+use crate::security::seccomp::bpf::SockFilter;
 
 /// What a program is started with: all of it decided, nothing looked up.
 #[derive(Debug)]

@@ -7,12 +7,13 @@
 
 mod entry;
 mod exec;
+mod link;
 mod mount;
 mod process;
 mod seccomp;
 
 pub(crate) use entry::SUPERVISOR_NAME;
 pub(crate) use exec::{ExecFailure, ExecStep, Program, Terminal, hold_only};
-pub(crate) use mount::{IdMapped, set_mount_attributes};
+pub(crate) use link::bring_up;
+pub(crate) use mount::set_mount_attributes;
 pub(crate) use process::{Fork, SingleThreaded, Waited, close_inherited, exit_now, reset_signals, wait_any};
-pub(crate) use seccomp::SockFilter;

@@ -7,6 +7,9 @@ use std::{
     time::Duration,
 };
 
+/// `libc` has it as an `int`, which it does not fit. Source: Linux, include/uapi/linux/sched.h.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
 /// Proof that this process has one thread, so that a fork of it may run any code.
 ///
 /// Neither `Send` nor `Sync`. A fork of a single-threaded process is single-threaded too.
@@ -60,7 +63,7 @@ impl SingleThreaded {
             cgroup: 0,
         };
         if let Some(cgroup) = cgroup {
-            args.flags |= libc::CLONE_INTO_CGROUP as u64;
+            args.flags |= CLONE_INTO_CGROUP;
             args.cgroup = cgroup.as_raw_fd() as u64;
         }
         // SAFETY: `args` is a whole `clone_args` of the size given, and `pidfd` outlives the call. Without

@@ -2,17 +2,7 @@
 
 use std::io;
 
-/// One instruction of a classic BPF program, as the kernel reads it.
-///
-/// Source: Linux, `struct sock_filter` in include/uapi/linux/filter.h.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct SockFilter {
-    pub(crate) code: u16,
-    pub(crate) jt: u8,
-    pub(crate) jf: u8,
-    pub(crate) k: u32,
-}
+use crate::security::seccomp::bpf::SockFilter;
 
 /// Filters the system calls of this thread and of all that it starts.
 ///

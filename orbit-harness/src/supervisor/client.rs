@@ -1,0 +1,187 @@
+//! The test process's side: starts the supervisor with the first sandbox, and asks it for more.
+
+use std::{
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::process::CommandExt as _,
+    },
+    process::{Command, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use rustix::process::{PidfdFlags, getpid, pidfd_open};
+
+use super::{
+    channel::Channel,
+    protocol::{Hello, Mapping, Request, StartFailure, StartStep, Welcome},
+};
+use crate::{
+    host::Host,
+    plan::Plan,
+    security::idmap::{IdMap, IdMapPair, plan::Writer},
+    sys::SUPERVISOR_NAME,
+};
+
+/// Why there is no supervisor, or none any more.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SupervisorError {
+    #[error("cannot start the supervisor process: {0}")]
+    Spawn(#[source] io::Error),
+    #[error("{0}")]
+    Start(StartFailure),
+    #[error("the supervisor process ended while it was starting; set ORBIT_DEBUG=1 to see what it writes")]
+    Vanished,
+    #[error("cannot reach the supervisor process: {0}")]
+    Lost(#[source] io::Error),
+}
+
+/// The supervisor of this process.
+#[derive(Debug)]
+pub(crate) struct Supervisor {
+    control: Channel,
+    /// Of the test process that started it: a fork of that process is not its owner.
+    owner: u32,
+}
+
+static CURRENT: Mutex<Option<Arc<Supervisor>>> = Mutex::new(None);
+
+impl Supervisor {
+    /// The supervisor of this process, started with the first call.
+    ///
+    /// # Errors
+    /// [`SupervisorError`], with what to do about it, where this machine refuses.
+    pub(crate) fn get(host: &Host) -> Result<Arc<Self>, SupervisorError> {
+        let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*current {
+            Some(supervisor) if supervisor.owner == std::process::id() && supervisor.is_alive() => {
+                Ok(Arc::clone(supervisor))
+            }
+            _ => {
+                let supervisor = Arc::new(Self::start(host)?);
+                *current = Some(Arc::clone(&supervisor));
+                Ok(supervisor)
+            }
+        }
+    }
+
+    fn start(host: &Host) -> Result<Self, SupervisorError> {
+        use SupervisorError::{Lost, Spawn};
+        let (control, theirs) = Channel::pair().map_err(Spawn)?;
+        let debug = std::env::var_os("ORBIT_DEBUG").is_some();
+        let mut command = Command::new("/proc/self/exe");
+        command
+            .arg0(SUPERVISOR_NAME.to_str().unwrap_or_default())
+            // Its memory is copied into every init: it knows nothing of this process's environment but what
+            // the dynamic loader needs.
+            .env_clear()
+            .envs(std::env::var_os("LD_LIBRARY_PATH").map(|path| ("LD_LIBRARY_PATH", path)))
+            .stdin(Stdio::from(theirs.into_fd()))
+            .stdout(Stdio::null())
+            .stderr(if debug { Stdio::inherit() } else { Stdio::null() });
+        let mut starter = command.spawn().map_err(Spawn)?;
+        // Else its end of the channel would stay open here.
+        drop(command);
+        let greeted = Self::greet(&control, host);
+        // It has ended by now, or is about to. ECHILD: this process reaps its children by other means.
+        let _ = starter.wait();
+        match greeted.map_err(Lost)? {
+            Some(Welcome::Ready { .. }) => Ok(Self { control, owner: std::process::id() }),
+            Some(Welcome::Failed(failure)) => Err(SupervisorError::Start(failure)),
+            None => Err(SupervisorError::Vanished),
+        }
+    }
+
+    fn greet(control: &Channel, host: &Host) -> io::Result<Option<Welcome>> {
+        let this_process = pidfd_open(getpid(), PidfdFlags::empty())?;
+        match control.send(&hello(host), &[this_process.as_fd()]) {
+            // It ended at once; what it may have said is read below.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            other => other?,
+        }
+        Ok(control.recv::<Welcome>()?.map(|(welcome, _)| welcome))
+    }
+
+    /// Whether it can still be asked. Its end of the channel is closed when it is gone.
+    fn is_alive(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut polled = [PollFd::new(&self.control, PollFlags::RDHUP)];
+        poll(&mut polled, Some(&now)).is_ok_and(|ready| ready == 0)
+    }
+
+    /// Asks for a sandbox. Its events arrive on the channel that is returned; to drop that is to end it.
+    pub(crate) fn launch(&self, plan: Plan, stdio: [BorrowedFd<'_>; 3]) -> Result<Channel, SupervisorError> {
+        self.ask(&Request::Launch(Box::new(plan)), &stdio)
+    }
+
+    /// Sends `request` with a fresh reply channel before `fds`.
+    pub(crate) fn ask(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Channel, SupervisorError> {
+        let (ours, theirs) = Channel::pair().map_err(SupervisorError::Lost)?;
+        let mut all = vec![theirs.as_fd()];
+        all.extend_from_slice(fds);
+        self.control.send(request, &all).map_err(SupervisorError::Lost)?;
+        Ok(ours)
+    }
+}
+
+fn hello(host: &Host) -> Hello {
+    let ids = IdMapPair { uid: host.ids.uids.clone(), gid: host.ids.gids.clone() };
+    let mapping = match host.ids.writer {
+        Writer::Privileged => Mapping::Privileged,
+        Writer::Helpers => Mapping::Helpers,
+        Writer::Caller(_) => Mapping::Single,
+    };
+    let caller = |own, map: &IdMap| IdMap::identity_user(own, map.count()).ok();
+    let caller_ids = (host.uid != 0)
+        .then(|| Some(IdMapPair { uid: caller(host.uid, &ids.uid)?, gid: caller(host.gid, &ids.gid)? }))
+        .flatten();
+    Hello { ids, mapping, caller_ids }
+}
+
+impl std::fmt::Display for StartFailure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let doing = match self.step {
+            StartStep::Namespaces => "make a user namespace",
+            StartStep::IdMap => "write the id map of its user namespace",
+            StartStep::Ids => "become root of its user namespace",
+            StartStep::PrivateMounts => "make its mounts private",
+            StartStep::Root => "make a root of its own",
+            StartStep::HostView => "see the host's files through its id map",
+            StartStep::Proc => "mount a /proc of its own",
+            StartStep::Isolate => "leave the caller's session",
+        };
+        write!(f, "the supervisor of this process's sandboxes cannot {doing}")?;
+        if !self.detail.is_empty() {
+            write!(f, " ({})", self.detail)?;
+        }
+        write!(f, ": {}. {}", io::Error::from_raw_os_error(self.errno), self.advice())
+    }
+}
+
+impl StartFailure {
+    /// What to do about it: the environments that refuse, and the setting that changes each.
+    fn advice(&self) -> String {
+        match (self.step, self.errno) {
+            (StartStep::Namespaces, _) => crate::host::why_no_user_namespace(self.errno),
+            (StartStep::IdMap, _) => {
+                "Check that newuidmap and newgidmap are installed with their privilege (package uidmap), and \
+                 that /etc/subuid and /etc/subgid give this user a range."
+                    .to_owned()
+            }
+            (StartStep::HostView, libc::EINVAL) => {
+                "The filesystem at / takes no id map (overlayfs, as in most containers, does not). Run as an \
+                 ordinary user, or set ORBIT_ID_MAP=host to let the container's root be the host's root."
+                    .to_owned()
+            }
+            (StartStep::Proc, _) => {
+                "Parts of /proc are covered here, as in most containers, and the kernel then refuses a new \
+                 one. Start the outer container with `--security-opt systempaths=unconfined` (Docker) or \
+                 `--security-opt unmask=/proc/*` (Podman)."
+                    .to_owned()
+            }
+            (_, libc::EPERM | libc::EACCES) => crate::host::why_no_user_namespace(self.errno),
+            _ => "This is not expected on a machine that has user namespaces; please report it.".to_owned(),
+        }
+    }
+}
