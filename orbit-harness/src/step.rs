@@ -17,15 +17,18 @@ pub(crate) enum Step {
     Loopback,
     /// Set the host name.
     Hostname(String),
-    /// A filesystem in memory that holds everything the sandbox writes.
-    Scratch { size: Bytes },
+    /// A filesystem in memory that holds everything the sandbox writes. What Orbit makes in it that stands for
+    /// the system's own belongs to `owner`.
+    Scratch { size: Bytes, owner: u32 },
     /// The root: one or more read-only trees under a writable layer in the scratch, which holds these files of
     /// `/etc` from the start.
     OverlayRoot { lower: Lower, etc: Vec<EtcFile> },
     /// The root: an empty directory in the scratch.
     EmptyRoot,
-    /// A directory, with its parents; what is there already stays.
+    /// A directory of the system's, with its parents; what is there already stays.
     Directory { at: PathBuf, mode: u32 },
+    /// The private home directory of who the program runs as.
+    Home { at: PathBuf },
     /// A symbolic link.
     Symlink { at: PathBuf, target: PathBuf },
     /// A directory of the host under a writable layer in the scratch.
@@ -71,7 +74,7 @@ impl fmt::Display for Step {
         match self {
             Self::Loopback => f.write_str("link lo up"),
             Self::Hostname(name) => write!(f, "hostname {name}"),
-            Self::Scratch { size } => write!(f, "mount tmpfs scratch size={size}"),
+            Self::Scratch { size, owner } => write!(f, "mount tmpfs scratch size={size} owner={owner}"),
             Self::OverlayRoot { lower, etc } => {
                 match lower {
                     Lower::Layers { names, .. } => write!(f, "mount overlay / lower={}", names.len())?,
@@ -82,6 +85,7 @@ impl fmt::Display for Step {
             }
             Self::EmptyRoot => f.write_str("mount bind / from=scratch"),
             Self::Directory { at, mode } => write!(f, "directory {} mode={mode:o}", at.display()),
+            Self::Home { at } => write!(f, "home {} mode=700", at.display()),
             Self::Symlink { at, target } => write!(f, "symlink {} to={}", at.display(), target.display()),
             Self::Overlay { source, at } => {
                 write!(f, "mount overlay {} lower={} upper=scratch", at.display(), source.display())

@@ -38,14 +38,14 @@ pub(crate) struct Surroundings {
 /// The steps that make the host view, with a writable layer of `size`.
 pub(crate) fn steps(view: &HostView, around: &Surroundings, host: &Host, size: Bytes) -> Vec<Step> {
     let mut plan = View { host, home: home(view, host), steps: Vec::new(), covered: BTreeSet::new() };
-    plan.steps.extend([Step::Scratch { size }, Step::EmptyRoot]);
+    plan.steps.extend([Step::Scratch { size, owner: system_owner(host) }, Step::EmptyRoot]);
     for (path, kind) in &host.top_level {
         plan.top_level(path, kind);
     }
     let directory = |at: &str, mode| Step::Directory { at: at.into(), mode };
     plan.steps.extend([directory("/run", 0o755), directory("/run/lock", 0o1777), directory("/tmp", 0o1777)]);
     plan.steps.push(Step::Tmpfs { at: "/var/tmp".into(), size, mode: 0o1777 });
-    plan.steps.push(Step::Directory { at: plan.home.clone(), mode: 0o700 });
+    plan.steps.push(Step::Home { at: plan.home.clone() });
 
     for path in &view.paths {
         plan.show(&normal(path), false);
@@ -60,6 +60,13 @@ pub(crate) fn steps(view: &HostView, around: &Surroundings, host: &Host, size: B
         }
     }
     plan.steps
+}
+
+/// Who owns what stands for the system's directories, as an id of the first user namespace: who shows as root to
+/// the program. Where the program runs as an ordinary caller, that is not id 0, which *is* the caller, but the
+/// id next to it; where there is no other id, the caller owns them after all.
+fn system_owner(host: &Host) -> u32 {
+    u32::from(host.uid != 0 && host.ids.uids.count() > 1 && host.ids.gids.count() > 1)
 }
 
 /// The home directory inside.

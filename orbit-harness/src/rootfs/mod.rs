@@ -20,7 +20,7 @@ pub(crate) fn layered(image: &Image, reference: &ImageRef, size: Bytes, etc: Vec
         ImageRef::Dir(path) => Lower::Directory(path.clone()),
         _ => Lower::Layers { dir: image.layers_dir.clone(), names: image.layers.clone() },
     };
-    vec![Step::Scratch { size }, Step::OverlayRoot { lower, etc }]
+    vec![Step::Scratch { size, owner: 0 }, Step::OverlayRoot { lower, etc }]
 }
 
 /// `path` as seen from `/`, without `.` and `..`, which are taken as a shell at `/` takes them.

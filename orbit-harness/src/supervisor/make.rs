@@ -39,6 +39,8 @@ pub(super) struct Maker {
     /// What covers masked files: the host's `/dev/null` in this sandbox's `/dev`, whatever the image's is
     /// (CVE-2025-31133).
     null: Option<OwnedFd>,
+    /// Who owns what stands for the system's own directories.
+    system: u32,
     /// Writable layers made so far.
     layers: usize,
     terminal: Option<TerminalPair>,
@@ -59,7 +61,7 @@ impl From<Errno> for Cause {
 impl Maker {
     pub(super) fn new() -> rustix::io::Result<Self> {
         let host = open_directory(HOST)?;
-        Ok(Self { host, root: None, null: None, layers: 0, terminal: None })
+        Ok(Self { host, root: None, null: None, system: 0, layers: 0, terminal: None })
     }
 
     pub(super) fn take_terminal(&mut self) -> Option<TerminalPair> {
@@ -70,10 +72,18 @@ impl Maker {
         match step {
             Step::Loopback => Ok(loopback_up()?),
             Step::Hostname(name) => Ok(rustix::system::sethostname(name.as_bytes())?),
-            Step::Scratch { size } => Ok(scratch(*size)?),
+            Step::Scratch { size, owner } => {
+                self.system = *owner;
+                Ok(scratch(*size)?)
+            }
             Step::OverlayRoot { lower, etc } => self.overlay_root(lower, etc),
             Step::EmptyRoot => self.empty_root(),
             Step::Directory { at, mode } => self.directory(at, *mode).map(drop),
+            Step::Home { at } => {
+                let home = self.directory(at, 0o700)?;
+                rustix::fs::chmod(fd_path(&home), Mode::from_raw_mode(0o700))?;
+                Ok(chown(&fd_path(&home), 0, 0)?)
+            }
             Step::Symlink { at, target } => self.symlink(at, target),
             Step::Overlay { source, at } => self.overlay(source, at),
             Step::Bind { source, at, read_only } => self.bind(source, at, *read_only),
@@ -135,6 +145,7 @@ impl Maker {
 
     fn empty_root(&mut self) -> Done {
         let target = format!("{STAGE}/root");
+        self.give_to_system(&target)?;
         rustix::mount::mount_bind(&target, &target)?;
         self.root = Some(open_directory(&target)?);
         Ok(())
@@ -165,6 +176,12 @@ impl Maker {
         let stat = rustix::fs::fstat(&source)?;
         let upper = self.new_layer()?;
         rustix::fs::chmod(&upper, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
+        // An owner without an id here shows as the overflow id; it is the host's root, as a rule.
+        let owner = |id| if id == OVERFLOW_ID { self.system } else { id };
+        let (uid, gid) = (owner(stat.st_uid), owner(stat.st_gid));
+        if (uid, gid) != (0, 0) {
+            chown(&upper, uid, gid)?;
+        }
         Ok(self.mount_overlay(&fd_path(&source), Path::new(&fd_path(&target)))?)
     }
 
@@ -284,7 +301,9 @@ impl Maker {
                     rustix::fs::mkdirat(&parent, name, mode)?;
                     // The mask of this process holds for mkdir, not for chmod.
                     rustix::fs::chmodat(&parent, name, mode, rustix::fs::AtFlags::empty())?;
-                    self.open_inside(&walked)?
+                    let made = self.open_inside(&walked)?;
+                    self.give_to_system(&fd_path(&made))?;
+                    made
                 }
                 other => other?,
             };
@@ -306,6 +325,11 @@ impl Maker {
             Mode::from_raw_mode(0o644),
         )?;
         self.open_inside(path)
+    }
+
+    /// What this process makes is id 0's.
+    fn give_to_system(&self, path: &str) -> rustix::io::Result<()> {
+        if self.system == 0 { Ok(()) } else { chown(path, self.system, self.system) }
     }
 
     fn symlink(&self, path: &Path, target: &Path) -> Done {
@@ -339,6 +363,13 @@ const PATH: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
 
 /// What is mounted for its content alone.
 const INERT: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
+
+/// What an id that has no counterpart in this user namespace shows as. Source: user_namespaces(7).
+const OVERFLOW_ID: u32 = 65534;
+
+fn chown(path: &str, uid: u32, gid: u32) -> rustix::io::Result<()> {
+    rustix::fs::chown(path, Some(rustix::fs::Uid::from_raw(uid)), Some(rustix::fs::Gid::from_raw(gid)))
+}
 
 fn open_directory(path: &str) -> rustix::io::Result<OwnedFd> {
     rustix::fs::open(path, PATH | OFlags::DIRECTORY, Mode::empty())

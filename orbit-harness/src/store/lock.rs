@@ -1,0 +1,144 @@
+//! Advisory locks on files, which end with the process that holds them, however it ends.
+//!
+//! A lock is a `flock` on a file of its own. The file may be removed by whoever holds it exclusively; whoever then
+//! gets the lock on what was removed tries again, so two processes never hold "the same" lock on two files.
+
+use std::{
+    fs::{File, OpenOptions, TryLockError},
+    io,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::Path,
+};
+
+/// Which lock, and what to do where it is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    Shared,
+    Exclusive,
+}
+
+/// A lock that is held; dropping it lets go.
+#[derive(Debug)]
+pub(super) struct FileLock(File);
+
+impl FileLock {
+    /// Takes the lock where it is free; `None` where it is not.
+    pub(super) fn try_take(path: &Path, mode: Mode) -> io::Result<Option<Self>> {
+        Self::take_with(path, mode, |file, mode| {
+            let taken = match mode {
+                Mode::Shared => file.try_lock_shared(),
+                Mode::Exclusive => file.try_lock(),
+            };
+            match taken {
+                Ok(()) => Ok(true),
+                Err(TryLockError::WouldBlock) => Ok(false),
+                Err(TryLockError::Error(error)) => Err(error),
+            }
+        })
+    }
+
+    /// Waits for the lock; `on_wait` is called once where there is something to wait for.
+    pub(super) fn take(path: &Path, mode: Mode, on_wait: impl FnOnce()) -> io::Result<Self> {
+        if let Some(lock) = Self::try_take(path, mode)? {
+            return Ok(lock);
+        }
+        on_wait();
+        let lock = Self::take_with(path, mode, |file, mode| {
+            loop {
+                let taken = match mode {
+                    Mode::Shared => file.lock_shared(),
+                    Mode::Exclusive => file.lock(),
+                };
+                match taken {
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    other => return other.map(|()| true),
+                }
+            }
+        })?;
+        // A blocking lock is taken or is an error.
+        lock.ok_or_else(|| io::ErrorKind::WouldBlock.into())
+    }
+
+    fn take_with(
+        path: &Path,
+        mode: Mode,
+        take: impl Fn(&File, Mode) -> io::Result<bool>,
+    ) -> io::Result<Option<Self>> {
+        loop {
+            let file = open(path, mode)?;
+            if !take(&file, mode)? {
+                return Ok(None);
+            }
+            if file.metadata()?.nlink() > 0 {
+                return Ok(Some(Self(file)));
+            }
+        }
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.0
+    }
+}
+
+/// A lock that is only shared may be on a file system that is mounted read-only.
+fn open(path: &Path, mode: Mode) -> io::Result<File> {
+    if mode == Mode::Shared {
+        match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => return other,
+        }
+    }
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, sync::mpsc, thread};
+
+    use super::*;
+
+    #[test]
+    fn a_lock_excludes_and_ends_with_its_holder() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let first = FileLock::try_take(&path, Mode::Shared).unwrap().unwrap();
+        let second = FileLock::try_take(&path, Mode::Shared).unwrap().unwrap();
+        assert!(
+            FileLock::try_take(&path, Mode::Exclusive)
+                .unwrap()
+                .is_none()
+        );
+        drop((first, second));
+        let _own = FileLock::try_take(&path, Mode::Exclusive).unwrap().unwrap();
+        assert!(FileLock::try_take(&path, Mode::Shared).unwrap().is_none());
+    }
+
+    #[test]
+    fn whoever_waited_on_a_removed_file_takes_the_new_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let held = FileLock::try_take(&path, Mode::Exclusive).unwrap().unwrap();
+        let (send, receive) = mpsc::channel();
+        let waiter = thread::spawn({
+            let path = path.clone();
+            move || FileLock::take(&path, Mode::Exclusive, || send.send(()).unwrap()).unwrap()
+        });
+        receive.recv().unwrap();
+        fs::remove_file(&path).unwrap();
+        drop(held);
+        let taken = waiter.join().unwrap();
+        assert!(path.exists());
+        assert_eq!(taken.file().metadata().unwrap().nlink(), 1);
+        assert!(
+            FileLock::try_take(&path, Mode::Exclusive)
+                .unwrap()
+                .is_none()
+        );
+    }
+}

@@ -1,0 +1,158 @@
+//! Images: from a reference to unpacked layers on disk.
+//!
+//! [`Store::resolve`] finds an image (in a registry, or in an OCI layout), verifies every byte of it against its
+//! digest, has each layer unpacked once by a [`LayerWorker`], and leases the layers to the caller. Many processes
+//! use one store at once; what the first of them brings, the others wait for.
+//!
+//! What must not happen here: nothing is unpacked in this process but by a worker that says so; nothing that an
+//! image holds is run or loaded; nothing unverified gets a name under which it would be used.
+//!
+//! The way of an image, and of this module: `reference` → `registry` or `layout` (a `source`) → `manifest` →
+//! `cas` and `layers` → `unpack`.
+
+mod cas;
+mod digest;
+mod error;
+mod gc;
+mod layers;
+mod layout;
+mod lock;
+mod manifest;
+mod platform;
+mod progress;
+mod pull;
+mod reference;
+#[cfg(feature = "registry")]
+mod registry;
+mod source;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+mod unpack;
+mod worker;
+
+use std::path::{Path, PathBuf};
+
+use self::{cas::Cas, layers::Layers, lock::FileLock};
+pub(crate) use self::{
+    digest::Digest,
+    error::StoreError,
+    gc::{GcReport, Removal, StoredImage},
+    platform::Platform,
+    progress::{Event, NoProgress, Phase, Progress},
+    unpack::{
+        OwnershipPolicy, UnpackError, UnpackLimits, UnpackOrder, UnpackStats, remove_tree,
+        unpack_layer,
+    },
+    worker::{InProcessWorker, LayerWorker, UnpackJob, WorkerError},
+};
+
+/// The id map under which layers are unpacked: owners on disk depend on it, so each has layers of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct IdKey {
+    name: String,
+    ownership: OwnershipPolicy,
+    owner: Option<(u32, u32)>,
+}
+
+impl IdKey {
+    /// A short text that tells this map from others, such as `range-1000-100000`, and whether owners are kept.
+    pub(crate) fn new(name: &str, ownership: OwnershipPolicy) -> Result<Self, StoreError> {
+        let is_good = (1..=64).contains(&name.len())
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        if is_good {
+            Ok(Self {
+                name: name.to_owned(),
+                ownership,
+                owner: None,
+            })
+        } else {
+            Err(StoreError::IdKey(name.to_owned()))
+        }
+    }
+
+    /// Whom the worker is outside of its user namespace, where that is not the caller: the directories it
+    /// unpacks into are given to this user and group. Needs privilege.
+    #[must_use]
+    pub(crate) fn owned_by(mut self, uid: u32, gid: u32) -> Self {
+        self.owner = Some((uid, gid));
+        self
+    }
+}
+
+/// When a registry is asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum PullPolicy {
+    /// Where the store does not know the reference: a tag that was resolved once is not asked for again.
+    #[default]
+    Missing,
+    /// Each time; what is in the store already is not downloaded again.
+    Always,
+    Never,
+}
+
+/// The images and layers that one user keeps on this machine.
+#[derive(Clone, Debug)]
+pub(crate) struct Store {
+    cas: Cas,
+    layers: Layers,
+    ids: IdKey,
+    policy: PullPolicy,
+    limits: UnpackLimits,
+}
+
+/// Keeps the layers of an image from being removed: as long as this lives, and not longer than the process.
+///
+/// The descriptors close on exec. A supervisor that outlives the caller takes a lease of its own.
+#[derive(Debug)]
+pub(crate) struct ImageLease {
+    _locks: Vec<FileLock>,
+}
+
+impl Store {
+    /// Opens the store in `root`, and makes it where there is none.
+    pub(crate) fn open(root: &Path, ids: IdKey) -> Result<Self, StoreError> {
+        let cas = Cas::open(root)?;
+        Ok(Self {
+            layers: Layers::open(&cas.directory("layers"), &ids)?,
+            cas,
+            ids,
+            policy: PullPolicy::default(),
+            limits: UnpackLimits::default(),
+        })
+    }
+
+    #[must_use]
+    pub(crate) fn with_policy(mut self, policy: PullPolicy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    #[must_use]
+    pub(crate) fn with_limits(mut self, limits: UnpackLimits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Where the unpacked layers of this store are, each in a directory of its own.
+    pub(crate) fn layers_dir(&self) -> &Path {
+        self.layers.directory()
+    }
+
+    /// `$ORBIT_CACHE_DIR`, else `orbit` in `$XDG_CACHE_HOME` or in `~/.cache`.
+    pub(crate) fn default_root() -> Result<PathBuf, StoreError> {
+        let set = |name| {
+            std::env::var_os(name)
+                .map(PathBuf::from)
+                // A relative cache would be another one in each directory.
+                .filter(|path| path.is_absolute())
+        };
+        set("ORBIT_CACHE_DIR")
+            .or_else(|| Some(set("XDG_CACHE_HOME")?.join("orbit")))
+            .or_else(|| Some(set("HOME")?.join(".cache/orbit")))
+            .ok_or(StoreError::NoCacheDirectory)
+    }
+}
