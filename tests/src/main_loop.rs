@@ -1,0 +1,236 @@
+//! The main function of the end-to-end tests.
+//!
+//! Every case runs in a process of its own: this very binary, executed again as the case's identity with
+//! a fresh home, temporary directory and cache, while the parent audits the machine around it. One at a
+//! time by default, because the audit is of the whole machine.
+
+use std::{
+    env, fs,
+    os::unix::fs::{PermissionsExt, chown},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use nix::unistd::geteuid;
+use tempfile::TempDir;
+
+use crate::{
+    Case, Context, LeakAudit, Program, Skip, Who, orbit_cli, packages,
+    toolchain::{Toolchain, private_mounts},
+};
+
+/// Names the case that a re-executed process is to run; its directory is in the other variable.
+const CASE: &str = "ORBIT_TESTS_CASE";
+const DIRECTORY: &str = "ORBIT_TESTS_DIRECTORY";
+/// A case's exit code for "skipped", as automake has it. The reason is the last line of standard output.
+const SKIPPED: u8 = 77;
+/// What of the caller's environment a case sees.
+const INHERITED: [&str; 5] = [
+    "RUST_BACKTRACE",
+    "ORBIT_IMAGES_DIR",
+    "TERM",
+    "LANG",
+    "NO_COLOR",
+];
+
+/// Runs the cases, as `main` of a test target with `harness = false`.
+pub fn run(cases: Vec<Case>) -> ExitCode {
+    if let (Some(name), Some(directory)) = (env::var_os(CASE), env::var_os(DIRECTORY)) {
+        return run_one(&cases, &name.to_string_lossy(), PathBuf::from(directory));
+    }
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(1);
+    let stage = if arguments.list {
+        Ok(None)
+    } else {
+        Stage::set().map(Some)
+    };
+    let stage = match stage {
+        Ok(stage) => Arc::new(stage),
+        Err(fault) => {
+            eprintln!("error: the end-to-end tests cannot start: {fault:#}");
+            return ExitCode::from(101);
+        }
+    };
+    let mut trials = Vec::new();
+    for case in cases {
+        for &who in case.who {
+            let (stage, case) = (Arc::clone(&stage), case.clone());
+            trials.push(Trial::ignorable_test(case.name_as(who), move || {
+                let stage = stage.as_ref().as_ref().ok_or("listing only")?;
+                stage
+                    .run(&case, who)
+                    .map_err(|fault| Failed::from(format!("{fault:#}")))
+            }));
+        }
+    }
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    ExitCode::from(if conclusion.has_failed() { 101 } else { 0 })
+}
+
+/// What all cases share, made before the first thread starts.
+struct Stage {
+    exe: PathBuf,
+    cargo_orbit: PathBuf,
+    toolchain: Toolchain,
+}
+
+impl Stage {
+    fn set() -> Result<Self> {
+        let cargo_orbit = orbit_cli::binary()?;
+        let mut toolchain = Toolchain::of_caller()?;
+        if geteuid().is_root() {
+            private_mounts()?;
+            toolchain = toolchain.exposed()?;
+        }
+        Ok(Self {
+            exe: env::current_exe()?,
+            cargo_orbit,
+            toolchain,
+        })
+    }
+
+    fn run(&self, case: &Case, who: Who) -> Result<Completion> {
+        let missing = packages::missing(case.needs);
+        if !missing.is_empty() {
+            return Ok(Completion::ignored_with(format!(
+                "needs the packages {}",
+                missing.join(" ")
+            )));
+        }
+        if let Err(reason) = who.user() {
+            return Ok(Completion::ignored_with(format!("{reason:#}")));
+        }
+        who.can_reach(&self.exe)?;
+
+        if let Some(prepare) = &case.prepare {
+            prepare(who).context("prepare")?;
+        }
+        let directory = CaseDirectory::make(who)?;
+        let cargo_home = self.toolchain.cargo_home(&directory.path().join("home"))?;
+        let audit = LeakAudit::adopting([
+            directory.path().join("tmp"),
+            directory.path().join("cache/tmp"),
+        ]);
+        let outcome = self.execute(case, who, directory.path(), &cargo_home);
+        let audited = audit.check();
+        if audited.is_err() {
+            audit.sweep();
+        }
+        directory.remove()?;
+        match (outcome, audited) {
+            (Ok(completion), Ok(())) => Ok(completion),
+            (Ok(_), Err(leaks)) => Err(leaks.into()),
+            (Err(fault), Ok(())) => Err(fault),
+            (Err(fault), Err(leaks)) => Err(anyhow!("{fault:#}\n--- leaks\n{leaks}")),
+        }
+    }
+
+    fn execute(
+        &self,
+        case: &Case,
+        who: Who,
+        directory: &Path,
+        cargo_home: &Path,
+    ) -> Result<Completion> {
+        let user = who.user()?;
+        let mut command = who.command(&self.exe)?;
+        command.env_clear();
+        for name in INHERITED {
+            if let Some(value) = env::var_os(name) {
+                command.env(name, value);
+            }
+        }
+        command
+            .current_dir(directory.join("work"))
+            .env(CASE, case.name_as(who))
+            .env(DIRECTORY, directory)
+            .env("USER", &user.name)
+            .env("LOGNAME", &user.name)
+            .env("HOME", directory.join("home"))
+            .env("TMPDIR", directory.join("tmp"))
+            .env("ORBIT_CACHE_DIR", directory.join("cache"))
+            .env("PATH", self.toolchain.path())
+            .env("CARGO", self.toolchain.bin().join("cargo"))
+            .env("CARGO_HOME", cargo_home)
+            .env(orbit_cli::VARIABLE, &self.cargo_orbit);
+        let finished = Program::from_command(command)
+            .deadline(case.deadline)
+            .run()?;
+        match finished.status.code() {
+            Some(0) if finished.output_held_open => {
+                bail!("something held the output open: {finished}")
+            }
+            Some(0) => Ok(Completion::Completed),
+            Some(code) if code == i32::from(SKIPPED) => Ok(Completion::ignored_with(
+                finished.stdout.lines().next_back().unwrap_or_default(),
+            )),
+            _ => bail!("{finished}"),
+        }
+    }
+}
+
+/// The directory of one run of one case.
+struct CaseDirectory(TempDir);
+
+impl CaseDirectory {
+    fn make(who: Who) -> Result<Self> {
+        let user = who.user()?;
+        // Short, so that the paths of sockets in it fit in 108 bytes; on disk, as a real cache is.
+        let directory = TempDir::with_prefix_in("oe.", "/var/tmp")?;
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))?;
+        for part in Context::PARTS {
+            let path = directory.path().join(part);
+            fs::create_dir(&path)?;
+            chown(&path, Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o700))?;
+        }
+        Ok(Self(directory))
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// As an ordinary user this fails where a cache holds files of subordinate ids, or directories that
+    /// may not be written to: then they stay, and their place is printed.
+    fn remove(self) -> Result<()> {
+        let path = self.path().to_owned();
+        match self.0.close() {
+            Err(fault) if geteuid().is_root() => {
+                Err(fault).with_context(|| format!("remove {}", path.display()))
+            }
+            Err(fault) => {
+                eprintln!("note: {} stays: {fault}", path.display());
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+}
+
+/// The re-executed process: runs one case.
+fn run_one(cases: &[Case], name: &str, directory: PathBuf) -> ExitCode {
+    let found = cases.iter().find_map(|case| {
+        let who = Who::from_suffix(name.strip_prefix(&case.name)?.strip_prefix("::")?)?;
+        Some((case, who))
+    });
+    let Some((case, who)) = found else {
+        eprintln!("no case {name}");
+        return ExitCode::FAILURE;
+    };
+    match (case.run)(&Context::new(who, directory)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => {
+            if let Some(Skip(reason)) = fault.downcast_ref() {
+                println!("{reason}");
+                return ExitCode::from(SKIPPED);
+            }
+            eprintln!("{fault:?}");
+            ExitCode::FAILURE
+        }
+    }
+}

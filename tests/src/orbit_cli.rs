@@ -1,0 +1,51 @@
+//! `cargo orbit`, as a user calls it.
+
+use std::{env, ffi::OsString, path::PathBuf, sync::OnceLock};
+
+use anyhow::{Context as _, Result};
+
+use crate::{Program, target_dir, workspace};
+
+/// Where main puts the path of the binary, for the processes it starts; a caller may set it too.
+pub const VARIABLE: &str = "ORBIT_TESTS_CARGO_ORBIT";
+
+/// The `cargo-orbit` binary: the one named by [`VARIABLE`], else the one beside the running test, built
+/// first so that it is never an old one.
+///
+/// # Errors
+/// Where it does not build.
+pub fn binary() -> Result<PathBuf> {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    if let Some(path) = env::var_os(VARIABLE) {
+        return Ok(path.into());
+    }
+    if let Some(path) = BINARY.get() {
+        return Ok(path.clone());
+    }
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+    Program::new(cargo)
+        .args([
+            "build",
+            "--quiet",
+            "--package",
+            "cargo-orbit",
+            "--target-dir",
+        ])
+        .arg(target_dir())
+        .current_dir(workspace())
+        .deadline(std::time::Duration::from_secs(1200))
+        .run()?
+        .success()
+        .context("build cargo-orbit")?;
+    Ok(BINARY
+        .get_or_init(|| target_dir().join("debug/cargo-orbit"))
+        .clone())
+}
+
+/// `cargo-orbit orbit VERB`, as cargo would call it.
+///
+/// # Errors
+/// As [`binary`].
+pub fn orbit(verb: &str) -> Result<Program> {
+    Ok(Program::new(binary()?).args(["orbit", verb]))
+}

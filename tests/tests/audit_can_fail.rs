@@ -1,0 +1,234 @@
+//! Proves that the leak audit can fail: each kind of leak is made, seen and named, and then undone.
+
+use std::{
+    fs::{self, File},
+    io::{BufRead, BufReader, Write},
+    net::TcpListener,
+    os::{fd::AsRawFd, unix::net::UnixListener},
+    process::{Child, Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use orbit_tests::{
+    LeakAudit,
+    audit::{Kind, Leaks},
+};
+
+/// An audit is of the whole process: these tests run one at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn start() -> LeakAudit {
+    LeakAudit::start([])
+}
+
+fn leaks_of(audit: &LeakAudit) -> Leaks {
+    audit.check().expect_err("the audit saw nothing")
+}
+
+fn end(mut child: Child) {
+    child.kill().expect("it runs");
+    child.wait().expect("it is ours");
+}
+
+#[test]
+fn nothing_is_no_leak() {
+    let _alone = alone();
+    start().check().unwrap();
+}
+
+#[test]
+fn a_process() {
+    let _alone = alone();
+    let audit = start();
+    let child = Command::new("sleep").arg("97").spawn().unwrap();
+    let leaks = leaks_of(&audit);
+    end(child);
+    assert!(leaks.names(Kind::Process, "sleep 97"), "{leaks}");
+    audit.check().unwrap();
+}
+
+#[test]
+fn an_orphan_is_adopted_named_and_swept() {
+    let _alone = alone();
+    let audit = LeakAudit::adopting([]);
+    // The shell ends at once; what it started has no parent but us.
+    assert!(
+        Command::new("sh")
+            .args(["-c", "sleep 98 &"])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let leaks = leaks_of(&audit);
+    assert!(leaks.names(Kind::Process, "sleep 98"), "{leaks}");
+    audit.sweep();
+    audit.check().unwrap();
+}
+
+#[test]
+fn a_zombie() {
+    let _alone = alone();
+    let audit = start();
+    let mut child = Command::new("true").spawn().unwrap();
+    let leaks = leaks_of(&audit);
+    child.wait().unwrap();
+    assert!(leaks.names(Kind::Zombie, "[true]"), "{leaks}");
+    audit.check().unwrap();
+}
+
+#[test]
+fn a_namespace() {
+    let _alone = alone();
+    let audit = start();
+    let child = Command::new("unshare")
+        .args(["--map-root-user", "--net", "sleep", "96"])
+        .spawn()
+        .unwrap();
+    let leaks = leaks_of(&audit);
+    end(child);
+    assert!(leaks.names(Kind::Namespace, "net:["), "{leaks}");
+    assert!(leaks.names(Kind::Namespace, "sleep 96"), "{leaks}");
+}
+
+#[test]
+fn a_mount_left_or_gone() {
+    let _alone = alone();
+    // A mount namespace to look at, with a shell in it that mounts when told to.
+    let mut shell = Command::new("unshare")
+        .args(["--map-root-user", "--mount", "sh"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = shell.stdin.take().unwrap();
+    let mut output = BufReader::new(shell.stdout.take().unwrap());
+    let mut tell = |command: &str| {
+        writeln!(input, "{command}; echo $?").unwrap();
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        assert_eq!(line, "0\n", "{command}");
+    };
+    tell("true");
+    let before = LeakAudit::with_mounts_of(shell.id() as i32);
+    tell("mount -t tmpfs -o size=4k left-over /mnt");
+    let left = leaks_of(&before);
+    let between = LeakAudit::with_mounts_of(shell.id() as i32);
+    tell("umount /mnt");
+    let gone = leaks_of(&between);
+    let after = before.check();
+    end(shell);
+    assert!(
+        left.names(Kind::Mount, "at /mnt: tmpfs left-over"),
+        "{left}"
+    );
+    assert!(
+        gone.found
+            .iter()
+            .any(|leak| leak.gone && leak.name.contains("/mnt")),
+        "{gone}"
+    );
+    after.unwrap();
+}
+
+#[test]
+fn a_temporary_file_or_directory() {
+    let _alone = alone();
+    let watched = tempfile::tempdir().unwrap();
+    let audit = LeakAudit::start([watched.path().to_owned()]);
+    fs::create_dir(watched.path().join("left-here")).unwrap();
+    let shared = tempfile::Builder::new()
+        .prefix("orbit-left-")
+        .tempdir_in("/tmp")
+        .unwrap();
+    let leaks = leaks_of(&audit);
+    assert!(leaks.names(Kind::TempFile, "left-here"), "{leaks}");
+    assert!(leaks.names(Kind::TempFile, "/tmp/orbit-left-"), "{leaks}");
+    shared.close().unwrap();
+    fs::remove_dir(watched.path().join("left-here")).unwrap();
+    audit.check().unwrap();
+}
+
+#[test]
+fn an_open_file() {
+    let _alone = alone();
+    let audit = start();
+    let file = File::open("/etc/passwd").unwrap();
+    let leaks = leaks_of(&audit);
+    assert!(
+        leaks.names(
+            Kind::OpenFile,
+            &format!("{} -> /etc/passwd", file.as_raw_fd())
+        ),
+        "{leaks}"
+    );
+    drop(file);
+    audit.check().unwrap();
+}
+
+#[test]
+fn a_process_that_hops_from_pid_to_pid() {
+    let _alone = alone();
+    let audit = LeakAudit::adopting([]);
+    let script = "hop() { sleep 0.1; [ $1 -gt 0 ] && hop $(($1 - 1)) & }; hop 40";
+    assert!(
+        Command::new("sh")
+            .args(["-c", script])
+            .status()
+            .expect("sh")
+            .success()
+    );
+    let leaks = leaks_of(&audit);
+    assert!(
+        leaks.found.iter().any(|leak| leak.kind == Kind::Process),
+        "{leaks}"
+    );
+    while audit.check().is_err() {
+        audit.sweep();
+    }
+}
+
+#[test]
+fn a_listening_port() {
+    let _alone = alone();
+    let audit = start();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let leaks = leaks_of(&audit);
+    assert!(
+        leaks.names(
+            Kind::ListeningPort,
+            &format!("tcp {}", listener.local_addr().unwrap())
+        ),
+        "{leaks}"
+    );
+    drop(listener);
+    audit.check().unwrap();
+}
+
+#[test]
+fn a_listening_unix_socket() {
+    let _alone = alone();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("s");
+    let audit = start();
+    let listener = UnixListener::bind(&path).unwrap();
+    let leaks = leaks_of(&audit);
+    assert!(
+        leaks.names(Kind::ListeningPort, &format!("unix {}", path.display())),
+        "{leaks}"
+    );
+    drop(listener);
+    audit.check().unwrap();
+}
+
+#[test]
+fn what_goes_away_in_time_is_no_leak() {
+    let _alone = alone();
+    let audit = start();
+    let mut child = Command::new("sleep").arg("0.3").spawn().unwrap();
+    let waiter = std::thread::spawn(move || child.wait());
+    audit.check().unwrap();
+    waiter.join().unwrap().unwrap();
+}

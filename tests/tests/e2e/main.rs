@@ -1,0 +1,22 @@
+//! The end-to-end tests: one module for each subject, each with its table of cases.
+
+mod images;
+mod published;
+mod registry;
+mod support;
+
+use std::process::ExitCode;
+
+use orbit_tests::main_loop;
+
+fn main() -> ExitCode {
+    main_loop::run(
+        [
+            support::cases(),
+            images::cases(),
+            registry::cases(),
+            published::cases(),
+        ]
+        .concat(),
+    )
+}

@@ -1,0 +1,47 @@
+//! Published crates end the same under `cargo orbit test` as under `cargo test`.
+
+use anyhow::{Context as _, Result, ensure};
+use nix::unistd::Uid;
+use orbit_tests::{
+    Case, Context, Who,
+    published::{CRATES, DEADLINE, Published, Verdict, cargo_test_verdicts},
+};
+
+pub(crate) fn cases() -> Vec<Case> {
+    let case = |krate: &'static Published| {
+        Case::new(
+            format!("published::{}_ends_the_same", krate.name),
+            move |context| ends_the_same(context, krate),
+        )
+        .who(Who::RANGED)
+        .deadline(2 * DEADLINE)
+        .prepare(move |who| {
+            let user = who.user()?;
+            krate.copy_for(user.uid, user.gid).map(drop)
+        })
+    };
+    CRATES.iter().map(case).collect()
+}
+
+fn ends_the_same(context: &Context, krate: &Published) -> Result<()> {
+    let copy = krate.copy_of(Uid::current());
+    let plain = cargo_test_verdicts(krate, &copy, &|| Ok(context.cargo()?.arg("test")))
+        .context("cargo test")?;
+    // What is compared with must be what is known to be right.
+    ensure!(plain.count(Verdict::Failed) == 0, "without Orbit: {plain}");
+    ensure!(
+        plain.count(Verdict::Passed) == krate.passed,
+        "known are {} passed, found {plain}",
+        krate.passed
+    );
+
+    let orbit = cargo_test_verdicts(krate, &copy, &|| context.orbit("test"))
+        .with_context(|| format!("cargo orbit test, where cargo test gives {plain}"))?;
+    let differences = plain.differences(&orbit);
+    ensure!(
+        differences.is_empty(),
+        "cargo test / cargo orbit test:\n{}",
+        differences.join("\n")
+    );
+    Ok(())
+}
