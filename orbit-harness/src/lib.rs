@@ -35,6 +35,9 @@ mod error;
 
 mod capture;
 
+#[cfg(feature = "images")]
+mod images;
+
 mod sandbox;
 
 pub use builder::{Output, SandboxBuilder, Stdin};

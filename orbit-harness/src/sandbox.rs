@@ -334,7 +334,7 @@ fn anchor(spec: &mut Spec, here: &Path, faults: &mut Vec<SpecFault>) {
     }
 }
 
-fn resolve(spec: &Spec, host: &Host, faults: &mut Vec<SpecFault>) -> Result<(Image, Held), Error> {
+fn resolve(spec: &Spec, host: &'static Host, faults: &mut Vec<SpecFault>) -> Result<(Image, Held), Error> {
     match &spec.image {
         ImageRef::Host => Ok(Default::default()),
         ImageRef::Dir(path) => {

@@ -35,6 +35,7 @@ mod worker;
 use std::path::{Path, PathBuf};
 
 use self::{cas::Cas, layers::Layers, lock::FileLock};
+use crate::spec::PullPolicy;
 pub(crate) use self::{
     digest::Digest,
     error::StoreError,
@@ -45,7 +46,8 @@ pub(crate) use self::{
         OwnershipPolicy, UnpackError, UnpackLimits, UnpackOrder, UnpackStats, remove_tree,
         unpack_layer,
     },
-    worker::{InProcessWorker, LayerWorker, UnpackJob, WorkerError},
+    worker::{LayerWorker, UnpackJob, Unpacked, WorkerError},
+
 };
 
 /// The id map under which layers are unpacked: owners on disk depend on it, so each has layers of its own.
@@ -81,17 +83,6 @@ impl IdKey {
         self.owner = Some((uid, gid));
         self
     }
-}
-
-/// When a registry is asked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum PullPolicy {
-    /// Where the store does not know the reference: a tag that was resolved once is not asked for again.
-    #[default]
-    Missing,
-    /// Each time; what is in the store already is not downloaded again.
-    Always,
-    Never,
 }
 
 /// The images and layers that one user keeps on this machine.

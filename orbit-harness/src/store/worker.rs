@@ -24,9 +24,12 @@ pub(crate) struct UnpackJob {
     pub(crate) order: UnpackOrder,
 }
 
+/// What comes of a job.
+pub(crate) type Unpacked = Result<UnpackStats, UnpackError>;
+
 impl UnpackJob {
     /// Does the job here and now: what a worker's process calls.
-    pub(crate) fn run(self) -> Result<UnpackStats, UnpackError> {
+    pub(crate) fn run(self) -> Unpacked {
         let blob = BlobReader {
             file: self.blob,
             offset: self.order.blob_offset,

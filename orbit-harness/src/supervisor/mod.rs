@@ -16,6 +16,8 @@ mod make;
 mod protocol;
 mod serve;
 mod start;
+#[cfg(feature = "images")]
+mod work;
 
 pub(crate) use channel::Channel;
 pub(crate) use client::{Supervisor, SupervisorError};

@@ -121,12 +121,12 @@ impl Supervisor {
         match request {
             Request::Launch(plan) => self.launch(&plan, fds)?,
             #[cfg(feature = "images")]
-            Request::Unpack { job, destination } => {
-                self.work(fds, |mut fds| super::work::unpack(&job, &destination, fds.pop()))?;
+            Request::Unpack { order, destination } => {
+                self.work(fds, |mut fds| super::work::unpack(order, &destination, fds.pop()))?;
             }
             #[cfg(feature = "images")]
             Request::RemoveTree { parent, name } => {
-                self.work(fds, |_| super::work::remove_tree(&parent, &name))?;
+                self.work(fds, |_| super::work::remove(&parent, &name))?;
             }
         }
         Ok(true)
