@@ -37,6 +37,16 @@ impl Error {
     pub fn is_spec(&self) -> bool {
         matches!(*self.0, Kind::Spec(_))
     }
+
+    /// Scaffold.
+    pub fn is_program_not_found(&self) -> bool {
+        matches!(&*self.0, Kind::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+
+    /// Scaffold.
+    pub fn is_program_not_executable(&self) -> bool {
+        matches!(&*self.0, Kind::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
+    }
 }
 
 fn faults_text(faults: &[SpecFault]) -> String {

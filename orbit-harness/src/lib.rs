@@ -12,7 +12,13 @@ mod outcome;
 
 mod error;
 
+mod builder;
+
+mod sandbox;
+
+pub use builder::{Output, PullPolicy, SandboxBuilder, Stdin};
 pub use error::Error;
+pub use sandbox::Sandbox;
 pub use outcome::{LeakedProcess, Outcome, Status, Usage};
 pub use spec::{ImageRef, Init, Mount, NetworkMode, SpecFault};
 pub use units::{Bytes, CpuQuota, UnitError};
