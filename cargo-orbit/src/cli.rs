@@ -6,9 +6,9 @@ use crate::{run, runner, test};
 
 const EXAMPLES: &str = "\
 Examples:
-  cargo orbit test                      cargo test, each test binary in a fresh container
-  cargo orbit test -p api --test http   the same, with any of cargo test's options
-  cargo orbit run -it                   a shell in busybox
+  cargo orbit test                     each test binary in a fresh container
+  cargo orbit test -p api --test http  the same, with cargo test's own options
+  cargo orbit run -it                  a shell in busybox
   cargo orbit run --image redis:7 --publish 6379:6379 -- redis-server";
 
 /// Runs tests, and OCI images, in throwaway containers: no daemon, no root.

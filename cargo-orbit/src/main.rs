@@ -10,6 +10,7 @@ mod cli;
 mod exit;
 mod run;
 mod runner;
+mod signals;
 mod test;
 mod variables;
 

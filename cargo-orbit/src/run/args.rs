@@ -14,19 +14,22 @@ Examples:
   A shell in busybox:
     cargo orbit run -it
 
-  One command, with what docker would call limits:
-    cargo orbit run --image alpine:3.22 --memory 100M --cpu 0.5 -- sha256sum /etc/passwd
+  One command under limits:
+    cargo orbit run --memory 100M --cpu 0.5 -- sha256sum /etc/passwd
 
   A service, reachable from the host at 127.0.0.1:8080:
-    cargo orbit run --image nginx:1.29 --entrypoint nginx --publish 8080:80 -- -g 'daemon off;'
+    cargo orbit run --image nginx:1.29 --publish 8080:80 -- nginx -g 'daemon off;'
 
-  This directory, read-only, on the host's own files:
-    cargo orbit run --image host -v .:/src:ro --workdir /src -- make check
+  The host's own files, and this directory read-only at /src:
+    cargo orbit run --image host -v .:/src:ro -w /src -- make check
 
 Exit code:
-  the program's own; 128 + N when signal N ended it; 124 after --timeout; 125 when no sandbox could be
-  made or the command line was not understood; 126 when the program cannot be executed; 127 when it was
-  not found.";
+  the program's own, or
+  128 + N  signal N ended the program
+  124      --timeout passed, and everything was killed
+  125      no sandbox could be made, or the command line was not understood
+  126      the program cannot be executed
+  127      the program was not found";
 
 /// Runs one program in a throwaway container.
 ///
@@ -57,7 +60,7 @@ pub(crate) struct Args {
     pub(crate) cmd: Option<Words>,
 
     /// The program and its arguments, as they are; takes the place of --cmd.
-    #[arg(last = true, value_name = "CMD", help_heading = "Program")]
+    #[arg(last = true, value_name = "CMD")]
     pub(crate) command: Vec<std::ffi::OsString>,
 
     /// A program to use instead of the image's entrypoint; --cmd becomes its arguments.
@@ -107,7 +110,7 @@ pub(crate) struct Args {
     )]
     pub(crate) name: String,
 
-    /// The host name the program sees [default: the sandbox's name].
+    /// The host name the program sees.
     #[arg(long, value_name = "NAME", help_heading = "Isolation")]
     pub(crate) hostname: Option<String>,
 
@@ -127,7 +130,7 @@ pub(crate) struct Args {
     #[arg(long, help_heading = "Isolation")]
     pub(crate) read_only: bool,
 
-    /// Capabilities to add to the default ones, such as NET_ADMIN; ALL is all of them.
+    /// Capabilities to add to the default ones, such as `NET_ADMIN`; ALL is all of them.
     #[arg(
         long,
         value_name = "CAP,…",

@@ -68,7 +68,6 @@ fn sandbox(args: &Args) -> anyhow::Result<SandboxBuilder> {
             Pull::Always => PullPolicy::Always,
             Pull::Never => PullPolicy::Never,
         })
-        .hostname(args.hostname.as_deref().unwrap_or(&args.name))
         .read_only(args.read_only)
         .network(network(args)?)
         .init(if args.no_init {
@@ -91,6 +90,9 @@ fn sandbox(args: &Args) -> anyhow::Result<SandboxBuilder> {
     sandbox = sandbox.cmd(command(args));
     if let Some(user) = &args.user {
         sandbox = sandbox.user(user);
+    }
+    if let Some(name) = &args.hostname {
+        sandbox = sandbox.hostname(name);
     }
     if let Some(directory) = &args.workdir {
         sandbox = sandbox.working_dir(directory);

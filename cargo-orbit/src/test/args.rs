@@ -11,22 +11,26 @@ use crate::variables::Variable;
 
 const EXAMPLES: &str = "\
 Examples:
-  cargo orbit test                         every test binary, each in a fresh container
-  cargo orbit test -p api --test http      one test binary
-  cargo orbit test parses -- --nocapture   the tests whose names contain `parses`
-  cargo orbit test --env DATABASE_URL      pass one of the host's variables on
-  cargo orbit test --writable snapshots    keep what tests write to ./snapshots
+  cargo orbit test                        test binaries, and doctests
+  cargo orbit test -p api --test http     one test binary
+  cargo orbit test parses -- --nocapture  tests whose names contain `parses`
+  cargo orbit test --env DATABASE_URL     pass one of the host's variables on
+  cargo orbit test --writable snapshots   keep what tests write to ./snapshots
 
-Inside, a test sees the workspace, the target directory and the toolchain where they are on the host, an
-empty home directory, and a network of its own that has only loopback. What it writes is thrown away.
-Of the host's variables it sees PATH, the locale, the terminal's, CI, RUST_*, RUSTUP_*, CARGO_* and those of
-well-known test tools; never one whose name says token, secret, password, key or credential.
+What a test sees:
+  the workspace, the target directory and the toolchain where they are on the
+  host; an empty home directory; a network with nothing but loopback. What it
+  writes is thrown away, except under --writable.
+  Of the host's variables: PATH, the locale's and the terminal's, CI, RUST_*,
+  RUSTUP_*, CARGO_* and those of well-known test tools, but none whose name
+  says token, secret, password, key or credential.
 
 Exit code:
-  cargo test's own: 0 when every test passed, 101 when one failed or the build did, and 1 when the command
-  line was not understood. 125 when a container could not be made, so that tests did not run.";
+  cargo test's own: 0 when every test passed, 101 when a test or the build
+  failed, 1 when the command line was not understood; or
+  125  a container could not be made, and tests did not run";
 
-/// Runs `cargo test` with each test binary, and each doctest, in a fresh container.
+/// Runs `cargo test` with each test program in a fresh container, doctests too.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 #[command(override_usage = "cargo orbit test [OPTIONS] [TESTNAME] [-- [ARGS]...]")]

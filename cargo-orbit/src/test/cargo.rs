@@ -9,8 +9,9 @@
 
 use std::{
     ffi::{OsStr, OsString},
+    fmt,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command, Stdio},
 };
 
 use cargo_config2::Config;
@@ -24,7 +25,7 @@ pub(crate) enum CargoError {
     #[error("cannot read cargo's configuration: {0}")]
     Config(#[from] cargo_config2::Error),
     /// Cargo's own words, which begin with `error:`.
-    #[error("cargo does not know this workspace:\n{}", .0.trim_end())]
+    #[error("cargo cannot say where the workspace lies:\n{}", .0.trim_end())]
     Metadata(String),
     #[error("cannot run `cargo metadata`: {0}")]
     MetadataUnread(cargo_metadata::Error),
@@ -113,43 +114,88 @@ fn runner_variable(triple: &str) -> String {
     format!("CARGO_TARGET_{triple}_RUNNER")
 }
 
-/// The workspace as cargo sees it.
-pub(crate) fn metadata(args: &CargoArgs) -> Result<Metadata, CargoError> {
-    let options = args.metadata_options.iter();
-    MetadataCommand::new()
-        .cargo_path(program())
-        .other_options(
-            options
-                .map(|word| Ok(text(Path::new(word))?.to_owned()))
-                .collect::<Result<Vec<_>, CargoError>>()?,
-        )
-        .exec()
+/// The workspace, and every package that its tests for `targets` may be built from.
+///
+/// Where not every package is at hand, as may be offline though all that the tests need is, the workspace's
+/// own packages alone.
+///
+/// # Errors
+/// [`CargoError::Metadata`] with cargo's own words where there is no workspace that it can read.
+pub(crate) fn metadata(
+    args: &CargoArgs,
+    targets: &[(String, Through)],
+) -> Result<Metadata, CargoError> {
+    let mut options = Vec::new();
+    for word in &args.metadata_options {
+        options.push(text(Path::new(word))?.to_owned());
+    }
+    // Without it cargo would download what only other systems need.
+    let platforms = targets
+        .iter()
+        .map(|(triple, _)| format!("--filter-platform={triple}"));
+    let all: Vec<String> = options.iter().cloned().chain(platforms).collect();
+
+    let ask = |options: Vec<String>, no_deps| {
+        let mut command = MetadataCommand::new();
+        command.cargo_path(program()).other_options(options);
+        if no_deps {
+            command.no_deps();
+        }
+        command.exec()
+    };
+    ask(all, false)
+        .or_else(|_| ask(options, true))
         .map_err(|error| match error {
             cargo_metadata::Error::CargoMetadata { stderr } => CargoError::Metadata(stderr),
             other => CargoError::MetadataUnread(other),
         })
 }
 
-/// Where the compiler, the standard library and their like lie.
-pub(crate) fn sysroot(config: &Config) -> Result<PathBuf, CargoError> {
-    let rustc = config.rustc();
-    let failed = |why: String| CargoError::Sysroot {
-        program: rustc.path.display().to_string(),
-        why,
-    };
-    let output = Command::new(&rustc.path)
-        .args(&rustc.args)
-        .args(["--print", "sysroot"])
-        .output()
-        .map_err(|error| failed(error.to_string()))?;
-    let stdout = String::from_utf8_lossy(&output.stdout);
-    match stdout.trim_end() {
-        path if output.status.success() && !path.is_empty() => Ok(path.into()),
-        _ => Err(failed(
-            String::from_utf8_lossy(&output.stderr)
-                .trim_end()
-                .to_owned(),
-        )),
+/// The question where the compiler, the standard library and their like lie: asked, and not yet answered.
+pub(crate) struct Sysroot {
+    rustc: PathBuf,
+    process: Child,
+}
+
+impl Sysroot {
+    pub(crate) fn ask(config: &Config) -> Result<Self, CargoError> {
+        let rustc = config.rustc();
+        let process = Command::new(&rustc.path)
+            .args(&rustc.args)
+            .args(["--print", "sysroot"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| CargoError::sysroot(&rustc.path, &error))?;
+        Ok(Self {
+            rustc: rustc.path.clone(),
+            process,
+        })
+    }
+
+    pub(crate) fn answer(self) -> Result<PathBuf, CargoError> {
+        let output = self
+            .process
+            .wait_with_output()
+            .map_err(|error| CargoError::sysroot(&self.rustc, &error))?;
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        match stdout.trim_end() {
+            path if output.status.success() && !path.is_empty() => Ok(path.into()),
+            _ => {
+                let stderr = String::from_utf8_lossy(&output.stderr);
+                Err(CargoError::sysroot(&self.rustc, &stderr.trim_end()))
+            }
+        }
+    }
+}
+
+impl CargoError {
+    fn sysroot(rustc: &Path, why: &dyn fmt::Display) -> Self {
+        Self::Sysroot {
+            program: rustc.display().to_string(),
+            why: why.to_string(),
+        }
     }
 }
 

@@ -134,6 +134,8 @@ fn is_passed(name: &OsStr) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::BTreeSet, env, process::Command};
+
     use super::*;
 
     fn variables(text: &str) -> Vec<(OsString, OsString)> {
@@ -198,5 +200,91 @@ mod tests {
             ),
             "A=host RUST_LOG=y"
         );
+    }
+
+    /// The fixture's variables as `cargo test` gives them, on a host that has `host`.
+    fn under_cargo_test(host: &[(OsString, OsString)]) -> Vec<(OsString, OsString)> {
+        let output = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+            .args([
+                "test",
+                "--test",
+                "environment",
+                "variables",
+                "--",
+                "--nocapture",
+            ])
+            .current_dir(concat!(
+                env!("CARGO_MANIFEST_DIR"),
+                "/../fixtures/workspace-mixed"
+            ))
+            .env_clear()
+            .envs(host.iter().cloned())
+            .output()
+            .unwrap();
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        let lines = stdout
+            .lines()
+            .filter_map(|line| line.strip_prefix("VARIABLE "));
+        let pairs: Vec<_> = lines
+            .filter_map(|line| line.split_once('='))
+            .map(|(name, value)| (name.into(), value.into()))
+            .collect();
+        assert!(output.status.success() && !pairs.is_empty(), "{output:?}");
+        pairs
+    }
+
+    /// Of what a real `cargo test` gives, exactly the host's unlisted variables are missing.
+    #[test]
+    fn everything_that_cargo_gives_is_seen() {
+        let needed = [
+            "PATH",
+            "HOME",
+            "CARGO_HOME",
+            "RUSTUP_HOME",
+            "RUSTUP_TOOLCHAIN",
+        ];
+        let unlisted = [
+            "AWS_SECRET_ACCESS_KEY",
+            "CARGO_REGISTRY_TOKEN",
+            "SSH_AUTH_SOCK",
+        ];
+        let mut host: Vec<(OsString, OsString)> = needed
+            .iter()
+            .filter_map(|name| Some(((*name).into(), env::var_os(name)?)))
+            .collect();
+        host.extend(unlisted.map(|name| (name.into(), "of-the-host".into())));
+        // Cargo has its own value for these.
+        host.push(("FIXTURE_FORCED".into(), "of-the-host".into()));
+        host.push(("CARGO_PKG_NAME".into(), "of-the-host".into()));
+
+        let given = under_cargo_test(&host);
+        let seen = of_test(given.iter().cloned(), &HostVariables::new(host), &[]);
+        let missing: BTreeSet<_> = given
+            .iter()
+            .filter(|(name, value)| seen.get(name) != Some(value))
+            .map(|(name, _)| name.to_str().unwrap())
+            .collect();
+        assert_eq!(
+            missing,
+            BTreeSet::from(["HOME"])
+                .union(&unlisted.into())
+                .copied()
+                .collect()
+        );
+
+        let value = |name: &str| seen.get(OsStr::new(name)).and_then(|value| value.to_str());
+        assert_eq!(value("FIXTURE_FORCED"), Some("forced"));
+        assert_eq!(value("FIXTURE_FROM_CONFIG"), Some("config"));
+        assert_eq!(value("FIXTURE_FROM_BUILD"), Some("build script"));
+        assert_eq!(value("CARGO_PKG_NAME"), Some("mixed"));
+        assert_eq!(value("CARGO_PKG_VERSION_PRE"), Some("rc.4"));
+        for name in [
+            "OUT_DIR",
+            "LD_LIBRARY_PATH",
+            "CARGO_BIN_EXE_greet",
+            "CARGO_MANIFEST_DIR",
+        ] {
+            assert!(value(name).is_some(), "{name}");
+        }
     }
 }

@@ -129,6 +129,24 @@ pub(crate) struct Program {
     pub(crate) variables: BTreeMap<OsString, OsString>,
 }
 
+/// What a bundle of doctests needs to run each of them in a process of its own: the path of the bundle.
+///
+/// Rustdoc sets it, except for a bundle that it starts through a runner; without it they all run in one
+/// process, and the first that exits ends them all.
+///
+/// Source: rust-lang/rust, src/librustdoc/doctest.rs, `run_test`; doctest/runner.rs, `ENV_BIN`.
+const DOCTEST_BUNDLE: &str = "RUSTDOC_DOCTEST_BIN_PATH";
+
+impl Program {
+    /// What rustdoc would have set if it had started the program itself.
+    fn variables_of_rustdoc(&self) -> Option<(&'static str, &Path)> {
+        let directory = self.binary.parent()?.file_name()?.to_str()?;
+        directory
+            .starts_with("rustdoctest")
+            .then_some((DOCTEST_BUNDLE, self.binary.as_path()))
+    }
+}
+
 /// The sandbox for `program`: the host's own files as `view` says, nothing but loopback, and the streams of
 /// whoever started this.
 pub(crate) fn sandbox(view: &View, program: Program) -> SandboxBuilder {
@@ -136,6 +154,7 @@ pub(crate) fn sandbox(view: &View, program: Program) -> SandboxBuilder {
         .name(name(&program.binary))
         .image("host")
         .env_clear()
+        .envs(program.variables_of_rustdoc())
         .envs(program.variables)
         .envs(view.variables.iter().cloned())
         .stdin(Stdin::Inherit)
@@ -173,5 +192,101 @@ fn name(binary: &Path) -> String {
             stem.to_owned()
         }
         _ => name.into_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cargo_metadata::MetadataCommand;
+
+    use super::*;
+
+    fn fixture() -> Metadata {
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../fixtures/workspace-mixed/Cargo.toml"
+        );
+        MetadataCommand::new().manifest_path(path).exec().unwrap()
+    }
+
+    fn toolchain(cargo_home: &str, sysroot: &str) -> Toolchain {
+        let variables = |name: &str| (name == "CARGO_HOME").then(|| cargo_home.into());
+        Toolchain::find(sysroot.into(), Some("/home/me".into()), variables)
+    }
+
+    #[test]
+    fn homes_are_where_variables_or_the_users_home_say() {
+        let found = toolchain("/c", "/s");
+        assert_eq!(found.cargo_home, Some("/c".into()));
+        assert_eq!(found.rustup_home, Some("/home/me/.rustup".into()));
+        let empty = toolchain("", "/s");
+        assert_eq!(empty.cargo_home, Some("/home/me/.cargo".into()));
+        let homeless = Toolchain::find("/usr".into(), None, |_| None);
+        assert_eq!((homeless.cargo_home, homeless.rustup_home), (None, None));
+    }
+
+    #[test]
+    fn a_package_outside_of_the_workspace_is_seen() {
+        let metadata = fixture();
+        let view = View::new(&metadata, &toolchain("/c", "/s"), Vec::new(), |_| false);
+        let root = metadata.workspace_root.as_std_path();
+        assert_eq!(view.work[0], root);
+        assert!(
+            view.work.contains(&root.with_file_name("mixed-outside")),
+            "{view:?}"
+        );
+        // Those inside it need no line of their own.
+        assert!(
+            view.work[1..].iter().all(|path| !path.starts_with(root)),
+            "{view:?}"
+        );
+    }
+
+    #[test]
+    fn credentials_are_hidden_and_what_is_not_there_is_not_shown() {
+        let there = ["/c", "/c/credentials.toml"].map(Path::new);
+        let seen = |sysroot: &str| {
+            View::new(&fixture(), &toolchain("/c", sysroot), Vec::new(), |path| {
+                there.contains(&path)
+            })
+        };
+        let view = seen("/c/toolchain");
+        assert_eq!(view.hidden, [PathBuf::from("/c/credentials.toml")]);
+        assert_eq!(view.toolchain, [PathBuf::from("/c")]);
+        assert_eq!(
+            view.variables,
+            [("CARGO_HOME".to_owned(), PathBuf::from("/c"))]
+        );
+        assert_eq!(
+            seen("/opt/rust").toolchain,
+            ["/c", "/opt/rust"].map(PathBuf::from)
+        );
+    }
+
+    #[test]
+    fn a_doctest_is_told_where_its_bundle_lies() {
+        let variables = |binary: &str| {
+            let program = Program {
+                command: Vec::new(),
+                binary: binary.into(),
+                working_dir: "/".into(),
+                variables: BTreeMap::new(),
+            };
+            program
+                .variables_of_rustdoc()
+                .map(|(_, path)| path.to_owned())
+        };
+        let bundle = "/tmp/rustdoctestAbC/rust_out";
+        assert_eq!(variables(bundle), Some(bundle.into()));
+        assert_eq!(variables("/w/target/debug/deps/a-0123456789abcdef"), None);
+        assert_eq!(variables("/"), None);
+    }
+
+    #[test]
+    fn a_sandbox_is_called_after_its_binary() {
+        assert_eq!(name(Path::new("/d/my-test-0123456789abcdef")), "my-test");
+        assert_eq!(name(Path::new("/d/my-test")), "my-test");
+        assert_eq!(name(Path::new("/d/rust_out")), "rust_out");
+        assert_eq!(name(Path::new("/")), "");
     }
 }

@@ -14,7 +14,7 @@ use std::{
     collections::BTreeMap,
     env, io,
     os::unix::process::ExitStatusExt as _,
-    path::{self, PathBuf},
+    path::{self, Path, PathBuf},
     process::{ExitCode, ExitStatus},
 };
 
@@ -27,28 +27,29 @@ use self::{
     isolate::{Toolchain, View},
     session::{Host, NotRun, Session},
 };
-use crate::exit;
+use crate::{exit, signals};
 
 /// Builds and runs the tests that `args` ask for.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let config = Config::load().map_err(cargo::CargoError::from)?;
     let targets = cargo::targets(&config, &args.cargo.targets)?;
-    let metadata = cargo::metadata(&args.cargo)?;
-    let toolchain = Toolchain::find(cargo::sysroot(&config)?, env::home_dir(), |name| {
-        env::var_os(name)
-    });
+    // Both ask a process of the toolchain, so both are asked at once.
+    let sysroot = cargo::Sysroot::ask(&config)?;
+    let metadata = cargo::metadata(&args.cargo, &targets)?;
+    let toolchain = Toolchain::find(sysroot.answer()?, env::home_dir(), |name| env::var_os(name));
     let session = Session {
-        view: View::new(&metadata, &toolchain, writable(args)?, |path| path.exists()),
+        view: View::new(&metadata, &toolchain, writable(args)?, Path::exists),
         host_variables: HostVariables::new(env::vars_os()),
         variables: args.env.clone(),
     };
     let mut host = Host::new(&session)?;
 
     let runner = env::current_exe().context("cannot find the program cargo-orbit itself")?;
-    let status = cargo::test_command(&args.cargo, &runner, &targets)?
+    let mut cargo = cargo::test_command(&args.cargo, &runner, &targets)?
         .env(environment::SESSION, host.address())
-        .status()
+        .spawn()
         .context("cannot start cargo; is it in PATH?")?;
+    let status = signals::wait_for(&mut cargo).context("cannot wait for cargo")?;
 
     let not_run = host.reports()?;
     if not_run.is_empty() {
@@ -61,9 +62,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 /// What was asked with `--writable`, as whole paths.
 fn writable(args: &Args) -> anyhow::Result<Vec<PathBuf>> {
     let absolute = |path: &PathBuf| {
-        let found = path::absolute(path).and_then(|path| match path.try_exists()? {
-            true => Ok(path),
-            false => Err(io::ErrorKind::NotFound.into()),
+        let found = path::absolute(path).and_then(|path| {
+            if path.try_exists()? {
+                Ok(path)
+            } else {
+                Err(io::ErrorKind::NotFound.into())
+            }
         });
         found.with_context(|| format!("--writable {}", path.display()))
     };
@@ -82,10 +86,11 @@ fn not_run_text(not_run: &[NotRun]) -> String {
     for report in not_run {
         *by_reason.entry(&report.why).or_default() += 1;
     }
-    let reasons: String = by_reason
+    let reasons: Vec<String> = by_reason
         .iter()
         .map(|(why, count)| format!("  {count} × {}\n", why.replace('\n', "\n      ")))
         .collect();
+    let reasons = reasons.concat();
     let programs = match not_run.len() {
         1 => "1 test program".to_owned(),
         count => format!("{count} test programs"),
