@@ -16,7 +16,7 @@ Examples:
 /// Whatever runs in a container sees its own files, processes and network, and leaves nothing behind.
 #[derive(Debug, Parser)]
 #[command(name = "cargo-orbit", bin_name = "cargo orbit", version, after_help = EXAMPLES)]
-#[command(styles = clap_cargo_styles())]
+#[command(styles = colours_of_cargo())]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) verb: Verb,
@@ -31,7 +31,7 @@ pub(crate) enum Verb {
 }
 
 /// The colours of cargo's own help, so that `cargo orbit` does not look like a stranger.
-fn clap_cargo_styles() -> clap::builder::Styles {
+fn colours_of_cargo() -> clap::builder::Styles {
     use clap::builder::styling::{AnsiColor, Styles};
     Styles::styled()
         .header(AnsiColor::BrightGreen.on_default().bold())

@@ -10,7 +10,7 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use orbit::Status;
 use rustix::process::{
     Resource, Rlimit, Signal, getpid, getrlimit, kill_process, set_parent_process_death_signal,
@@ -43,10 +43,11 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     // Cargo does not pass on the signal that ends it: without this a test would outlive it.
     set_parent_process_death_signal(Some(Signal::TERM))
         .context("cannot ask to be ended together with cargo")?;
-    let address = env::var(environment::SESSION).context(
-        "`cargo orbit runner` is for `cargo orbit test`, which sets ORBIT_SESSION for it; \
-         run that instead",
-    )?;
+    let Ok(address) = env::var(environment::SESSION) else {
+        bail!(
+            "`cargo orbit runner` is what `cargo orbit test` starts for each test program; run that instead"
+        );
+    };
     let guest = Guest::join(&address)?;
 
     let binary = path::absolute(PathBuf::from(&args.command[0])).context("the test program")?;

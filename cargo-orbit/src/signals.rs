@@ -69,7 +69,7 @@ mod tests {
 
     /// Whether this process has a handler for signal `number`: its bit in `SigCgt`.
     ///
-    /// Source: proc_pid_status(5).
+    /// Source: `proc_pid_status(5)`.
     fn handles(number: i32) -> bool {
         let status = std::fs::read_to_string("/proc/self/status").unwrap();
         let mask = status

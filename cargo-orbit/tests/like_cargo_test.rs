@@ -58,7 +58,7 @@ fn run(&(line, end): &Case, under_orbit: bool) -> Output {
         Some(end) => command.env("FIXTURE_END", end),
         None => command.env_remove("FIXTURE_END"),
     };
-    command.output().unwrap()
+    command.output().expect("start cargo")
 }
 
 /// A text without what differs from run to run, and without the one word that Orbit adds: itself, where cargo

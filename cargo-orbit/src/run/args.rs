@@ -38,6 +38,7 @@ Exit code:
 /// lives exactly as long as this command.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES, override_usage = "cargo orbit run [OPTIONS] [-- CMD [ARG]...]")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(crate) struct Args {
     /// What to run it in: NAME[:TAG] from a registry, oci:PATH, oci-archive:PATH, dir:PATH, or host.
     #[arg(
@@ -218,7 +219,9 @@ fn words(text: &str) -> Result<Words, String> {
 fn duration(text: &str) -> Result<Duration, String> {
     let time = match text.parse::<u64>() {
         Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => humantime::parse_duration(text).map_err(|error| error.to_string())?,
+        Err(_) => humantime::parse_duration(text).map_err(|_| {
+            "expected a time such as 500ms, 10s or 1m30s, or a number of seconds".to_owned()
+        })?,
     };
     if time.is_zero() {
         return Err("nothing can run in no time; leave --timeout out for no limit".to_owned());

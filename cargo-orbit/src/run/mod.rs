@@ -173,3 +173,97 @@ fn refuse_other_bridges(args: &Args) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::{Cli, Verb};
+
+    fn parse(line: &str) -> Args {
+        let words = shell_words::split(&format!("cargo-orbit run {line}")).unwrap();
+        match Cli::try_parse_from(words).unwrap().verb {
+            Verb::Run(args) => *args,
+            other => panic!("not run: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_original() {
+        let args = parse("");
+        assert_eq!(
+            (args.image.as_str(), args.name.as_str()),
+            ("busybox", "myctr")
+        );
+        assert_eq!(command(&args), ["sh"]);
+        assert_eq!(args.cpu.quota_us(), None);
+        assert_eq!(network(&args).unwrap(), NetworkMode::None);
+        assert!(!args.tty && !args.interactive && !args.read_only && !args.no_init);
+    }
+
+    #[test]
+    fn the_program_is_what_was_said_most_plainly() {
+        let said = |line| command(&parse(line));
+        assert_eq!(said("--cmd 'echo \"a b\"'"), ["echo", "a b"]);
+        assert_eq!(
+            said("--cmd sh -- echo 'a b' --image"),
+            ["echo", "a b", "--image"]
+        );
+        assert!(said("--entrypoint /bin/x").is_empty());
+        assert_eq!(said("--entrypoint /bin/x --cmd 'a b'"), ["a", "b"]);
+        // The image's entrypoint is taken away: something must run all the same.
+        assert_eq!(said("--entrypoint ''"), ["sh"]);
+    }
+
+    #[test]
+    fn lists_take_commas_and_repetition() {
+        let args = parse("--publish 8080:80,4443:443 --publish 1:1 --cap-add A,B --cap-drop ALL");
+        assert_eq!(args.publish, ["8080:80", "4443:443", "1:1"]);
+        assert_eq!(
+            (args.cap_add, args.cap_drop),
+            (vec!["A".into(), "B".into()], vec!["ALL".to_owned()])
+        );
+    }
+
+    #[test]
+    fn a_bridge_is_asked_for_by_describing_it() {
+        let asked = |line| network(&parse(line));
+        assert_eq!(asked("--bridge myruntime0").unwrap(), NetworkMode::Bridge);
+        assert_eq!(
+            asked("--bridge-cidr 172.25.0.0/16").unwrap(),
+            NetworkMode::Bridge
+        );
+        assert_eq!(asked("--network host").unwrap(), NetworkMode::Host);
+        for contradiction in [
+            "--network none --bridge myruntime0",
+            "--bridge br7",
+            "--bridge-cidr 10.0.0.0/8",
+        ] {
+            assert!(asked(contradiction).is_err(), "{contradiction}");
+        }
+    }
+
+    #[test]
+    fn flags_may_be_written_together() {
+        let args =
+            parse("-it -v /a:/b:ro -e A=1 -e B -u 1000:1000 -w /b --timeout 1m30s --memory 100M");
+        assert!(args.interactive && args.tty);
+        assert_eq!(args.mount, [orbit::Mount::bind_read_only("/a", "/b")]);
+        assert_eq!(args.env.len(), 2);
+        assert_eq!(args.timeout, Some(std::time::Duration::from_secs(90)));
+        assert_eq!(args.memory, Some(orbit::Bytes::mib(100)));
+    }
+
+    #[test]
+    fn a_faulty_text_is_told_with_what_was_expected() {
+        let refused = |line: &str| {
+            let words = shell_words::split(&format!("cargo-orbit run {line}")).unwrap();
+            Cli::try_parse_from(words).unwrap_err().to_string()
+        };
+        insta::assert_snapshot!(refused("--memory 10Q"));
+        insta::assert_snapshot!(refused("-v /a"));
+        insta::assert_snapshot!(refused("-e =x"));
+        insta::assert_snapshot!(refused("--timeout soon"));
+    }
+}

@@ -22,13 +22,13 @@ use super::args::CargoArgs;
 /// Why cargo could not be asked.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CargoError {
-    #[error("cannot read cargo's configuration: {0}")]
+    #[error("cannot read cargo's configuration")]
     Config(#[from] cargo_config2::Error),
     /// Cargo's own words, which begin with `error:`.
     #[error("cargo cannot say where the workspace lies:\n{}", .0.trim_end())]
     Metadata(String),
-    #[error("cannot run `cargo metadata`: {0}")]
-    MetadataUnread(cargo_metadata::Error),
+    #[error("cannot run `cargo metadata`")]
+    MetadataUnread(#[source] cargo_metadata::Error),
     #[error("the path {} is not UTF-8, which cargo's configuration cannot hold", .0.display())]
     NotText(PathBuf),
     #[error("cannot run `{program} --print sysroot`: {why}")]

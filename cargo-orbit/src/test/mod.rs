@@ -32,9 +32,9 @@ use crate::{exit, signals};
 /// Builds and runs the tests that `args` ask for.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let config = Config::load().map_err(cargo::CargoError::from)?;
-    let targets = cargo::targets(&config, &args.cargo.targets)?;
-    // Both ask a process of the toolchain, so both are asked at once.
+    // A process of the toolchain has to answer it, so it is asked first and needed last.
     let sysroot = cargo::Sysroot::ask(&config)?;
+    let targets = cargo::targets(&config, &args.cargo.targets)?;
     let metadata = cargo::metadata(&args.cargo, &targets)?;
     let toolchain = Toolchain::find(sysroot.answer()?, env::home_dir(), |name| env::var_os(name));
     let session = Session {

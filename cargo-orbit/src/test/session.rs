@@ -139,7 +139,7 @@ pub(crate) enum SessionError {
     #[error("the variable ORBIT_SESSION does not hold an address of a session")]
     Address,
     #[error(
-        "cannot reach the `cargo orbit test` that started this ({}): {source}; has it been killed?",
+        "cannot reach the `cargo orbit test` that started this at {}; has it been killed?",
         path.display()
     )]
     Gone { path: PathBuf, source: io::Error },
