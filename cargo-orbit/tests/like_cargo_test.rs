@@ -19,7 +19,7 @@ const CASES: &[Case] = &[
     ("--all-targets -- --test-threads=1", None),
     ("--lib", None),
     ("-q -p answer", None),
-    ("--doc -p mixed", None),
+    ("--doc -p mixed -- --test-threads=1", None),
     ("--lib --features extra a_feature_is_on", None),
     ("--test custom -- --words for the harness", None),
     ("--workspace --exclude mixed --release", None),
