@@ -1,2 +1,71 @@
-//! `cargo orbit`.
-fn main() {}
+//! `cargo orbit`: tests, and OCI images, in throwaway containers.
+//!
+//! One file, or directory, for each verb. Cargo starts `cargo-orbit orbit VERB …` for `cargo orbit VERB …`;
+//! people may leave the doubled word out. Nothing here isolates anything by itself: the verbs fill an
+//! [`orbit::SandboxBuilder`] and turn an [`orbit::Outcome`] into an exit code.
+
+#![forbid(unsafe_code)]
+
+mod cli;
+mod exit;
+mod run;
+mod runner;
+mod signals;
+mod test;
+mod variables;
+
+use std::{ffi::OsString, process::ExitCode};
+
+use clap::Parser as _;
+
+use crate::cli::{Cli, Verb};
+
+fn main() -> ExitCode {
+    let words = without_doubled_word(std::env::args_os());
+    let verb = words.get(1).cloned();
+    let cli = match Cli::try_parse_from(words) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Where neither stream can be written to there is nobody to tell.
+            let _ = error.print();
+            return if error.use_stderr() {
+                exit::usage(verb.as_deref())
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    let (result, failed) = match cli.verb {
+        Verb::Run(args) => (run::run(&args), exit::SETUP_FAILED),
+        Verb::Test(args) => (test::run(&args), exit::CARGO_FAILED),
+        Verb::Runner(args) => (runner::run(args), exit::SETUP_FAILED),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("orbit: {error:#}");
+        ExitCode::from(failed)
+    })
+}
+
+/// Takes the `orbit` out of `cargo-orbit orbit VERB …`.
+fn without_doubled_word(words: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut words: Vec<_> = words.collect();
+    if words.get(1).is_some_and(|word| word == "orbit") {
+        words.remove(1);
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cargo_and_people_are_understood_alike() {
+        let words = |line: &str| without_doubled_word(line.split(' ').map(OsString::from));
+        assert_eq!(
+            words("cargo-orbit orbit run -- orbit"),
+            words("cargo-orbit run -- orbit")
+        );
+        assert_eq!(words("cargo-orbit").len(), 1);
+    }
+}

@@ -1,0 +1,78 @@
+//! What can be said on the command line: the verbs, and the texts of `--help`.
+
+use clap::{Parser, Subcommand};
+
+use crate::{run, runner, test};
+
+const EXAMPLES: &str = "\
+Examples:
+  cargo orbit test                     each test binary in a fresh container
+  cargo orbit test -p api --test http  the same, with cargo test's own options
+  cargo orbit run -it                  a shell in busybox
+  cargo orbit run --image redis:7 --publish 6379:6379 -- redis-server";
+
+/// Runs tests, and OCI images, in throwaway containers: no daemon, no root.
+///
+/// Whatever runs in a container sees its own files, processes and network, and leaves nothing behind.
+#[derive(Debug, Parser)]
+#[command(name = "cargo-orbit", bin_name = "cargo orbit", version, after_help = EXAMPLES)]
+#[command(styles = colours_of_cargo())]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    Run(Box<run::args::Args>),
+    Test(Box<test::args::Args>),
+    #[command(hide = true)]
+    Runner(runner::Args),
+}
+
+/// The colours of cargo's own help, so that `cargo orbit` does not look like a stranger.
+fn colours_of_cargo() -> clap::builder::Styles {
+    use clap::builder::styling::{AnsiColor, Styles};
+    Styles::styled()
+        .header(AnsiColor::BrightGreen.on_default().bold())
+        .usage(AnsiColor::BrightGreen.on_default().bold())
+        .literal(AnsiColor::BrightCyan.on_default().bold())
+        .placeholder(AnsiColor::Cyan.on_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    /// Help as an 80-column terminal shows it.
+    fn help(verb: &[&str]) -> String {
+        let mut command = Cli::command().term_width(80);
+        command.build();
+        let found = verb.iter().fold(&mut command, |command, verb| {
+            command.find_subcommand_mut(verb).expect("a verb")
+        });
+        found.render_long_help().to_string()
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_of_orbit() {
+        insta::assert_snapshot!(help(&[]));
+    }
+
+    #[test]
+    fn help_of_run() {
+        insta::assert_snapshot!(help(&["run"]));
+    }
+
+    #[test]
+    fn help_of_test() {
+        insta::assert_snapshot!(help(&["test"]));
+    }
+}

@@ -1,0 +1,269 @@
+//! `cargo orbit run`: one program in a throwaway container, in the foreground.
+//!
+//! Flags become a [`SandboxBuilder`] without IO ([`sandbox`]); this file must not know how a sandbox is made.
+
+pub(crate) mod args;
+
+use std::{
+    ffi::OsString,
+    io::{self, IsTerminal as _},
+    net::Ipv4Addr,
+    process::ExitCode,
+};
+
+use anyhow::bail;
+use orbit::{Init, NetworkMode, Output, PullPolicy, Sandbox, SandboxBuilder, Stdin};
+
+use self::args::{Args, Cidr, Pull};
+use crate::{exit, variables};
+
+/// The program where neither `--cmd` nor `--entrypoint` nor `-- CMD` says otherwise.
+const DEFAULT_CMD: &str = "sh";
+
+const DEFAULT_BRIDGE: &str = "myruntime0";
+const DEFAULT_BRIDGE_CIDR: Cidr = Cidr {
+    address: Ipv4Addr::new(172, 25, 0, 0),
+    prefix: 16,
+};
+
+/// Runs what `args` ask for, to its end.
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    if args.tty && args.interactive && !io::stdin().is_terminal() {
+        bail!(
+            "--tty and --interactive were given, but the standard input is not a terminal; \
+             leave --tty out where input comes from a pipe or a file"
+        );
+    }
+    let mut environment = Vec::new();
+    for file in &args.env_file {
+        environment.extend(variables::read_file(file)?);
+    }
+    environment.extend(args.env.iter().cloned());
+    let environment = environment
+        .iter()
+        .filter_map(|variable| variable.resolve(|name| std::env::var_os(name)));
+
+    let result = in_foreground(sandbox(args)?.envs(environment));
+    if let Err(error) = &result {
+        eprintln!("orbit: {error}");
+    }
+    Ok(exit::code(&result).into())
+}
+
+/// Waits for the sandbox to end.
+///
+/// A Ctrl-C at the terminal reaches every process of the foreground's group by itself. Signals that are
+/// sent to this process alone are not passed on: it ends, and the sandbox ends with it.
+fn in_foreground(sandbox: SandboxBuilder) -> Result<orbit::Outcome, orbit::Error> {
+    sandbox.run()
+}
+
+/// What `args` ask for, except its variables, which need the host's.
+fn sandbox(args: &Args) -> anyhow::Result<SandboxBuilder> {
+    let mut sandbox = Sandbox::builder()
+        .name(&args.name)
+        .image(&args.image)
+        .pull(match args.pull {
+            Pull::Missing => PullPolicy::Missing,
+            Pull::Always => PullPolicy::Always,
+            Pull::Never => PullPolicy::Never,
+        })
+        .read_only(args.read_only)
+        .network(network(args)?)
+        .init(if args.no_init {
+            Init::Program
+        } else {
+            Init::Orbit
+        })
+        .tty(args.tty)
+        .stdin(if args.interactive {
+            Stdin::Inherit
+        } else {
+            Stdin::Null
+        })
+        .stdout(Output::Inherit)
+        .stderr(Output::Inherit);
+
+    if let Some(program) = &args.entrypoint {
+        sandbox = sandbox.entrypoint(Some(program).filter(|program| !program.is_empty()));
+    }
+    sandbox = sandbox.cmd(command(args));
+    if let Some(user) = &args.user {
+        sandbox = sandbox.user(user);
+    }
+    if let Some(name) = &args.hostname {
+        sandbox = sandbox.hostname(name);
+    }
+    if let Some(directory) = &args.workdir {
+        sandbox = sandbox.working_dir(directory);
+    }
+    if let Some(limit) = args.timeout {
+        sandbox = sandbox.timeout(limit);
+    }
+    if let Some(limit) = args.memory {
+        sandbox = sandbox.memory(&limit.to_string());
+    }
+    // `max` is no limit: it must work where limits cannot be kept.
+    if args.cpu.quota_us().is_some() {
+        sandbox = sandbox.cpu(&args.cpu.to_string());
+    }
+    sandbox = args
+        .mount
+        .iter()
+        .cloned()
+        .fold(sandbox, SandboxBuilder::mount);
+    sandbox = args
+        .cap_add
+        .iter()
+        .fold(sandbox, |sandbox, name| sandbox.cap_add(name));
+    sandbox = args
+        .cap_drop
+        .iter()
+        .fold(sandbox, |sandbox, name| sandbox.cap_drop(name));
+    sandbox = args
+        .publish
+        .iter()
+        .fold(sandbox, |sandbox, ports| sandbox.publish(ports));
+    Ok(sandbox)
+}
+
+/// What follows `--`, or `--cmd`, or the default; nothing beside an entrypoint that was given alone.
+fn command(args: &Args) -> Vec<OsString> {
+    match (&args.command[..], &args.cmd, &args.entrypoint) {
+        ([], Some(words), _) => words.iter().map(OsString::from).collect(),
+        ([], None, Some(program)) if !program.is_empty() => Vec::new(),
+        ([], None, _) => vec![DEFAULT_CMD.into()],
+        (command, _, _) => command.to_vec(),
+    }
+}
+
+fn network(args: &Args) -> anyhow::Result<NetworkMode> {
+    refuse_other_bridges(args)?;
+    let bridge_asked = args.bridge.is_some() || args.bridge_cidr.is_some();
+    match &args.network {
+        None if bridge_asked => Ok(NetworkMode::Bridge),
+        None => Ok(NetworkMode::None),
+        Some(NetworkMode::Bridge) => Ok(NetworkMode::Bridge),
+        Some(_) if bridge_asked => bail!(
+            "--bridge and --bridge-cidr describe a bridge, but --network asks for another network; \
+             leave one of them out"
+        ),
+        Some(mode) => Ok(mode.clone()),
+    }
+}
+
+/// Refuses a bridge the library cannot make: it has one, and cannot be told of another yet.
+fn refuse_other_bridges(args: &Args) -> anyhow::Result<()> {
+    if let Some(name) = args
+        .bridge
+        .as_deref()
+        .filter(|name| *name != DEFAULT_BRIDGE)
+    {
+        bail!(
+            "--bridge {name}: there is only the bridge {DEFAULT_BRIDGE} so far; leave --bridge out"
+        );
+    }
+    if args
+        .bridge_cidr
+        .is_some_and(|cidr| cidr != DEFAULT_BRIDGE_CIDR)
+    {
+        bail!(
+            "--bridge-cidr: the bridge {DEFAULT_BRIDGE} is always 172.25.0.0/16 so far; leave it out"
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::{Cli, Verb};
+
+    fn parse(line: &str) -> Args {
+        let words = shell_words::split(&format!("cargo-orbit run {line}")).unwrap();
+        match Cli::try_parse_from(words).unwrap().verb {
+            Verb::Run(args) => *args,
+            other => panic!("not run: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_original() {
+        let args = parse("");
+        assert_eq!(
+            (args.image.as_str(), args.name.as_str()),
+            ("busybox", "myctr")
+        );
+        assert_eq!(command(&args), ["sh"]);
+        assert_eq!(args.cpu.quota_us(), None);
+        assert_eq!(network(&args).unwrap(), NetworkMode::None);
+        assert!(!args.tty && !args.interactive && !args.read_only && !args.no_init);
+    }
+
+    #[test]
+    fn the_program_is_what_was_said_most_plainly() {
+        let said = |line| command(&parse(line));
+        assert_eq!(said("--cmd 'echo \"a b\"'"), ["echo", "a b"]);
+        assert_eq!(
+            said("--cmd sh -- echo 'a b' --image"),
+            ["echo", "a b", "--image"]
+        );
+        assert!(said("--entrypoint /bin/x").is_empty());
+        assert_eq!(said("--entrypoint /bin/x --cmd 'a b'"), ["a", "b"]);
+        // The image's entrypoint is taken away: something must run all the same.
+        assert_eq!(said("--entrypoint ''"), ["sh"]);
+    }
+
+    #[test]
+    fn lists_take_commas_and_repetition() {
+        let args = parse("--publish 8080:80,4443:443 --publish 1:1 --cap-add A,B --cap-drop ALL");
+        assert_eq!(args.publish, ["8080:80", "4443:443", "1:1"]);
+        assert_eq!(
+            (args.cap_add, args.cap_drop),
+            (vec!["A".into(), "B".into()], vec!["ALL".to_owned()])
+        );
+    }
+
+    #[test]
+    fn a_bridge_is_asked_for_by_describing_it() {
+        let asked = |line| network(&parse(line));
+        assert_eq!(asked("--bridge myruntime0").unwrap(), NetworkMode::Bridge);
+        assert_eq!(
+            asked("--bridge-cidr 172.25.0.0/16").unwrap(),
+            NetworkMode::Bridge
+        );
+        assert_eq!(asked("--network host").unwrap(), NetworkMode::Host);
+        for contradiction in [
+            "--network none --bridge myruntime0",
+            "--bridge br7",
+            "--bridge-cidr 10.0.0.0/8",
+        ] {
+            assert!(asked(contradiction).is_err(), "{contradiction}");
+        }
+    }
+
+    #[test]
+    fn flags_may_be_written_together() {
+        let args =
+            parse("-it -v /a:/b:ro -e A=1 -e B -u 1000:1000 -w /b --timeout 1m30s --memory 100M");
+        assert!(args.interactive && args.tty);
+        assert_eq!(args.mount, [orbit::Mount::bind_read_only("/a", "/b")]);
+        assert_eq!(args.env.len(), 2);
+        assert_eq!(args.timeout, Some(std::time::Duration::from_secs(90)));
+        assert_eq!(args.memory, Some(orbit::Bytes::mib(100)));
+    }
+
+    #[test]
+    fn a_faulty_text_is_told_with_what_was_expected() {
+        let refused = |line: &str| {
+            let words = shell_words::split(&format!("cargo-orbit run {line}")).unwrap();
+            Cli::try_parse_from(words).unwrap_err().to_string()
+        };
+        insta::assert_snapshot!(refused("--memory 10Q"));
+        insta::assert_snapshot!(refused("-v /a"));
+        insta::assert_snapshot!(refused("-e =x"));
+        insta::assert_snapshot!(refused("--timeout soon"));
+    }
+}

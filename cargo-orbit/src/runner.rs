@@ -1,0 +1,103 @@
+//! `cargo orbit runner`: what cargo, or rustdoc, starts instead of a test program during `cargo orbit test`.
+//!
+//! It puts that program into a fresh container and ends as the program ended, so that cargo prints about it
+//! what it always prints. Hidden: people have no use for it.
+
+use std::{
+    env,
+    ffi::OsString,
+    path::{self, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context as _, bail};
+use orbit::Status;
+use rustix::process::{
+    Resource, Rlimit, Signal, getpid, getrlimit, kill_process, set_parent_process_death_signal,
+    setrlimit,
+};
+
+use crate::{
+    exit,
+    test::{
+        environment,
+        isolate::{self, Program},
+        session::{Guest, NotRun},
+    },
+};
+
+/// Runs one test program for `cargo orbit test`, which starts this.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// A word to start the program through, such as an emulator; the user's own runner, word by word.
+    #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
+    through: Vec<OsString>,
+
+    /// The test program and its arguments.
+    #[arg(last = true, required = true, value_name = "PROGRAM")]
+    command: Vec<OsString>,
+}
+
+/// Runs the program of `args` in a container, to its end.
+pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    // Cargo does not pass on the signal that ends it: without this a test would outlive it.
+    set_parent_process_death_signal(Some(Signal::TERM))
+        .context("cannot ask to be ended together with cargo")?;
+    let Ok(address) = env::var(environment::SESSION) else {
+        bail!(
+            "`cargo orbit runner` is what `cargo orbit test` starts for each test program; run that instead"
+        );
+    };
+    let guest = Guest::join(&address)?;
+
+    let binary = path::absolute(PathBuf::from(&args.command[0])).context("the test program")?;
+    let program = Program {
+        command: args.through.into_iter().chain(args.command).collect(),
+        working_dir: env::current_dir().context("the directory to run the test program in")?,
+        variables: environment::of_test(
+            env::vars_os(),
+            &guest.session.host_variables,
+            &guest.session.variables,
+        ),
+        binary: binary.clone(),
+    };
+    let result = isolate::sandbox(&guest.session.view, program).run();
+    match &result {
+        Ok(outcome) => {
+            if let Status::Signaled(number) = outcome.status {
+                end_by_signal(number);
+            }
+        }
+        Err(error) => {
+            eprintln!("orbit: {error}");
+            guest.report(&NotRun {
+                program: binary,
+                why: error.to_string(),
+            })?;
+        }
+    }
+    Ok(exit::code(&result).into())
+}
+
+/// Ends this process as the program ended, so that cargo can say `signal: 6, SIGABRT`.
+///
+/// Returns where the signal does not end it; the exit code must say it then.
+fn end_by_signal(number: i32) {
+    let Some(signal) = Signal::from_named_raw(number) else {
+        return;
+    };
+    // The program has left its core where cores are asked for; a second one, of this process, helps nobody.
+    let no_core = Rlimit {
+        current: Some(0),
+        ..getrlimit(Resource::Core)
+    };
+    if setrlimit(Resource::Core, no_core).is_err() {
+        return;
+    }
+    // Twice: Rust's own handler of SIGSEGV and SIGBUS, for stack overflows, only takes itself away at first.
+    for _ in 0..2 {
+        if kill_process(getpid(), signal).is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! The cargo that builds and starts the tests: which it is, what it is told, and what it knows.
+//!
+//! `cargo test` itself decides what to build, in which order to run it, with which variables and in which
+//! directory, what to print, and with which code to end. Orbit only asks, with `target.TRIPLE.runner` of
+//! cargo's configuration, to be put before each program. Doctests come the same way: cargo hands the runner
+//! to rustdoc as `--test-runtool`.
+//!
+//! Source: The Cargo Book, "Configuration", `target.<triple>.runner`; rustdoc's book, `--test-runtool`.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fmt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use cargo_config2::Config;
+use cargo_metadata::{Metadata, MetadataCommand};
+
+use super::args::CargoArgs;
+
+/// Why cargo could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CargoError {
+    #[error("cannot read cargo's configuration")]
+    Config(#[from] cargo_config2::Error),
+    /// Cargo's own words, which begin with `error:`.
+    #[error("cargo cannot say where the workspace lies:\n{}", .0.trim_end())]
+    Metadata(String),
+    #[error("cannot run `cargo metadata`")]
+    MetadataUnread(#[source] cargo_metadata::Error),
+    #[error("the path {} is not UTF-8, which cargo's configuration cannot hold", .0.display())]
+    NotText(PathBuf),
+    #[error("cannot run `{program} --print sysroot`: {why}")]
+    Sysroot { program: String, why: String },
+}
+
+/// What a target's programs are started through, as the user configured it: empty for most.
+type Through = Vec<String>;
+
+/// The targets that tests are built for, each with what its programs are started through.
+pub(crate) fn targets(
+    config: &Config,
+    asked: &[String],
+) -> Result<Vec<(String, Through)>, CargoError> {
+    let host = config.host_triple()?;
+    let asked = asked.iter().map(|target| match target.as_str() {
+        "host-tuple" => host,
+        other => other,
+    });
+    let mut targets = Vec::new();
+    for target in config.build_target_for_config(asked)? {
+        let mut through = Vec::new();
+        if let Some(runner) = config.runner(&target)? {
+            for word in std::iter::once(runner.path.into_os_string()).chain(runner.args) {
+                through.push(text(Path::new(&word))?.to_owned());
+            }
+        }
+        targets.push((target.triple().to_owned(), through));
+    }
+    Ok(targets)
+}
+
+/// `cargo test` with `runner` before each program of each of `targets`.
+///
+/// # Errors
+/// [`CargoError::NotText`] where the runner's path is not text.
+pub(crate) fn test_command(
+    args: &CargoArgs,
+    runner: &Path,
+    targets: &[(String, Through)],
+) -> Result<Command, CargoError> {
+    let mut command = Command::new(program());
+    command.arg("test");
+    for (triple, through) in targets {
+        command
+            .arg("--config")
+            .arg(runner_setting(triple, text(runner)?, through));
+        // Before cargo 1.93 a variable won over `--config`; what it held is in `through`.
+        command.env_remove(runner_variable(triple));
+    }
+    command.args(&args.options);
+    if !args.for_tests.is_empty() {
+        command.arg("--").args(&args.for_tests);
+    }
+    Ok(command)
+}
+
+/// The setting that makes cargo start a target's programs with `cargo-orbit orbit runner`.
+fn runner_setting(triple: &str, runner: &str, through: &[String]) -> String {
+    let words = [runner, "orbit", "runner"].map(str::to_owned);
+    let through = through.iter().map(|word| format!("--through={word}"));
+    let quoted: Vec<String> = words
+        .into_iter()
+        .chain(through)
+        .chain(["--".to_owned()])
+        .map(|word| toml_text(&word))
+        .collect();
+    format!("target.{}.runner=[{}]", toml_text(triple), quoted.join(","))
+}
+
+/// `text` as a basic string of TOML.
+fn toml_text(text: &str) -> String {
+    // JSON's escapes are a part of TOML's, except that TOML has no `\/`, which serde_json never writes,
+    // and wants DEL escaped.
+    serde_json::Value::from(text)
+        .to_string()
+        .replace('\u{7f}', "\\u007f")
+}
+
+/// `CARGO_TARGET_<TRIPLE>_RUNNER`.
+fn runner_variable(triple: &str) -> String {
+    let triple = triple.to_ascii_uppercase().replace(['-', '.'], "_");
+    format!("CARGO_TARGET_{triple}_RUNNER")
+}
+
+/// The workspace, and every package that its tests for `targets` may be built from.
+///
+/// Where not every package is at hand, as may be offline though all that the tests need is, the workspace's
+/// own packages alone.
+///
+/// # Errors
+/// [`CargoError::Metadata`] with cargo's own words where there is no workspace that it can read.
+pub(crate) fn metadata(
+    args: &CargoArgs,
+    targets: &[(String, Through)],
+) -> Result<Metadata, CargoError> {
+    let mut options = Vec::new();
+    for word in &args.metadata_options {
+        options.push(text(Path::new(word))?.to_owned());
+    }
+    // Without it cargo would download what only other systems need.
+    let platforms = targets
+        .iter()
+        .map(|(triple, _)| format!("--filter-platform={triple}"));
+    let all: Vec<String> = options.iter().cloned().chain(platforms).collect();
+
+    let ask = |options: Vec<String>, no_deps| {
+        let mut command = MetadataCommand::new();
+        command.cargo_path(program()).other_options(options);
+        if no_deps {
+            command.no_deps();
+        }
+        command.exec()
+    };
+    ask(all, false)
+        .or_else(|_| ask(options, true))
+        .map_err(|error| match error {
+            cargo_metadata::Error::CargoMetadata { stderr } => CargoError::Metadata(stderr),
+            other => CargoError::MetadataUnread(other),
+        })
+}
+
+/// The question where the compiler, the standard library and their like lie: asked, and not yet answered.
+pub(crate) struct Sysroot {
+    rustc: PathBuf,
+    process: Child,
+}
+
+impl Sysroot {
+    pub(crate) fn ask(config: &Config) -> Result<Self, CargoError> {
+        let rustc = config.rustc();
+        let process = Command::new(&rustc.path)
+            .args(&rustc.args)
+            .args(["--print", "sysroot"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| CargoError::sysroot(&rustc.path, &error))?;
+        Ok(Self {
+            rustc: rustc.path.clone(),
+            process,
+        })
+    }
+
+    pub(crate) fn answer(self) -> Result<PathBuf, CargoError> {
+        let output = self
+            .process
+            .wait_with_output()
+            .map_err(|error| CargoError::sysroot(&self.rustc, &error))?;
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        match stdout.trim_end() {
+            path if output.status.success() && !path.is_empty() => Ok(path.into()),
+            _ => {
+                let stderr = String::from_utf8_lossy(&output.stderr);
+                Err(CargoError::sysroot(&self.rustc, &stderr.trim_end()))
+            }
+        }
+    }
+}
+
+impl CargoError {
+    fn sysroot(rustc: &Path, why: &dyn fmt::Display) -> Self {
+        Self::Sysroot {
+            program: rustc.display().to_string(),
+            why: why.to_string(),
+        }
+    }
+}
+
+/// The cargo that started us, or the one in `PATH`.
+fn program() -> OsString {
+    std::env::var_os("CARGO").unwrap_or_else(|| OsStr::new("cargo").to_owned())
+}
+
+fn text(path: &Path) -> Result<&str, CargoError> {
+    path.to_str()
+        .ok_or_else(|| CargoError::NotText(path.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cargo_is_told_in_toml() {
+        let through = ["sudo".to_owned(), "-E".to_owned()];
+        assert_eq!(
+            runner_setting("x86_64-unknown-linux-gnu", "/a \"b\"/cargo-orbit", &through),
+            r#"target."x86_64-unknown-linux-gnu".runner=["/a \"b\"/cargo-orbit","orbit","runner","--through=sudo","--through=-E","--"]"#
+        );
+    }
+
+    #[test]
+    fn the_users_own_variable_makes_room() {
+        assert_eq!(
+            runner_variable("thumbv7em-none-eabihf"),
+            "CARGO_TARGET_THUMBV7EM_NONE_EABIHF_RUNNER"
+        );
+        let args = CargoArgs {
+            options: vec!["--lib".into()],
+            for_tests: vec!["--exact".into()],
+            ..CargoArgs::default()
+        };
+        let targets = [("t".to_owned(), Vec::new())];
+        let command = test_command(&args, Path::new("/o"), &targets).unwrap();
+        let words: Vec<_> = command.get_args().collect();
+        assert_eq!(
+            words,
+            [
+                "test",
+                "--config",
+                r#"target."t".runner=["/o","orbit","runner","--"]"#,
+                "--lib",
+                "--",
+                "--exact"
+            ]
+        );
+        let removed: Vec<_> = command.get_envs().collect();
+        assert_eq!(removed, [(OsStr::new("CARGO_TARGET_T_RUNNER"), None)]);
+    }
+}
