@@ -123,7 +123,11 @@ impl SandboxBuilder {
         mut self,
         variables: impl IntoIterator<Item = (impl Into<OsString>, impl Into<OsString>)>,
     ) -> Self {
-        self.spec.env.extend(variables.into_iter().map(|(name, value)| (name.into(), value.into())));
+        self.spec.env.extend(
+            variables
+                .into_iter()
+                .map(|(name, value)| (name.into(), value.into())),
+        );
         self
     }
 
@@ -289,8 +293,14 @@ impl SandboxBuilder {
         text.parse().map_err(|fault| self.faults.push(fault)).ok()
     }
 
-    fn parse_as<T: FromStr<Err: std::fmt::Display>>(&mut self, field: &str, text: &str) -> Option<T> {
+    fn parse_as<T: FromStr<Err: std::fmt::Display>>(
+        &mut self,
+        field: &str,
+        text: &str,
+    ) -> Option<T> {
         let fault = |error: T::Err| SpecFault::new(field, text, error.to_string());
-        text.parse().map_err(|error| self.faults.push(fault(error))).ok()
+        text.parse()
+            .map_err(|error| self.faults.push(fault(error)))
+            .ok()
     }
 }

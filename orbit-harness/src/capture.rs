@@ -42,7 +42,10 @@ pub(crate) fn input(stdin: Stdin) -> io::Result<Stream> {
         Stdin::Null => Stream::Owned(null(OFlags::RDONLY)?),
         Stdin::Bytes(bytes) => {
             // A file in memory: nobody has to feed a pipe, and a program that does not read it harms nobody.
-            let mut file = File::from(rustix::fs::memfd_create("orbit-stdin", MemfdFlags::CLOEXEC)?);
+            let mut file = File::from(rustix::fs::memfd_create(
+                "orbit-stdin",
+                MemfdFlags::CLOEXEC,
+            )?);
             file.write_all(&bytes)?;
             file.rewind()?;
             Stream::Owned(file.into())
@@ -64,7 +67,11 @@ pub(crate) fn output(output: Output, inherited: Stream) -> io::Result<(Stream, O
 }
 
 fn null(flags: OFlags) -> io::Result<OwnedFd> {
-    Ok(rustix::fs::open("/dev/null", flags | OFlags::CLOEXEC, rustix::fs::Mode::empty())?)
+    Ok(rustix::fs::open(
+        "/dev/null",
+        flags | OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )?)
 }
 
 /// What is read of one stream.
@@ -78,7 +85,10 @@ pub(crate) struct Capture {
 impl Capture {
     pub(crate) fn new(reader: OwnedFd) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&reader, true)?;
-        Ok(Self { reader: Some(reader.into()), bytes: Vec::new() })
+        Ok(Self {
+            reader: Some(reader.into()),
+            bytes: Vec::new(),
+        })
     }
 
     /// What to poll, until the end.
@@ -88,7 +98,9 @@ impl Capture {
 
     /// Takes what there is now.
     pub(crate) fn drain(&mut self) {
-        let Some(reader) = &mut self.reader else { return };
+        let Some(reader) = &mut self.reader else {
+            return;
+        };
         match reader.read_to_end(&mut self.bytes) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             // The end of a pipe; of a terminal it is EIO.

@@ -27,11 +27,23 @@ pub(crate) enum Kind {
     #[cfg(feature = "images")]
     #[error(transparent)]
     Store(#[from] crate::store::StoreError),
-    #[error("cannot start `{program}` in the sandbox: {}", exec_text(*.failure, .program, .working_dir))]
-    Exec { program: String, working_dir: String, failure: ExecFailure },
+    #[error("cannot start `{program}` in the sandbox: {}", exec_text(*.failure, .program, .working_dir, .few_ids.as_deref()))]
+    Exec {
+        program: String,
+        working_dir: String,
+        failure: ExecFailure,
+        /// Why this host has few ids to give, where it has.
+        few_ids: Option<String>,
+    },
     #[error("cannot make the sandbox: step {number:02} `{step}` failed: {}", cause_text(.failure, .step))]
-    Step { number: usize, step: String, failure: Failure },
-    #[error("the sandbox vanished while it was being made: its supervisor process ended. Was it killed?")]
+    Step {
+        number: usize,
+        step: String,
+        failure: Failure,
+    },
+    #[error(
+        "the sandbox vanished while it was being made: its supervisor process ended. Was it killed?"
+    )]
     Vanished,
 }
 
@@ -41,7 +53,11 @@ impl Error {
     }
 
     pub(crate) fn io(doing: impl Into<String>, source: impl Into<io::Error>) -> Self {
-        Kind::Io { doing: doing.into(), source: source.into() }.into()
+        Kind::Io {
+            doing: doing.into(),
+            source: source.into(),
+        }
+        .into()
     }
 
     /// Whether the spec itself is at fault: nothing was created.
@@ -51,7 +67,8 @@ impl Error {
 
     /// Whether the program to run is not there.
     pub fn is_program_not_found(&self) -> bool {
-        self.exec_errno().is_some_and(|errno| matches!(errno, libc::ENOENT | libc::ENOTDIR))
+        self.exec_errno()
+            .is_some_and(|errno| matches!(errno, libc::ENOENT | libc::ENOTDIR))
     }
 
     /// Whether the program to run is there, and cannot be executed.
@@ -61,7 +78,14 @@ impl Error {
 
     fn exec_errno(&self) -> Option<i32> {
         match &*self.0 {
-            Kind::Exec { failure: ExecFailure { step: ExecStep::Execute, errno }, .. } => Some(*errno),
+            Kind::Exec {
+                failure:
+                    ExecFailure {
+                        step: ExecStep::Execute,
+                        errno,
+                    },
+                ..
+            } => Some(*errno),
             _ => None,
         }
     }
@@ -71,11 +95,20 @@ fn faults_text(faults: &[SpecFault]) -> String {
     let lines: Vec<String> = faults.iter().map(ToString::to_string).collect();
     match &lines[..] {
         [one] => format!("invalid {one}"),
-        many => format!("{} things are wrong with this sandbox:\n  - {}", many.len(), many.join("\n  - ")),
+        many => format!(
+            "{} things are wrong with this sandbox:\n  - {}",
+            many.len(),
+            many.join("\n  - ")
+        ),
     }
 }
 
-fn exec_text(failure: ExecFailure, program: &str, working_dir: &str) -> String {
+fn exec_text(
+    failure: ExecFailure,
+    program: &str,
+    working_dir: &str,
+    few_ids: Option<&str>,
+) -> String {
     let ExecFailure { step, errno } = failure;
     let why = io::Error::from_raw_os_error(errno);
     match (step, errno) {
@@ -93,13 +126,17 @@ fn exec_text(failure: ExecFailure, program: &str, working_dir: &str) -> String {
             "the file is there, but it is no program for this machine: another architecture, or a script \
              without `#!` ({why})"
         ),
-        (ExecStep::WorkingDir, _) => format!("its working directory {working_dir} cannot be entered: {why}"),
-        (ExecStep::Ids | ExecStep::Groups, libc::EINVAL) => {
-            "its user or group has no id in this sandbox, which has a single one. Give this account a range of \
-             subordinate ids: `sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER`, and \
-             install the package uidmap"
-                .to_owned()
+        (ExecStep::WorkingDir, _) => {
+            format!("its working directory {working_dir} cannot be entered: {why}")
         }
+        (ExecStep::Ids | ExecStep::Groups, libc::EINVAL) => match few_ids {
+            Some(why) => {
+                format!("its user or group has no id in this sandbox, which has only one: {why}")
+            }
+            None => format!(
+                "its user or group has no id in this sandbox, which has those below 65536: {why}"
+            ),
+        },
         _ => format!("{step:?} failed: {why}"),
     }
 }
@@ -114,18 +151,24 @@ fn cause_text(failure: &Failure, step: &str) -> String {
         }
         Cause::User(fault) => return fault.to_string(),
         Cause::Filter(why) => return why.clone(),
-        Cause::Exec(exec) => return exec_text(*exec, "", ""),
+        Cause::Exec(exec) => return exec_text(*exec, "", "", None),
         Cause::Errno(errno) => *errno,
     };
     let why = io::Error::from_raw_os_error(errno);
     match (step.split(' ').next().unwrap_or_default(), errno) {
         ("unshare", libc::ENOSPC | libc::EUSERS) => {
-            format!("{why}. A limit on namespaces is reached: see `sysctl user`, and raise the one that is low")
+            format!(
+                "{why}. A limit on namespaces is reached: see `sysctl user`, and raise the one that is low"
+            )
         }
         ("unshare", libc::EAGAIN) => {
-            format!("{why}. A limit on processes is reached: see `ulimit -u` and the pids limit of this cgroup")
+            format!(
+                "{why}. A limit on processes is reached: see `ulimit -u` and the pids limit of this cgroup"
+            )
         }
-        ("unshare", libc::EPERM | libc::ENOSYS) => format!("{why}. {}", crate::host::why_no_user_namespace(errno)),
+        ("unshare", libc::EPERM | libc::ENOSYS) => {
+            format!("{why}. {}", crate::host::why_no_user_namespace(errno))
+        }
         ("mount", libc::EPERM) if step.contains("proc") || step.contains("sysfs") => format!(
             "{why}. Parts of the host's /proc or /sys are covered, as in most containers, and the kernel then \
              refuses a new one; start the outer container with `--security-opt systempaths=unconfined`"

@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    os::unix::ffi::{OsStrExt, OsStringExt},
+    os::unix::ffi::OsStringExt as _,
     path::{Path, PathBuf},
     sync::OnceLock,
 };
@@ -63,17 +63,29 @@ impl Host {
     }
 
     fn probe() -> io::Result<Self> {
-        let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
-        let account = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)).ok().flatten();
-        let home = std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
+        let (uid, gid) = (
+            nix::unistd::geteuid().as_raw(),
+            nix::unistd::getegid().as_raw(),
+        );
+        let account = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid))
+            .ok()
+            .flatten();
+        let home = std::env::var_os("HOME")
+            .map(PathBuf::from)
+            .filter(|home| home.is_absolute());
         let text = |path| fs::read_to_string(path).unwrap_or_default();
         Ok(Self {
             uid,
             gid,
-            home: home.or_else(|| account.as_ref().map(|a| a.dir.clone())).unwrap_or_else(|| "/".into()),
+            home: home
+                .or_else(|| account.as_ref().map(|a| a.dir.clone()))
+                .unwrap_or_else(|| "/".into()),
             hostname: nix::unistd::gethostname()?.to_string_lossy().into_owned(),
             ids: plan_ids(uid, gid, account.as_ref().map(|a| a.name.as_str()))?,
-            last_cap: text("/proc/sys/kernel/cap_last_cap").trim().parse().unwrap_or(40),
+            last_cap: text("/proc/sys/kernel/cap_last_cap")
+                .trim()
+                .parse()
+                .unwrap_or(40),
             top_level: read_top_level()?,
             mount_points: read_mount_points(&fs::read("/proc/self/mountinfo")?),
             cgroups: probe_cgroups(),
@@ -82,7 +94,9 @@ impl Host {
 
     /// Whether a filesystem is mounted somewhere below `path`, not at it.
     pub(crate) fn has_mounts_below(&self, path: &Path) -> bool {
-        self.mount_points.iter().any(|mount| mount != path && mount.starts_with(path))
+        self.mount_points
+            .iter()
+            .any(|mount| mount != path && mount.starts_with(path))
     }
 }
 
@@ -107,9 +121,16 @@ fn plan_ids(euid: u32, egid: u32, name: Option<&str>) -> io::Result<IdPlan> {
 ///
 /// Source: Linux, Documentation/admin-guide/sysctl/user.rst; Debian's and Ubuntu's own sysctls.
 pub(crate) fn why_no_user_namespace(errno: i32) -> String {
-    let setting = |path: &str| fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
+    let setting = |path: &str| {
+        fs::read_to_string(path)
+            .ok()
+            .map(|text| text.trim().to_owned())
+    };
     let is = |path, value: &str| setting(path).is_some_and(|found| found == value);
-    if is("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1") {
+    if is(
+        "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
+        "1",
+    ) {
         return "AppArmor keeps programs without a profile from using user namespaces here \
                 (kernel.apparmor_restrict_unprivileged_userns=1). Install an AppArmor profile that grants \
                 `userns` to this program, or run `sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0`."
@@ -120,7 +141,10 @@ pub(crate) fn why_no_user_namespace(errno: i32) -> String {
                 `sudo sysctl kernel.unprivileged_userns_clone=1`."
             .to_owned();
     }
-    if is("/proc/sys/user/max_user_namespaces", "0") || errno == libc::ENOSPC || errno == libc::EUSERS {
+    if is("/proc/sys/user/max_user_namespaces", "0")
+        || errno == libc::ENOSPC
+        || errno == libc::EUSERS
+    {
         return "The limit on user namespaces is reached: run `sudo sysctl user.max_user_namespaces=15000`."
             .to_owned();
     }
@@ -130,9 +154,16 @@ pub(crate) fn why_no_user_namespace(errno: i32) -> String {
 }
 
 fn has_program(name: &str) -> bool {
-    ["/usr/bin", "/usr/local/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/sbin"]
-        .iter()
-        .any(|dir| Path::new(dir).join(name).exists())
+    [
+        "/usr/bin",
+        "/usr/local/bin",
+        "/bin",
+        "/usr/sbin",
+        "/sbin",
+        "/usr/local/sbin",
+    ]
+    .iter()
+    .any(|dir| Path::new(dir).join(name).exists())
 }
 
 /// Whether this process may write any id map: CAP_SETUID, CAP_SETGID and CAP_SYS_ADMIN, effective.
@@ -164,7 +195,10 @@ fn read_top_level() -> io::Result<BTreeMap<PathBuf, TopLevel>> {
 /// Source: proc_pid_mountinfo(5).
 pub(crate) fn read_mount_points(mountinfo: &[u8]) -> Vec<PathBuf> {
     let fifth = |line: &[u8]| line.split(|byte| *byte == b' ').nth(4).map(unescape);
-    mountinfo.split(|byte| *byte == b'\n').filter_map(fifth).collect()
+    mountinfo
+        .split(|byte| *byte == b'\n')
+        .filter_map(fifth)
+        .collect()
 }
 
 fn unescape(field: &[u8]) -> PathBuf {
@@ -173,7 +207,9 @@ fn unescape(field: &[u8]) -> PathBuf {
     while let Some((&first, tail)) = rest.split_first() {
         let octal = tail.get(..3).filter(|_| first == b'\\').and_then(|digits| {
             digits.iter().try_fold(0u32, |value, digit| {
-                (b'0'..=b'7').contains(digit).then(|| value * 8 + u32::from(digit - b'0'))
+                (b'0'..=b'7')
+                    .contains(digit)
+                    .then(|| value * 8 + u32::from(digit - b'0'))
             })
         });
         match octal.and_then(|value| u8::try_from(value).ok()) {
@@ -193,18 +229,19 @@ fn unescape(field: &[u8]) -> PathBuf {
 fn probe_cgroups() -> Cgroups {
     const CGROUP2_MAGIC: i64 = 0x6367_7270;
     match rustix::fs::statfs("/sys/fs/cgroup") {
-        #[expect(clippy::useless_conversion, reason = "the type of f_type differs between architectures")]
+        #[expect(
+            clippy::useless_conversion,
+            reason = "the type of f_type differs between architectures"
+        )]
         Ok(stat) if i64::from(stat.f_type) == CGROUP2_MAGIC => Cgroups::V2,
-        Ok(_) if Path::new("/sys/fs/cgroup/memory").exists() || Path::new("/sys/fs/cgroup/unified").exists() => {
+        Ok(_)
+            if Path::new("/sys/fs/cgroup/memory").exists()
+                || Path::new("/sys/fs/cgroup/unified").exists() =>
+        {
             Cgroups::V1OrHybrid
         }
         _ => Cgroups::None,
     }
-}
-
-/// `path` as bytes, for messages that must not lose any.
-pub(crate) fn path_bytes(path: &Path) -> &[u8] {
-    path.as_os_str().as_bytes()
 }
 
 #[cfg(test)]
@@ -215,7 +252,10 @@ mod tests {
     fn mount_points_are_read_with_their_escapes() {
         let text = b"22 1 0:20 / /proc rw - proc proc rw\n\
             23 1 0:21 / /mnt/with\\040space\\134x rw shared:1 - ext4 /dev/vda rw\n";
-        assert_eq!(read_mount_points(text), [PathBuf::from("/proc"), PathBuf::from("/mnt/with space\\x")]);
+        assert_eq!(
+            read_mount_points(text),
+            [PathBuf::from("/proc"), PathBuf::from("/mnt/with space\\x")]
+        );
     }
 
     #[test]

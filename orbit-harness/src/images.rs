@@ -15,8 +15,8 @@ use crate::{
     security::idmap::plan::Writer,
     spec::{ImageRef, PullPolicy},
     store::{
-        IdKey, ImageLease, LayerWorker, NoProgress, OwnershipPolicy, Platform, Store, StoreError, UnpackJob,
-        UnpackStats, Unpacked, WorkerError,
+        IdKey, ImageLease, LayerWorker, NoProgress, OwnershipPolicy, Platform, Store, StoreError,
+        UnpackJob, UnpackStats, Unpacked, WorkerError,
     },
     supervisor::{Channel, Request, Supervisor},
 };
@@ -39,7 +39,10 @@ fn open(host: &Host) -> Result<Store, StoreError> {
         Writer::Caller(_) => OwnershipPolicy::Squash,
         Writer::Helpers | Writer::Privileged => OwnershipPolicy::Keep,
     };
-    Store::open(&Store::default_root()?, IdKey::new(host.ids.key(), ownership)?)
+    Store::open(
+        &Store::default_root()?,
+        IdKey::new(host.ids.key(), ownership)?,
+    )
 }
 
 /// Has layers unpacked and removed by the supervisor.
@@ -59,7 +62,10 @@ impl LayerWorker for SupervisorWorker {
     fn unpack(&self, job: UnpackJob) -> Result<UnpackStats, WorkerError> {
         let unpacked = || -> io::Result<Unpacked> {
             let destination = path_of(&job.destination)?;
-            let request = Request::Unpack { order: job.order.clone(), destination };
+            let request = Request::Unpack {
+                order: job.order.clone(),
+                destination,
+            };
             answer::<Unpacked>(&self.ask(&request, Some(&job.blob))?)
         };
         Ok(unpacked().map_err(WorkerError::Lost)??)
@@ -67,7 +73,10 @@ impl LayerWorker for SupervisorWorker {
 
     fn remove_tree(&self, parent: OwnedFd, name: &str) -> Result<(), WorkerError> {
         let removed = || {
-            let request = Request::RemoveTree { parent: path_of(&parent)?, name: name.to_owned() };
+            let request = Request::RemoveTree {
+                parent: path_of(&parent)?,
+                name: name.to_owned(),
+            };
             answer::<()>(&self.ask(&request, None)?)
         };
         removed().map_err(WorkerError::Lost)

@@ -91,10 +91,14 @@ pub(crate) fn plan(
     around: &Surroundings,
 ) -> Result<Plan, Vec<SpecFault>> {
     let mut faults = faults(spec, host);
-    let hostname = spec.hostname.clone().or_else(|| spec.name.clone()).unwrap_or_else(|| match spec.image {
-        ImageRef::Host => host.hostname.clone(),
-        _ => "orbit".to_owned(),
-    });
+    let hostname = spec
+        .hostname
+        .clone()
+        .or_else(|| spec.name.clone())
+        .unwrap_or_else(|| match spec.image {
+            ImageRef::Host => host.hostname.clone(),
+            _ => "orbit".to_owned(),
+        });
     if let Err(why) = check_hostname(&hostname) {
         faults.push(SpecFault::new("hostname", &hostname, why));
     }
@@ -124,11 +128,20 @@ pub(crate) fn plan(
         working_dir: working_dir(spec, image, around),
         user: user(spec, image, host),
         capabilities,
-        seccomp: if spec.nested { SeccompPlan::Nested } else { SeccompPlan::Default },
+        seccomp: if spec.nested {
+            SeccompPlan::Nested
+        } else {
+            SeccompPlan::Default
+        },
         tty: spec.tty,
     };
     let steps = steps(spec, image, host, around, &hostname, network, &program);
-    Ok(Plan { network, steps, program, timeout: spec.timeout })
+    Ok(Plan {
+        network,
+        steps,
+        program,
+        timeout: spec.timeout,
+    })
 }
 
 fn steps(
@@ -148,7 +161,11 @@ fn steps(
     steps.push(Step::Hostname(hostname.to_owned()));
     let system = SystemFiles {
         hostname,
-        network: if network == Isolation::Own { Network::Own } else { Network::Host },
+        network: if network == Isolation::Own {
+            Network::Own
+        } else {
+            Network::Host
+        },
         tty: spec.tty,
     };
     steps.extend(match &spec.image {
@@ -159,18 +176,36 @@ fn steps(
     steps.extend(spec.mounts.iter().map(|mount| {
         let at = normal(&mount.target);
         match &mount.kind {
-            MountKind::Bind { source, read_only } => {
-                Step::Bind { source: source.clone(), at, read_only: *read_only }
-            }
-            MountKind::Overlay { source } => Step::Overlay { source: source.clone(), at },
-            MountKind::Tmpfs { size } => Step::Tmpfs { at, size: size.unwrap_or(DEFAULT_TMPFS), mode: 0o1777 },
+            MountKind::Bind { source, read_only } => Step::Bind {
+                source: source.clone(),
+                at,
+                read_only: *read_only,
+            },
+            MountKind::Overlay { source } => Step::Overlay {
+                source: source.clone(),
+                at,
+            },
+            MountKind::Tmpfs { size } => Step::Tmpfs {
+                at,
+                size: size.unwrap_or(DEFAULT_TMPFS),
+                mode: 0o1777,
+            },
         }
     }));
-    steps.push(Step::Directory { at: program.working_dir.clone(), mode: 0o755 });
+    steps.push(Step::Directory {
+        at: program.working_dir.clone(),
+        mode: 0o755,
+    });
     steps.push(Step::PivotRoot);
     steps.push(Step::Mask(rootfs::masked_paths()));
     if !spec.host_view.hidden.is_empty() {
-        steps.push(Step::Mask(spec.host_view.hidden.iter().map(|path| normal(path)).collect()));
+        steps.push(Step::Mask(
+            spec.host_view
+                .hidden
+                .iter()
+                .map(|path| normal(path))
+                .collect(),
+        ));
     }
     steps.push(Step::ReadOnlyPaths(rootfs::read_only_paths()));
     if spec.read_only {
@@ -184,7 +219,11 @@ fn faults(spec: &Spec, host: &Host) -> Vec<SpecFault> {
     let mut faults = Vec::new();
     let mut absolute = |field: &str, path: &Path| {
         if !path.is_absolute() {
-            faults.push(SpecFault::new(field, path.display().to_string(), "expected an absolute path"));
+            faults.push(SpecFault::new(
+                field,
+                path.display().to_string(),
+                "expected an absolute path",
+            ));
         }
     };
     if let Some(path) = &spec.working_dir {
@@ -194,22 +233,47 @@ fn faults(spec: &Spec, host: &Host) -> Vec<SpecFault> {
         absolute("mount target", &mount.target);
     }
     let view = &spec.host_view;
-    for path in view.paths.iter().chain(&view.read_only_paths).chain(&view.hidden).chain(&view.home) {
+    for path in view
+        .paths
+        .iter()
+        .chain(&view.read_only_paths)
+        .chain(&view.hidden)
+        .chain(&view.home)
+    {
         absolute("host path", path);
     }
-    for mount in spec.mounts.iter().filter(|mount| normal(&mount.target) == Path::new("/")) {
-        faults.push(SpecFault::new("mount target", mount.target.display().to_string(), "the root cannot be covered"));
+    for mount in spec
+        .mounts
+        .iter()
+        .filter(|mount| normal(&mount.target) == Path::new("/"))
+    {
+        faults.push(SpecFault::new(
+            "mount target",
+            mount.target.display().to_string(),
+            "the root cannot be covered",
+        ));
     }
     for (name, value) in &spec.env {
-        let bad = name.is_empty() || name.as_bytes().contains(&b'=') || has_nul(name) || has_nul(value);
+        let bad =
+            name.is_empty() || name.as_bytes().contains(&b'=') || has_nul(name) || has_nul(value);
         if bad {
-            let why = "a name is not empty and has no `=`, and neither name nor value has a NUL byte";
+            let why =
+                "a name is not empty and has no `=`, and neither name nor value has a NUL byte";
             faults.push(SpecFault::new("env", name.to_string_lossy(), why));
         }
     }
-    let words = spec.entrypoint.iter().chain(&spec.cmd).flatten().chain(&spec.args);
+    let words = spec
+        .entrypoint
+        .iter()
+        .chain(&spec.cmd)
+        .flatten()
+        .chain(&spec.args);
     for word in words.filter(|word| has_nul(word)) {
-        faults.push(SpecFault::new("cmd", word.to_string_lossy(), "an argument has a NUL byte"));
+        faults.push(SpecFault::new(
+            "cmd",
+            word.to_string_lossy(),
+            "an argument has a NUL byte",
+        ));
     }
     if let Some(user) = &spec.user
         && let Err(fault) = user.parse::<crate::security::user::UserSpec>()
@@ -242,7 +306,11 @@ fn check_publish(ports: &str) -> SpecFault {
         }
         None => false,
     };
-    let why = if shape { NOT_YET_NETWORK } else { "expected HOST_PORT:PORT with ports from 1 to 65535, such as 8080:80" };
+    let why = if shape {
+        NOT_YET_NETWORK
+    } else {
+        "expected HOST_PORT:PORT with ports from 1 to 65535, such as 8080:80"
+    };
     SpecFault::new("publish", ports, why)
 }
 
@@ -253,7 +321,9 @@ fn limit_faults(spec: &Spec, host: &Host, faults: &mut Vec<SpecFault>) {
             "this host runs cgroup v1, or v1 beside an empty v2, and cannot keep it; boot with \
              systemd.unified_cgroup_hierarchy=1, or leave the limit out"
         }
-        Cgroups::None => "no cgroup filesystem is mounted at /sys/fs/cgroup, so it cannot be kept; leave it out",
+        Cgroups::None => {
+            "no cgroup filesystem is mounted at /sys/fs/cgroup, so it cannot be kept; leave it out"
+        }
     };
     if let Some(memory) = spec.limits.memory {
         faults.push(SpecFault::new("memory limit", memory.to_string(), why));
@@ -272,7 +342,9 @@ fn has_nul(text: &OsStr) -> bool {
 fn check_hostname(name: &str) -> Result<(), &'static str> {
     let label = |label: &str| {
         (1..=63).contains(&label.len())
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
     };
     if name.len() > 64 {
         Err("it is longer than the 64 bytes that the kernel takes")
@@ -288,13 +360,20 @@ fn check_hostname(name: &str) -> Result<(), &'static str> {
 /// Source: Dockerfile reference, "Understand how CMD and ENTRYPOINT interact".
 fn argv(spec: &Spec, image: &Image) -> Vec<OsString> {
     let words = |words: &[String]| -> Vec<OsString> { words.iter().map(OsString::from).collect() };
-    let entrypoint = spec.entrypoint.clone().unwrap_or_else(|| words(&image.config.entrypoint));
+    let entrypoint = spec
+        .entrypoint
+        .clone()
+        .unwrap_or_else(|| words(&image.config.entrypoint));
     let cmd = match (&spec.cmd, &spec.entrypoint) {
         (Some(cmd), _) => cmd.clone(),
         (None, Some(_)) => Vec::new(),
         (None, None) => words(&image.config.cmd),
     };
-    entrypoint.into_iter().chain(cmd).chain(spec.args.iter().cloned()).collect()
+    entrypoint
+        .into_iter()
+        .chain(cmd)
+        .chain(spec.args.iter().cloned())
+        .collect()
 }
 
 fn environment(
@@ -316,7 +395,11 @@ fn environment(
         if spec.tty {
             env.insert("TERM".into(), "xterm".into());
         }
-        let pairs = image.config.env.iter().filter_map(|pair| pair.split_once('='));
+        let pairs = image
+            .config
+            .env
+            .iter()
+            .filter_map(|pair| pair.split_once('='));
         env.extend(pairs.map(|(name, value)| (name.into(), value.into())));
     }
     env.extend(spec.env.clone());
@@ -334,7 +417,10 @@ fn working_dir(spec: &Spec, image: &Image, around: &Surroundings) -> PathBuf {
 fn user(spec: &Spec, image: &Image, host: &Host) -> UserPlan {
     match (&spec.user, &spec.image) {
         (Some(user), _) => UserPlan::Named(user.clone()),
-        (None, ImageRef::Host) if host.uid != 0 => UserPlan::Caller { uid: host.uid, gid: host.gid },
+        (None, ImageRef::Host) if host.uid != 0 => UserPlan::Caller {
+            uid: host.uid,
+            gid: host.gid,
+        },
         (None, ImageRef::Host) => UserPlan::Named(String::new()),
         (None, _) => UserPlan::Named(image.config.user.clone()),
     }
@@ -353,17 +439,25 @@ impl fmt::Display for Plan {
 impl Plan {
     /// The line that says what step `number`, counted from 0, does.
     pub(crate) fn lines(&self) -> Vec<String> {
-        let network = if self.network == Isolation::Own { " net" } else { "" };
+        let network = if self.network == Isolation::Own {
+            " net"
+        } else {
+            ""
+        };
         let mut lines = vec![format!("unshare mount pid ipc uts cgroup{network}")];
         lines.extend(self.steps.iter().map(ToString::to_string));
         let program = &self.program;
         lines.push(match &program.user {
-            UserPlan::Caller { uid, gid } => format!("user {uid}:{gid} in a user namespace of its own"),
+            UserPlan::Caller { uid, gid } => {
+                format!("user {uid}:{gid} in a user namespace of its own")
+            }
             UserPlan::Named(name) if name.is_empty() => "user root".to_owned(),
             UserPlan::Named(name) => format!("user {name}"),
         });
         lines.push(match program.user {
-            UserPlan::Caller { .. } => format!("capabilities bounding={} held=none", program.capabilities),
+            UserPlan::Caller { .. } => {
+                format!("capabilities bounding={} held=none", program.capabilities)
+            }
             UserPlan::Named(_) => format!("capabilities {}", program.capabilities),
         });
         lines.push("no_new_privs".to_owned());
@@ -374,9 +468,17 @@ impl Plan {
         if let Some(timeout) = self.timeout {
             lines.push(format!("timeout {timeout:?}"));
         }
-        let init = if program.init == Init::Orbit { "under init" } else { "as process 1" };
+        let init = if program.init == Init::Orbit {
+            "under init"
+        } else {
+            "as process 1"
+        };
         let tty = if program.tty { " with a terminal" } else { "" };
-        lines.push(format!("exec {:?} in {} {init}{tty}", program.argv, program.working_dir.display()));
+        lines.push(format!(
+            "exec {:?} in {} {init}{tty}",
+            program.argv,
+            program.working_dir.display()
+        ));
         lines
     }
 }

@@ -18,6 +18,7 @@ use crate::{
     outcome::{Outcome, Status},
     plan::{Plan, plan},
     rootfs::host_view::Surroundings,
+    security::idmap::plan::Writer,
     spec::{ImageRef, MountKind, Spec, SpecFault},
     supervisor::{Cause, Channel, Control, Event, Exit, Failure, Gone, Supervisor},
 };
@@ -74,7 +75,11 @@ impl Sandbox {
         use std::os::fd::AsRawFd as _;
         let fd = self.pidfd.as_ref()?.as_raw_fd();
         let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
-        info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()
+        info.lines()
+            .find_map(|line| line.strip_prefix("Pid:"))?
+            .trim()
+            .parse()
+            .ok()
     }
 
     /// Sends `signal`, as numbered in signal(7), to the program. Nothing happens if it has ended.
@@ -142,9 +147,15 @@ impl Sandbox {
                 Some(Duration::ZERO) => return Ok(false),
                 left => left.and_then(|left| Timespec::try_from(left).ok()),
             };
-            let readers = [&self.stdout, &self.stderr].map(|capture| capture.as_ref().and_then(Capture::reader));
+            let readers = [&self.stdout, &self.stderr]
+                .map(|capture| capture.as_ref().and_then(Capture::reader));
             let mut polled = vec![PollFd::new(&self.events, PollFlags::IN)];
-            polled.extend(readers.into_iter().flatten().map(|reader| PollFd::new(reader, PollFlags::IN)));
+            polled.extend(
+                readers
+                    .into_iter()
+                    .flatten()
+                    .map(|reader| PollFd::new(reader, PollFlags::IN)),
+            );
             match rustix::event::poll(&mut polled, timeout.as_ref()) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(Error::io("cannot wait for the sandbox", error)),
@@ -168,7 +179,10 @@ impl Sandbox {
 
     /// Whether there was an event: not where the supervisor is gone.
     fn take_event(&mut self) -> Result<bool, Error> {
-        let event = self.events.recv::<Event>().map_err(|e| Error::io("cannot hear from the sandbox", e))?;
+        let event = self
+            .events
+            .recv::<Event>()
+            .map_err(|e| Error::io("cannot hear from the sandbox", e))?;
         match event {
             None => return Ok(false),
             Some((Event::Exited(exit), _)) => self.exit = Some(exit),
@@ -215,7 +229,10 @@ impl Drop for Sandbox {
 
 impl fmt::Debug for Sandbox {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sandbox").field("id", &self.id).field("pid", &self.pid()).finish_non_exhaustive()
+        f.debug_struct("Sandbox")
+            .field("id", &self.id)
+            .field("pid", &self.pid())
+            .finish_non_exhaustive()
     }
 }
 
@@ -235,8 +252,15 @@ impl SandboxBuilder {
     /// # Errors
     /// As [`run`](Self::run).
     pub fn start(self) -> Result<Sandbox, Error> {
-        let Self { mut spec, mut faults, stdin, stdout, stderr } = self;
-        let host = Host::get().map_err(|e| Error::io("cannot read the facts of this machine", e))?;
+        let Self {
+            mut spec,
+            mut faults,
+            stdin,
+            stdout,
+            stderr,
+        } = self;
+        let host =
+            Host::get().map_err(|e| Error::io("cannot read the facts of this machine", e))?;
         let around = surroundings();
         anchor(&mut spec, &around.working_dir, &mut faults);
         let (image, held) = resolve(&spec, host, &mut faults)?;
@@ -253,8 +277,10 @@ impl SandboxBuilder {
         let (output, stdout) = capture::output(stdout, Stream::Output).map_err(cannot_open)?;
         let (error_output, stderr) = capture::output(stderr, Stream::Error).map_err(cannot_open)?;
         let supervisor = Supervisor::get(host)?;
-        let events =
-            supervisor.launch(plan.clone(), [input.as_fd(), output.as_fd(), error_output.as_fd()])?;
+        let events = supervisor.launch(
+            plan.clone(),
+            [input.as_fd(), output.as_fd(), error_output.as_fd()],
+        )?;
         // Else the ends of captured streams would never come.
         drop((input, output, error_output));
         let mut sandbox = Sandbox {
@@ -269,46 +295,71 @@ impl SandboxBuilder {
             outcome: None,
             _image: held,
         };
-        sandbox.await_start(&plan)?;
+        sandbox.await_start(&plan, host)?;
         Ok(sandbox)
     }
 }
 
 impl Sandbox {
-    fn await_start(&mut self, plan: &Plan) -> Result<(), Error> {
-        let event = self.events.recv::<Event>().map_err(|e| Error::io("cannot hear from the sandbox", e))?;
+    fn await_start(&mut self, plan: &Plan, host: &Host) -> Result<(), Error> {
+        let event = self
+            .events
+            .recv::<Event>()
+            .map_err(|e| Error::io("cannot hear from the sandbox", e))?;
         match event {
             Some((Event::Started { .. }, fds)) => {
                 let mut fds = fds.into_iter();
                 self.pidfd = fds.next();
                 if let Some(terminal) = fds.next() {
-                    let reader = terminal.try_clone().map_err(|e| Error::io("cannot read the terminal", e))?;
-                    self.stdout =
-                        Some(Capture::new(reader).map_err(|e| Error::io("cannot read the terminal", e))?);
+                    let reader = terminal
+                        .try_clone()
+                        .map_err(|e| Error::io("cannot read the terminal", e))?;
+                    self.stdout = Some(
+                        Capture::new(reader)
+                            .map_err(|e| Error::io("cannot read the terminal", e))?,
+                    );
                     self.terminal = Some(terminal);
                 }
                 Ok(())
             }
-            Some((Event::Failed(failure), _)) => Err(failed(plan, failure)),
+            Some((Event::Failed(failure), _)) => Err(failed(plan, failure, host)),
             Some((Event::Gone(gone), _)) => {
                 let ended = matches!(gone.status, Status::TimedOut(_));
                 self.gone = Some(gone);
                 // Killed before the program ran: by its timeout, which `wait` reports, or by somebody else.
-                if ended { Ok(()) } else { Err(Kind::Vanished.into()) }
+                if ended {
+                    Ok(())
+                } else {
+                    Err(Kind::Vanished.into())
+                }
             }
             Some((Event::Exited(_), _)) | None => Err(Kind::Vanished.into()),
         }
     }
 }
 
-fn failed(plan: &Plan, failure: Failure) -> Error {
+fn failed(plan: &Plan, failure: Failure, host: &Host) -> Error {
     if let Cause::Exec(exec) = failure.cause {
         let program = plan.program.argv[0].to_string_lossy().into_owned();
         let working_dir = plan.program.working_dir.display().to_string();
-        return Kind::Exec { program, working_dir, failure: exec }.into();
+        return Kind::Exec {
+            program,
+            working_dir,
+            failure: exec,
+            few_ids: match &host.ids.writer {
+                Writer::Caller(single) => Some(format!("{single}; {}", single.fix())),
+                Writer::Helpers | Writer::Privileged => None,
+            },
+        }
+        .into();
     }
     let step = plan.lines().get(failure.line).cloned().unwrap_or_default();
-    Kind::Step { number: failure.line + 1, step, failure }.into()
+    Kind::Step {
+        number: failure.line + 1,
+        step,
+        failure,
+    }
+    .into()
 }
 
 /// Makes the host's paths in a spec absolute, and says which are not there.
@@ -322,24 +373,41 @@ fn anchor(spec: &mut Spec, here: &Path, faults: &mut Vec<SpecFault>) {
     if let ImageRef::Dir(path) = &mut spec.image {
         sources.push(("image dir", path));
     }
-    for path in spec.host_view.paths.iter_mut().chain(&mut spec.host_view.read_only_paths) {
+    for path in spec
+        .host_view
+        .paths
+        .iter_mut()
+        .chain(&mut spec.host_view.read_only_paths)
+    {
         sources.push(("host path", path));
     }
     for (field, path) in sources {
         let absolute = here.join(&*path);
         if let Err(error) = fs::metadata(&absolute) {
-            faults.push(SpecFault::new(field, path.display().to_string(), format!("on this host: {error}")));
+            faults.push(SpecFault::new(
+                field,
+                path.display().to_string(),
+                format!("on this host: {error}"),
+            ));
         }
         *path = absolute;
     }
 }
 
-fn resolve(spec: &Spec, host: &'static Host, faults: &mut Vec<SpecFault>) -> Result<(Image, Held), Error> {
+fn resolve(
+    spec: &Spec,
+    host: &'static Host,
+    faults: &mut Vec<SpecFault>,
+) -> Result<(Image, Held), Error> {
     match &spec.image {
         ImageRef::Host => Ok(Default::default()),
         ImageRef::Dir(path) => {
             if fs::metadata(path).is_ok_and(|metadata| !metadata.is_dir()) {
-                faults.push(SpecFault::new("image dir", path.display().to_string(), "it is not a directory"));
+                faults.push(SpecFault::new(
+                    "image dir",
+                    path.display().to_string(),
+                    "it is not a directory",
+                ));
             }
             Ok(Default::default())
         }
@@ -348,7 +416,8 @@ fn resolve(spec: &Spec, host: &'static Host, faults: &mut Vec<SpecFault>) -> Res
         #[cfg(not(feature = "images"))]
         image => {
             let _ = host;
-            let why = "this build of orbit-harness has neither of the features `images` and `registry`";
+            let why =
+                "this build of orbit-harness has neither of the features `images` and `registry`";
             faults.push(SpecFault::new("image", image.to_string(), why));
             Ok(Default::default())
         }

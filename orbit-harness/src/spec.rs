@@ -76,7 +76,11 @@ impl FromStr for PullPolicy {
             "missing" => Ok(Self::Missing),
             "always" => Ok(Self::Always),
             "never" => Ok(Self::Never),
-            _ => Err(SpecFault::new("pull", text, "expected missing, always or never")),
+            _ => Err(SpecFault::new(
+                "pull",
+                text,
+                "expected missing, always or never",
+            )),
         }
     }
 }
@@ -303,12 +307,6 @@ pub enum Init {
 pub(crate) struct Limits {
     pub(crate) memory: Option<Bytes>,
     pub(crate) cpu: Option<CpuQuota>,
-}
-
-impl Limits {
-    pub(crate) fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
 }
 
 /// One thing that is wrong with a spec: which field, what was given, and what was expected.

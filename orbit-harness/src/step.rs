@@ -34,7 +34,11 @@ pub(crate) enum Step {
     /// A directory of the host under a writable layer in the scratch.
     Overlay { source: PathBuf, at: PathBuf },
     /// A file or directory of the host, with what is mounted below it.
-    Bind { source: PathBuf, at: PathBuf, read_only: bool },
+    Bind {
+        source: PathBuf,
+        at: PathBuf,
+        read_only: bool,
+    },
     /// A fresh filesystem in memory.
     Tmpfs { at: PathBuf, size: Bytes, mode: u32 },
     /// A fresh `/proc`.
@@ -74,35 +78,72 @@ impl fmt::Display for Step {
         match self {
             Self::Loopback => f.write_str("link lo up"),
             Self::Hostname(name) => write!(f, "hostname {name}"),
-            Self::Scratch { size, owner } => write!(f, "mount tmpfs scratch size={size} owner={owner}"),
+            Self::Scratch { size, owner } => {
+                write!(f, "mount tmpfs scratch size={size} owner={owner}")
+            }
             Self::OverlayRoot { lower, etc } => {
                 match lower {
-                    Lower::Layers { names, .. } => write!(f, "mount overlay / lower={}", names.len())?,
-                    Lower::Directory(path) => write!(f, "mount overlay / lower={}", path.display())?,
+                    Lower::Layers { names, .. } => {
+                        write!(f, "mount overlay / lower={}", names.len())?
+                    }
+                    Lower::Directory(path) => {
+                        write!(f, "mount overlay / lower={}", path.display())?
+                    }
                 }
                 f.write_str(" upper=scratch")?;
-                etc.iter().try_for_each(|file| write!(f, " /etc/{}={:?}", file.name, file.content))
+                etc.iter()
+                    .try_for_each(|file| write!(f, " /etc/{}={:?}", file.name, file.content))
             }
             Self::EmptyRoot => f.write_str("mount bind / from=scratch"),
             Self::Directory { at, mode } => write!(f, "directory {} mode={mode:o}", at.display()),
             Self::Home { at } => write!(f, "home {} mode=700", at.display()),
-            Self::Symlink { at, target } => write!(f, "symlink {} to={}", at.display(), target.display()),
-            Self::Overlay { source, at } => {
-                write!(f, "mount overlay {} lower={} upper=scratch", at.display(), source.display())
+            Self::Symlink { at, target } => {
+                write!(f, "symlink {} to={}", at.display(), target.display())
             }
-            Self::Bind { source, at, read_only } => {
+            Self::Overlay { source, at } => {
+                write!(
+                    f,
+                    "mount overlay {} lower={} upper=scratch",
+                    at.display(),
+                    source.display()
+                )
+            }
+            Self::Bind {
+                source,
+                at,
+                read_only,
+            } => {
                 let mode = if *read_only { "ro" } else { "rw" };
-                write!(f, "mount bind {} from={} {mode}", at.display(), source.display())
+                write!(
+                    f,
+                    "mount bind {} from={} {mode}",
+                    at.display(),
+                    source.display()
+                )
             }
             Self::Tmpfs { at, size, mode } => {
-                write!(f, "mount tmpfs {} size={size} mode={mode:o} nosuid nodev", at.display())
+                write!(
+                    f,
+                    "mount tmpfs {} size={size} mode={mode:o} nosuid nodev",
+                    at.display()
+                )
             }
             Self::Proc => f.write_str("mount proc /proc nosuid nodev noexec"),
             Self::Sys { fresh: true } => f.write_str("mount sysfs /sys ro nosuid nodev noexec"),
-            Self::Sys { fresh: false } => f.write_str("mount bind /sys from=/sys ro nosuid nodev noexec"),
+            Self::Sys { fresh: false } => {
+                f.write_str("mount bind /sys from=/sys ro nosuid nodev noexec")
+            }
             Self::Dev { shm, console } => {
-                write!(f, "mount tmpfs /dev nosuid noexec with={} shm={shm}", DEVICES.join(","))?;
-                if *console { f.write_str(" console") } else { Ok(()) }
+                write!(
+                    f,
+                    "mount tmpfs /dev nosuid noexec with={} shm={shm}",
+                    DEVICES.join(",")
+                )?;
+                if *console {
+                    f.write_str(" console")
+                } else {
+                    Ok(())
+                }
             }
             Self::PivotRoot => f.write_str("pivot_root"),
             Self::Mask(paths) => write!(f, "mask {}", list(paths)),
@@ -116,6 +157,9 @@ impl fmt::Display for Step {
 pub(crate) const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 
 fn list(paths: &[PathBuf]) -> String {
-    let texts: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    let texts: Vec<String> = paths
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
     texts.join(" ")
 }

@@ -37,15 +37,39 @@ pub(crate) struct Surroundings {
 
 /// The steps that make the host view, with a writable layer of `size`.
 pub(crate) fn steps(view: &HostView, around: &Surroundings, host: &Host, size: Bytes) -> Vec<Step> {
-    let mut plan = View { host, home: home(view, host), steps: Vec::new(), covered: BTreeSet::new() };
-    plan.steps.extend([Step::Scratch { size, owner: system_owner(host) }, Step::EmptyRoot]);
+    let mut plan = View {
+        host,
+        home: home(view, host),
+        steps: Vec::new(),
+        covered: BTreeSet::new(),
+    };
+    plan.steps.extend([
+        Step::Scratch {
+            size,
+            owner: system_owner(host),
+        },
+        Step::EmptyRoot,
+    ]);
     for (path, kind) in &host.top_level {
         plan.top_level(path, kind);
     }
-    let directory = |at: &str, mode| Step::Directory { at: at.into(), mode };
-    plan.steps.extend([directory("/run", 0o755), directory("/run/lock", 0o1777), directory("/tmp", 0o1777)]);
-    plan.steps.push(Step::Tmpfs { at: "/var/tmp".into(), size, mode: 0o1777 });
-    plan.steps.push(Step::Home { at: plan.home.clone() });
+    let directory = |at: &str, mode| Step::Directory {
+        at: at.into(),
+        mode,
+    };
+    plan.steps.extend([
+        directory("/run", 0o755),
+        directory("/run/lock", 0o1777),
+        directory("/tmp", 0o1777),
+    ]);
+    plan.steps.push(Step::Tmpfs {
+        at: "/var/tmp".into(),
+        size,
+        mode: 0o1777,
+    });
+    plan.steps.push(Step::Home {
+        at: plan.home.clone(),
+    });
 
     for path in &view.paths {
         plan.show(&normal(path), false);
@@ -53,9 +77,15 @@ pub(crate) fn steps(view: &HostView, around: &Surroundings, host: &Host, size: B
     for path in &view.read_only_paths {
         plan.show(&normal(path), true);
     }
-    for path in [Some(&around.working_dir), around.executable_dir.as_ref()].into_iter().flatten() {
+    for path in [Some(&around.working_dir), around.executable_dir.as_ref()]
+        .into_iter()
+        .flatten()
+    {
         // A hidden place, or what is around one, is shown only to who asks for it.
-        if !plan.hidden_places().any(|place| place.starts_with(normal(path))) {
+        if !plan
+            .hidden_places()
+            .any(|place| place.starts_with(normal(path)))
+        {
             plan.show(&normal(path), false);
         }
     }
@@ -88,11 +118,21 @@ impl View<'_> {
         match kind {
             _ if is(&OWN) || path == Path::new("/lost+found") => {}
             TopLevel::Symlink(target) => {
-                self.steps.push(Step::Symlink { at: path.to_owned(), target: target.clone() });
+                self.steps.push(Step::Symlink {
+                    at: path.to_owned(),
+                    target: target.clone(),
+                });
             }
             TopLevel::Directory if is(&HIDDEN) || self.home == path => {
-                let mode = if path == Path::new("/root") { 0o700 } else { 0o755 };
-                self.steps.push(Step::Directory { at: path.to_owned(), mode });
+                let mode = if path == Path::new("/root") {
+                    0o700
+                } else {
+                    0o755
+                };
+                self.steps.push(Step::Directory {
+                    at: path.to_owned(),
+                    mode,
+                });
             }
             TopLevel::Directory => self.steps.push(self.layer_over(path)),
             TopLevel::Other => {}
@@ -105,11 +145,16 @@ impl View<'_> {
             return;
         }
         let writable_already = !self.hidden_places().any(|place| path.starts_with(place))
-            && path.ancestors().filter(|top| top.parent() == Some(Path::new("/"))).all(|top| {
-                !self.host.has_mounts_below(top)
-            });
+            && path
+                .ancestors()
+                .filter(|top| top.parent() == Some(Path::new("/")))
+                .all(|top| !self.host.has_mounts_below(top));
         if read_only {
-            self.steps.push(Step::Bind { source: path.to_owned(), at: path.to_owned(), read_only: true });
+            self.steps.push(Step::Bind {
+                source: path.to_owned(),
+                at: path.to_owned(),
+                read_only: true,
+            });
         } else if !writable_already {
             self.steps.push(self.layer_over(path));
         }
@@ -117,13 +162,20 @@ impl View<'_> {
     }
 
     fn hidden_places(&self) -> impl Iterator<Item = PathBuf> + '_ {
-        OWN.iter().chain(&HIDDEN).map(PathBuf::from).chain(["/var/tmp".into(), self.home.clone()])
+        OWN.iter()
+            .chain(&HIDDEN)
+            .map(PathBuf::from)
+            .chain(["/var/tmp".into(), self.home.clone()])
     }
 
     fn layer_over(&self, path: &Path) -> Step {
         let (source, at) = (path.to_owned(), path.to_owned());
         if self.host.has_mounts_below(path) {
-            Step::Bind { source, at, read_only: true }
+            Step::Bind {
+                source,
+                at,
+                read_only: true,
+            }
         } else {
             Step::Overlay { source, at }
         }

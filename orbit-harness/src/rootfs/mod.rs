@@ -15,12 +15,23 @@ use crate::{
 pub(crate) use system::{Network, SystemFiles, masked_paths, read_only_paths};
 
 /// The steps that put an image's layers, or a directory, under a writable layer of `size` that holds `etc`.
-pub(crate) fn layered(image: &Image, reference: &ImageRef, size: Bytes, etc: Vec<EtcFile>) -> Vec<Step> {
+pub(crate) fn layered(
+    image: &Image,
+    reference: &ImageRef,
+    size: Bytes,
+    etc: Vec<EtcFile>,
+) -> Vec<Step> {
     let lower = match reference {
         ImageRef::Dir(path) => Lower::Directory(path.clone()),
-        _ => Lower::Layers { dir: image.layers_dir.clone(), names: image.layers.clone() },
+        _ => Lower::Layers {
+            dir: image.layers_dir.clone(),
+            names: image.layers.clone(),
+        },
     };
-    vec![Step::Scratch { size, owner: 0 }, Step::OverlayRoot { lower, etc }]
+    vec![
+        Step::Scratch { size, owner: 0 },
+        Step::OverlayRoot { lower, etc },
+    ]
 }
 
 /// `path` as seen from `/`, without `.` and `..`, which are taken as a shell at `/` takes them.

@@ -30,18 +30,29 @@ impl SystemFiles<'_> {
     pub(crate) fn mounts(&self) -> Vec<Step> {
         vec![
             Step::Proc,
-            Step::Sys { fresh: self.network == Network::Own },
-            Step::Dev { shm: SHM, console: self.tty },
+            Step::Sys {
+                fresh: self.network == Network::Own,
+            },
+            Step::Dev {
+                shm: SHM,
+                console: self.tty,
+            },
         ]
     }
 
     /// The files of `/etc` that name the sandbox and its network.
     pub(crate) fn etc(&self) -> Vec<EtcFile> {
-        let file = |name: &str, content: String| EtcFile { name: name.into(), content };
+        let file = |name: &str, content: String| EtcFile {
+            name: name.into(),
+            content,
+        };
         let hostname = self.hostname;
         let hosts =
             format!("127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
-        let mut files = vec![file("hostname", format!("{hostname}\n")), file("hosts", hosts)];
+        let mut files = vec![
+            file("hostname", format!("{hostname}\n")),
+            file("hosts", hosts),
+        ];
         if self.network == Network::Own {
             // No network, no name servers: a lookup fails at once rather than after a timeout.
             files.push(file("resolv.conf", String::new()));
@@ -74,5 +85,13 @@ pub(crate) fn masked_paths() -> Vec<PathBuf> {
 
 /// Parts of `/proc` through which the kernel is configured: Docker's list.
 pub(crate) fn read_only_paths() -> Vec<PathBuf> {
-    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"].map(PathBuf::from).to_vec()
+    [
+        "/proc/bus",
+        "/proc/fs",
+        "/proc/irq",
+        "/proc/sys",
+        "/proc/sysrq-trigger",
+    ]
+    .map(PathBuf::from)
+    .to_vec()
 }

@@ -130,6 +130,7 @@ impl IdMap {
         self.entries.iter().map(|entry| entry.count).sum()
     }
 
+    #[cfg(test)]
     /// What `inside` is outside of the namespace; `None` where it is not mapped.
     pub(crate) fn to_outside(&self, inside: u32) -> Option<u32> {
         self.entries.iter().find_map(|entry| {
@@ -138,6 +139,7 @@ impl IdMap {
         })
     }
 
+    #[cfg(test)]
     /// What `outside` is inside of the namespace; `None` where it shows as the overflow id.
     pub(crate) fn to_inside(&self, outside: u32) -> Option<u32> {
         self.entries.iter().find_map(|entry| {

@@ -34,8 +34,9 @@ mod worker;
 
 use std::path::{Path, PathBuf};
 
+#[cfg(test)]
+pub(crate) use self::worker::InProcessWorker;
 use self::{cas::Cas, layers::Layers, lock::FileLock};
-use crate::spec::PullPolicy;
 pub(crate) use self::{
     digest::Digest,
     error::StoreError,
@@ -47,8 +48,8 @@ pub(crate) use self::{
         unpack_layer,
     },
     worker::{LayerWorker, UnpackJob, Unpacked, WorkerError},
-
 };
+use crate::spec::PullPolicy;
 
 /// The id map under which layers are unpacked: owners on disk depend on it, so each has layers of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -13,8 +13,8 @@ use std::{
 use rustix::{
     fs::MemfdFlags,
     net::{
-        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-        SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+        SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
     },
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -36,8 +36,12 @@ pub(crate) struct Channel(OwnedFd);
 impl Channel {
     /// Two connected ends, closed on exec.
     pub(crate) fn pair() -> io::Result<(Self, Self)> {
-        let (one, other) =
-            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let (one, other) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
         Ok((Self(one), Self(other)))
     }
 
@@ -62,7 +66,10 @@ impl Channel {
         if bytes.len() <= INLINE_BYTES {
             return self.send_bytes(&[&[INLINE], &bytes], fds);
         }
-        let mut file = File::from(rustix::fs::memfd_create("orbit-message", MemfdFlags::CLOEXEC)?);
+        let mut file = File::from(rustix::fs::memfd_create(
+            "orbit-message",
+            MemfdFlags::CLOEXEC,
+        )?);
         file.write_all(&bytes)?;
         file.rewind()?;
         let mut with_file = vec![file.as_fd()];
@@ -72,7 +79,10 @@ impl Channel {
 
     fn send_bytes(&self, parts: &[&[u8]], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         if fds.len() > MAX_FDS {
-            return Err(io::Error::other(format!("{} descriptors in a message of at most {MAX_FDS}", fds.len())));
+            return Err(io::Error::other(format!(
+                "{} descriptors in a message of at most {MAX_FDS}",
+                fds.len()
+            )));
         }
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut control = SendAncillaryBuffer::new(&mut space);
@@ -80,7 +90,9 @@ impl Channel {
             return Err(io::Error::other("a message's descriptors do not fit"));
         }
         let parts: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
-        rustix::io::retry_on_intr(|| rustix::net::sendmsg(&self.0, &parts, &mut control, SendFlags::NOSIGNAL))?;
+        rustix::io::retry_on_intr(|| {
+            rustix::net::sendmsg(&self.0, &parts, &mut control, SendFlags::NOSIGNAL)
+        })?;
         Ok(())
     }
 
@@ -113,7 +125,10 @@ impl Channel {
             })
             .flatten()
             .collect();
-        if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+        if received
+            .flags
+            .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
+        {
             return Err(io::Error::other(
                 "a message was cut short: this process may be out of file descriptors (see ulimit -n)",
             ));
@@ -121,19 +136,27 @@ impl Channel {
         let bytes = match buffer[..received.bytes].split_first() {
             None => return Ok(None),
             Some((&INLINE, bytes)) => bytes,
-            Some((_, _)) if fds.is_empty() => return Err(io::Error::other("a message without its memfd")),
+            Some((_, _)) if fds.is_empty() => {
+                return Err(io::Error::other("a message without its memfd"));
+            }
             Some((_, _)) => {
                 buffer.clear();
                 File::from(fds.remove(0)).read_to_end(&mut buffer)?;
                 &buffer
             }
         };
-        Ok(Some((postcard::from_bytes(bytes).map_err(io::Error::other)?, fds)))
+        Ok(Some((
+            postcard::from_bytes(bytes).map_err(io::Error::other)?,
+            fds,
+        )))
     }
 
     /// Closes this end for sending: the other end reads an end of file, this one can still receive.
     pub(crate) fn shutdown_send(&self) -> io::Result<()> {
-        Ok(rustix::net::shutdown(&self.0, rustix::net::Shutdown::Write)?)
+        Ok(rustix::net::shutdown(
+            &self.0,
+            rustix::net::Shutdown::Write,
+        )?)
     }
 }
 
@@ -167,6 +190,9 @@ mod tests {
         drop(one);
         assert_eq!(other.recv::<u8>().unwrap().map(|(n, _)| n), Some(7));
         assert!(other.recv::<u8>().unwrap().is_none());
-        assert_eq!(other.send(&7u8, &[]).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        assert_eq!(
+            other.send(&7u8, &[]).unwrap_err().kind(),
+            io::ErrorKind::BrokenPipe
+        );
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     io,
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{AsFd as _, BorrowedFd},
         unix::process::CommandExt as _,
     },
     process::{Command, Stdio},
@@ -30,7 +30,9 @@ pub(crate) enum SupervisorError {
     Spawn(#[source] io::Error),
     #[error("{0}")]
     Start(StartFailure),
-    #[error("the supervisor process ended while it was starting; set ORBIT_DEBUG=1 to see what it writes")]
+    #[error(
+        "the supervisor process ended while it was starting; set ORBIT_DEBUG=1 to see what it writes"
+    )]
     Vanished,
     #[error("cannot reach the supervisor process: {0}")]
     Lost(#[source] io::Error),
@@ -78,7 +80,11 @@ impl Supervisor {
             .envs(std::env::var_os("LD_LIBRARY_PATH").map(|path| ("LD_LIBRARY_PATH", path)))
             .stdin(Stdio::from(theirs.into_fd()))
             .stdout(Stdio::null())
-            .stderr(if debug { Stdio::inherit() } else { Stdio::null() });
+            .stderr(if debug {
+                Stdio::inherit()
+            } else {
+                Stdio::null()
+            });
         let mut starter = command.spawn().map_err(Spawn)?;
         // Else its end of the channel would stay open here.
         drop(command);
@@ -86,7 +92,10 @@ impl Supervisor {
         // It has ended by now, or is about to. ECHILD: this process reaps its children by other means.
         let _ = starter.wait();
         match greeted.map_err(Lost)? {
-            Some(Welcome::Ready { .. }) => Ok(Self { control, owner: std::process::id() }),
+            Some(Welcome::Ready { .. }) => Ok(Self {
+                control,
+                owner: std::process::id(),
+            }),
             Some(Welcome::Failed(failure)) => Err(SupervisorError::Start(failure)),
             None => Err(SupervisorError::Vanished),
         }
@@ -105,28 +114,44 @@ impl Supervisor {
     /// Whether it can still be asked. Its end of the channel is closed when it is gone.
     fn is_alive(&self) -> bool {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
         let mut polled = [PollFd::new(&self.control, PollFlags::RDHUP)];
         poll(&mut polled, Some(&now)).is_ok_and(|ready| ready == 0)
     }
 
     /// Asks for a sandbox. Its events arrive on the channel that is returned; to drop that is to end it.
-    pub(crate) fn launch(&self, plan: Plan, stdio: [BorrowedFd<'_>; 3]) -> Result<Channel, SupervisorError> {
+    pub(crate) fn launch(
+        &self,
+        plan: Plan,
+        stdio: [BorrowedFd<'_>; 3],
+    ) -> Result<Channel, SupervisorError> {
         self.ask(&Request::Launch(Box::new(plan)), &stdio)
     }
 
     /// Sends `request` with a fresh reply channel before `fds`.
-    pub(crate) fn ask(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Channel, SupervisorError> {
+    pub(crate) fn ask(
+        &self,
+        request: &Request,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<Channel, SupervisorError> {
         let (ours, theirs) = Channel::pair().map_err(SupervisorError::Lost)?;
         let mut all = vec![theirs.as_fd()];
         all.extend_from_slice(fds);
-        self.control.send(request, &all).map_err(SupervisorError::Lost)?;
+        self.control
+            .send(request, &all)
+            .map_err(SupervisorError::Lost)?;
         Ok(ours)
     }
 }
 
 fn hello(host: &Host) -> Hello {
-    let ids = IdMapPair { uid: host.ids.uids.clone(), gid: host.ids.gids.clone() };
+    let ids = IdMapPair {
+        uid: host.ids.uids.clone(),
+        gid: host.ids.gids.clone(),
+    };
     let mapping = match host.ids.writer {
         Writer::Privileged => Mapping::Privileged,
         Writer::Helpers => Mapping::Helpers,
@@ -134,9 +159,18 @@ fn hello(host: &Host) -> Hello {
     };
     let caller = |own, map: &IdMap| IdMap::identity_user(own, map.count()).ok();
     let caller_ids = (host.uid != 0)
-        .then(|| Some(IdMapPair { uid: caller(host.uid, &ids.uid)?, gid: caller(host.gid, &ids.gid)? }))
+        .then(|| {
+            Some(IdMapPair {
+                uid: caller(host.uid, &ids.uid)?,
+                gid: caller(host.gid, &ids.gid)?,
+            })
+        })
         .flatten();
-    Hello { ids, mapping, caller_ids }
+    Hello {
+        ids,
+        mapping,
+        caller_ids,
+    }
 }
 
 impl std::fmt::Display for StartFailure {
@@ -151,11 +185,19 @@ impl std::fmt::Display for StartFailure {
             StartStep::Proc => "mount a /proc of its own",
             StartStep::Isolate => "leave the caller's session",
         };
-        write!(f, "the supervisor of this process's sandboxes cannot {doing}")?;
+        write!(
+            f,
+            "the supervisor of this process's sandboxes cannot {doing}"
+        )?;
         if !self.detail.is_empty() {
             write!(f, " ({})", self.detail)?;
         }
-        write!(f, ": {}. {}", io::Error::from_raw_os_error(self.errno), self.advice())
+        write!(
+            f,
+            ": {}. {}",
+            io::Error::from_raw_os_error(self.errno),
+            self.advice()
+        )
     }
 }
 

@@ -62,7 +62,9 @@ pub(super) fn settle(
     };
     let mut keep = vec![control.as_fd().as_raw_fd(), caller.as_raw_fd()];
     keep.extend(caller_namespace.as_ref().map(|fd| fd.as_raw_fd()));
-    if sys::close_inherited(&mut keep).is_err() || control.send(&Welcome::Ready { pid }, &[]).is_err() {
+    if sys::close_inherited(&mut keep).is_err()
+        || control.send(&Welcome::Ready { pid }, &[]).is_err()
+    {
         sys::exit_now(1);
     }
     serve::serve(single_threaded, control, caller, caller_namespace);
@@ -101,8 +103,11 @@ fn take_ids(mapping: Mapping) -> io::Result<()> {
 /// Makes the tmpfs described above the root of this mount namespace.
 fn settle_root(mapping: Mapping, trees: Vec<(PathBuf, OwnedFd)>) -> Result<(), StartFailure> {
     let fail = |step| move |error: rustix::io::Errno| StartFailure::new(step, &error.into());
-    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-        .map_err(fail(StartStep::PrivateMounts))?;
+    rustix::mount::mount_change(
+        "/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )
+    .map_err(fail(StartStep::PrivateMounts))?;
     let base = mount_base().map_err(fail(StartStep::Root))?;
     let in_base = |name: &str| base.join(name.trim_start_matches('/'));
     for directory in [HOST, "/proc", STAGE, "/original"] {
@@ -113,12 +118,14 @@ fn settle_root(mapping: Mapping, trees: Vec<(PathBuf, OwnedFd)>) -> Result<(), S
     rustix::process::pivot_root(&base, in_base(original)).map_err(fail(StartStep::Root))?;
     rustix::process::chdir("/").map_err(fail(StartStep::Root))?;
     let proc_flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    rustix::mount::mount("proc", "/proc", "proc", proc_flags, None).map_err(fail(StartStep::Proc))?;
+    rustix::mount::mount("proc", "/proc", "proc", proc_flags, None)
+        .map_err(fail(StartStep::Proc))?;
     if privileged {
         for (path, tree) in trees {
             attach_tree(&path, &tree)?;
         }
-        rustix::mount::unmount("/original", UnmountFlags::DETACH).map_err(fail(StartStep::HostView))?;
+        rustix::mount::unmount("/original", UnmountFlags::DETACH)
+            .map_err(fail(StartStep::HostView))?;
     }
     Ok(())
 }
@@ -131,7 +138,9 @@ fn attach_tree(path: &Path, tree: &OwnedFd) -> Result<(), StartFailure> {
         Ok(()) => Ok(()),
         // Its place lies in a directory that the container's root may not enter, or is gone: then nothing in
         // a sandbox could be asked for below it either.
-        Err(rustix::io::Errno::ACCESS | rustix::io::Errno::NOENT) if path != Path::new("/") => Ok(()),
+        Err(rustix::io::Errno::ACCESS | rustix::io::Errno::NOENT) if path != Path::new("/") => {
+            Ok(())
+        }
         Err(error) => Err(StartFailure {
             detail: path.display().to_string(),
             ..StartFailure::new(StartStep::HostView, &error.into())
@@ -148,9 +157,18 @@ pub(super) fn below_host(path: &Path) -> PathBuf {
 fn mount_base() -> rustix::io::Result<PathBuf> {
     let mut answer = Err(rustix::io::Errno::NOENT);
     for directory in ["/tmp", "/var/tmp", "/mnt", "/run", "/usr", "/etc"] {
-        answer = rustix::mount::mount("orbit", directory, "tmpfs", MountFlags::NOSUID, c"size=64k,mode=755")
-            .map(|()| directory.into());
-        if !matches!(answer, Err(rustix::io::Errno::NOENT | rustix::io::Errno::ACCESS)) {
+        answer = rustix::mount::mount(
+            "orbit",
+            directory,
+            "tmpfs",
+            MountFlags::NOSUID,
+            c"size=64k,mode=755",
+        )
+        .map(|()| directory.into());
+        if !matches!(
+            answer,
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::ACCESS)
+        ) {
             break;
         }
     }

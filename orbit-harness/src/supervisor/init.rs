@@ -58,7 +58,16 @@ pub(super) fn run(
     keep.push(events.as_fd().as_raw_fd());
     keep.extend(caller_namespace.map(|fd| fd.as_raw_fd()));
     let kept = sys::close_inherited(&mut keep).map_err(|error| failure(0, &error));
-    let ran = kept.and_then(|()| try_run(single_threaded, plan, &events, stdio, caller_namespace, filter));
+    let ran = kept.and_then(|()| {
+        try_run(
+            single_threaded,
+            plan,
+            &events,
+            stdio,
+            caller_namespace,
+            filter,
+        )
+    });
     if let Err(failure) = ran {
         let _ = events.send(&Event::Failed(failure), &[]);
     }
@@ -76,24 +85,33 @@ fn try_run(
 ) -> Result<(), Failure> {
     let mut maker = Maker::new().map_err(|error| failure(0, &error.into()))?;
     for (number, step) in plan.steps.iter().enumerate() {
-        maker.carry_out(step).map_err(|cause| Failure { line: number + 1, cause })?;
+        maker.carry_out(step).map_err(|cause| Failure {
+            line: number + 1,
+            cause,
+        })?;
     }
     let first_line_after = plan.steps.len() + 1;
     let started = Instant::now();
-    let caller_namespace = caller_namespace.filter(|_| matches!(plan.program.user, UserPlan::Caller { .. }));
-    let ready = Ready::new(&plan.program, caller_namespace.is_some())
-        .map_err(|cause| Failure { line: first_line_after, cause })?;
+    let caller_namespace =
+        caller_namespace.filter(|_| matches!(plan.program.user, UserPlan::Caller { .. }));
+    let ready = Ready::new(&plan.program, caller_namespace.is_some()).map_err(|cause| Failure {
+        line: first_line_after,
+        cause,
+    })?;
     let terminal = maker.take_terminal();
     let streams = match &terminal {
         Some(terminal) => [&terminal.program_side; 3].map(AsFd::as_fd),
         None => [&stdio[0], &stdio[1], &stdio[2]].map(AsFd::as_fd),
     };
     let program = ready.program(streams, terminal.is_some(), caller_namespace, filter);
-    let exec_failed =
-        |failure| Failure { line: plan.lines().len() - 1, cause: Cause::Exec(failure) };
+    let exec_failed = |failure| Failure {
+        line: plan.lines().len() - 1,
+        cause: Cause::Exec(failure),
+    };
     let tell_started = |pid: i32| {
-        let pidfd = rustix::process::Pid::from_raw(pid)
-            .and_then(|pid| rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok());
+        let pidfd = rustix::process::Pid::from_raw(pid).and_then(|pid| {
+            rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
+        });
         let mut fds: Vec<BorrowedFd<'_>> = pidfd.iter().map(AsFd::as_fd).collect();
         fds.extend(terminal.iter().map(|terminal| terminal.caller_side.as_fd()));
         let _ = events.send(&Event::Started { pid }, &fds);
@@ -108,19 +126,32 @@ fn try_run(
     let pid = program.spawn(single_threaded).map_err(exec_failed)?;
     tell_started(pid);
     drop(terminal);
-    let _ = sys::hold_only(plan.program.capabilities.bits() & CAP_KILL)
-        .map_err(|errno| Failure { line: first_line_after, cause: Cause::Errno(errno) })?;
-    let Some(end) = supervise(pid, &signals, events) else { return Ok(()) };
+    let _ =
+        sys::hold_only(plan.program.capabilities.bits() & CAP_KILL).map_err(|errno| Failure {
+            line: first_line_after,
+            cause: Cause::Errno(errno),
+        })?;
+    let Some(end) = supervise(pid, &signals, events) else {
+        return Ok(());
+    };
     let wall_time = started.elapsed();
     let leaked = kill_the_rest();
     let usage = Usage::from(&end);
-    let exit = Exit { status: Status::from(&end), usage, wall_time, leaked };
+    let exit = Exit {
+        status: Status::from(&end),
+        usage,
+        wall_time,
+        leaked,
+    };
     let _ = events.send(&Event::Exited(exit), &[]);
     Ok(())
 }
 
 fn failure(line: usize, error: &std::io::Error) -> Failure {
-    Failure { line, cause: Cause::Errno(error.raw_os_error().unwrap_or(0)) }
+    Failure {
+        line,
+        cause: Cause::Errno(error.raw_os_error().unwrap_or(0)),
+    }
 }
 
 fn watch_signals() -> nix::Result<SignalFd> {
@@ -138,7 +169,10 @@ fn supervise(pid: i32, signals: &SignalFd, events: &Channel) -> Option<Waited> {
                 return Some(waited);
             }
         }
-        let mut polled = [PollFd::new(signals, PollFlags::IN), PollFd::new(events, PollFlags::IN)];
+        let mut polled = [
+            PollFd::new(signals, PollFlags::IN),
+            PollFd::new(events, PollFlags::IN),
+        ];
         // Interrupted or not, both are looked at below.
         let _ = rustix::event::poll(&mut polled, None);
         let asked = !polled[1].revents().is_empty();
@@ -159,9 +193,10 @@ fn supervise(pid: i32, signals: &SignalFd, events: &Channel) -> Option<Waited> {
 
 /// Signals the program. It is this process's child and not reaped yet, so its number is still its own.
 fn signal(pid: i32, number: i32) {
-    if let (Some(pid), Some(signal)) =
-        (rustix::process::Pid::from_raw(pid), rustix::process::Signal::from_named_raw(number))
-    {
+    if let (Some(pid), Some(signal)) = (
+        rustix::process::Pid::from_raw(pid),
+        rustix::process::Signal::from_named_raw(number),
+    ) {
         let _ = rustix::process::kill_process(pid, signal);
     }
 }
@@ -179,12 +214,22 @@ fn kill_the_rest() -> Vec<LeakedProcess> {
 }
 
 fn living_processes() -> Vec<LeakedProcess> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
     let process = |entry: fs::DirEntry| {
-        let pid = entry.file_name().to_str()?.parse::<i32>().ok().filter(|pid| *pid != 1)?;
+        let pid = entry
+            .file_name()
+            .to_str()?
+            .parse::<i32>()
+            .ok()
+            .filter(|pid| *pid != 1)?;
         let stat = fs::read(entry.path().join("stat")).ok()?;
         // `pid (comm) state …`: comm may hold anything, so its end is the last parenthesis.
-        let (open, close) = (stat.iter().position(|b| *b == b'(')?, stat.iter().rposition(|b| *b == b')')?);
+        let (open, close) = (
+            stat.iter().position(|b| *b == b'(')?,
+            stat.iter().rposition(|b| *b == b')')?,
+        );
         let name = String::from_utf8_lossy(&stat[open + 1..close]).into_owned();
         (stat.get(close + 2) != Some(&b'Z')).then_some(LeakedProcess { pid, name })
     };
@@ -208,21 +253,30 @@ struct Ready {
 impl Ready {
     fn new(plan: &ProgramPlan, is_caller: bool) -> Result<Self, Cause> {
         // The plan holds no NUL byte: it would be no plan.
-        let c_string = |text: &OsStr| CString::new(text.as_bytes()).map_err(|_| Cause::Errno(libc::EINVAL));
+        let c_string =
+            |text: &OsStr| CString::new(text.as_bytes()).map_err(|_| Cause::Errno(libc::EINVAL));
         let mut env = plan.env.clone();
         let (uid, gid, groups) = match &plan.user {
             UserPlan::Caller { uid, gid } if is_caller => (*uid, *gid, Vec::new()),
             UserPlan::Caller { .. } => (0, 0, Vec::new()),
             UserPlan::Named(name) => {
-                let spec = if name.is_empty() { Ok(UserSpec::default()) } else { name.parse() };
+                let spec = if name.is_empty() {
+                    Ok(UserSpec::default())
+                } else {
+                    name.parse()
+                };
                 let found = spec
-                    .and_then(|spec| spec.resolve(&read_text("/etc/passwd"), &read_text("/etc/group")))
+                    .and_then(|spec| {
+                        spec.resolve(&read_text("/etc/passwd"), &read_text("/etc/group"))
+                    })
                     .map_err(Cause::User)?;
-                env.entry("HOME".into()).or_insert_with(|| found.home.clone().into());
+                env.entry("HOME".into())
+                    .or_insert_with(|| found.home.clone().into());
                 (found.uid, found.gid, found.groups)
             }
         };
-        let groups_denied = fs::read("/proc/self/setgroups").is_ok_and(|text| text.starts_with(b"deny"));
+        let groups_denied =
+            fs::read("/proc/self/setgroups").is_ok_and(|text| text.starts_with(b"deny"));
         let pairs = env.iter().map(|(name, value)| {
             let mut pair = name.clone();
             pair.push("=");
@@ -234,7 +288,11 @@ impl Ready {
                 .iter()
                 .map(|path| c_string(path))
                 .collect::<Result<_, _>>()?,
-            argv: plan.argv.iter().map(|word| c_string(word)).collect::<Result<_, _>>()?,
+            argv: plan
+                .argv
+                .iter()
+                .map(|word| c_string(word))
+                .collect::<Result<_, _>>()?,
             env: pairs.collect::<Result<_, _>>()?,
             working_dir: c_string(plan.working_dir.as_os_str())?,
             uid,
@@ -256,7 +314,11 @@ impl Ready {
             argv: &self.argv,
             env: &self.env,
             stdio,
-            terminal: if terminal { Terminal::Controlling } else { Terminal::None },
+            terminal: if terminal {
+                Terminal::Controlling
+            } else {
+                Terminal::None
+            },
             working_dir: &self.working_dir,
             user_namespace,
             uid: self.uid,
@@ -276,22 +338,34 @@ fn candidates(name: &OsStr, env: &BTreeMap<OsString, OsString>) -> Vec<OsString>
     if name.as_bytes().contains(&b'/') {
         return vec![name.to_owned()];
     }
-    let path = env.get(OsStr::new("PATH")).map_or(OsStr::new("/bin:/usr/bin"), OsString::as_os_str);
+    let path = env
+        .get(OsStr::new("PATH"))
+        .map_or(OsStr::new("/bin:/usr/bin"), OsString::as_os_str);
     let within = |directory: &[u8]| {
-        let directory = if directory.is_empty() { b"." } else { directory };
+        let directory = if directory.is_empty() {
+            b"."
+        } else {
+            directory
+        };
         let mut candidate = OsStr::from_bytes(directory).to_owned();
         candidate.push("/");
         candidate.push(name);
         candidate
     };
-    path.as_bytes().split(|byte| *byte == b':').map(within).collect()
+    path.as_bytes()
+        .split(|byte| *byte == b':')
+        .map(within)
+        .collect()
 }
 
 /// A file of the image, as far as it is one: not a device that blocks, not more than a file of accounts holds.
 fn read_text(path: &str) -> String {
     const MAX_BYTES: u64 = 4 << 20;
     let mut bytes = Vec::new();
-    let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path);
     if let Ok(file) = file
         && file.metadata().is_ok_and(|metadata| metadata.is_file())
     {
@@ -310,6 +384,9 @@ mod tests {
         let env = BTreeMap::from([("PATH".into(), "/a::/b".into())]);
         assert_eq!(candidates("x".as_ref(), &env), ["/a/x", "./x", "/b/x"]);
         assert_eq!(candidates("./x".as_ref(), &env), ["./x"]);
-        assert_eq!(candidates("x".as_ref(), &BTreeMap::new()), ["/bin/x", "/usr/bin/x"]);
+        assert_eq!(
+            candidates("x".as_ref(), &BTreeMap::new()),
+            ["/bin/x", "/usr/bin/x"]
+        );
     }
 }

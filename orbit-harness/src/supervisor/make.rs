@@ -6,9 +6,7 @@
 use std::{
     ffi::CString,
     io::Write as _,
-    os::{
-        fd::{AsFd as _, AsRawFd as _, OwnedFd},
-    },
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -61,7 +59,14 @@ impl From<Errno> for Cause {
 impl Maker {
     pub(super) fn new() -> rustix::io::Result<Self> {
         let host = open_directory(HOST)?;
-        Ok(Self { host, root: None, null: None, system: 0, layers: 0, terminal: None })
+        Ok(Self {
+            host,
+            root: None,
+            null: None,
+            system: 0,
+            layers: 0,
+            terminal: None,
+        })
     }
 
     pub(super) fn take_terminal(&mut self) -> Option<TerminalPair> {
@@ -86,11 +91,21 @@ impl Maker {
             }
             Step::Symlink { at, target } => self.symlink(at, target),
             Step::Overlay { source, at } => self.overlay(source, at),
-            Step::Bind { source, at, read_only } => self.bind(source, at, *read_only),
+            Step::Bind {
+                source,
+                at,
+                read_only,
+            } => self.bind(source, at, *read_only),
             Step::Tmpfs { at, size, mode } => {
                 let target = self.directory(at, 0o755)?;
                 let flags = MountFlags::NOSUID | MountFlags::NODEV;
-                Ok(mount(Some("tmpfs"), &target, "tmpfs", flags, &tmpfs_options(*size, *mode))?)
+                Ok(mount(
+                    Some("tmpfs"),
+                    &target,
+                    "tmpfs",
+                    flags,
+                    &tmpfs_options(*size, *mode),
+                )?)
             }
             Step::Proc => {
                 let target = self.own_directory("proc")?;
@@ -122,9 +137,15 @@ impl Maker {
                 (directory, options)
             }
             // Names relative to their directory, as all options must fit in one page. Topmost first.
-            Lower::Layers { dir, names } => {
-                (self.open_host(dir)?, names.iter().rev().map(String::as_str).collect::<Vec<_>>().join(":"))
-            }
+            Lower::Layers { dir, names } => (
+                self.open_host(dir)?,
+                names
+                    .iter()
+                    .rev()
+                    .map(String::as_str)
+                    .collect::<Vec<_>>()
+                    .join(":"),
+            ),
         };
         let upper = self.new_layer()?;
         let plain = has_plain_etc(&directory, lower)?;
@@ -156,7 +177,10 @@ impl Maker {
         self.layers += 1;
         let upper = format!("{STAGE}/upper{}", self.layers);
         rustix::fs::mkdir(&upper, Mode::from_raw_mode(0o755))?;
-        rustix::fs::mkdir(format!("{STAGE}/work{}", self.layers), Mode::from_raw_mode(0o700))?;
+        rustix::fs::mkdir(
+            format!("{STAGE}/work{}", self.layers),
+            Mode::from_raw_mode(0o700),
+        )?;
         Ok(upper)
     }
 
@@ -166,7 +190,13 @@ impl Maker {
         let options = c_string(format!(
             "lowerdir={lower},upperdir={STAGE}/upper{number},workdir={STAGE}/work{number},userxattr"
         ))?;
-        rustix::mount::mount("orbit", target, "overlay", MountFlags::NODEV, options.as_c_str())
+        rustix::mount::mount(
+            "orbit",
+            target,
+            "overlay",
+            MountFlags::NODEV,
+            options.as_c_str(),
+        )
     }
 
     fn overlay(&mut self, source: &Path, at: &Path) -> Done {
@@ -188,7 +218,11 @@ impl Maker {
     fn bind(&mut self, source: &Path, at: &Path, read_only: bool) -> Done {
         let source = self.open_host(source)?;
         let is_directory = is_directory(&source)?;
-        let target = if is_directory { self.directory(at, 0o755)? } else { self.empty_file(at)? };
+        let target = if is_directory {
+            self.directory(at, 0o755)?
+        } else {
+            self.empty_file(at)?
+        };
         let mut attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
         if read_only {
             attributes |= libc::MOUNT_ATTR_RDONLY;
@@ -202,7 +236,13 @@ impl Maker {
     fn sys(&mut self, fresh: bool) -> Done {
         let target = self.own_directory("sys")?;
         if fresh {
-            return Ok(mount(Some("sysfs"), &target, "sysfs", INERT.union(MountFlags::RDONLY), "")?);
+            return Ok(mount(
+                Some("sysfs"),
+                &target,
+                "sysfs",
+                INERT.union(MountFlags::RDONLY),
+                "",
+            )?);
         }
         let attributes = libc::MOUNT_ATTR_NOSUID
             | libc::MOUNT_ATTR_NODEV
@@ -221,7 +261,12 @@ impl Maker {
         let dev = self.own_directory("dev")?;
         let inside = |name: &str| format!("{}/{name}", fd_path(&dev));
         for name in DEVICES {
-            rustix::fs::openat(&dev, name, OFlags::CREATE | OFlags::CLOEXEC, Mode::from_raw_mode(0o666))?;
+            rustix::fs::openat(
+                &dev,
+                name,
+                OFlags::CREATE | OFlags::CLOEXEC,
+                Mode::from_raw_mode(0o666),
+            )?;
             rustix::mount::mount_bind(format!("{HOST}/dev/{name}"), inside(name))?;
         }
         for (name, link) in [
@@ -237,7 +282,13 @@ impl Maker {
             rustix::fs::mkdirat(&dev, name, Mode::from_raw_mode(0o755))?;
         }
         let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
-        rustix::mount::mount("devpts", inside("pts"), "devpts", flags, c"newinstance,ptmxmode=0666,mode=620")?;
+        rustix::mount::mount(
+            "devpts",
+            inside("pts"),
+            "devpts",
+            flags,
+            c"newinstance,ptmxmode=0666,mode=620",
+        )?;
         let options = c_string(tmpfs_options(shm, 0o1777))?;
         rustix::mount::mount("shm", inside("shm"), "tmpfs", INERT, options.as_c_str())?;
         rustix::mount::mount("mqueue", inside("mqueue"), "mqueue", INERT, None)?;
@@ -259,10 +310,18 @@ impl Maker {
 
     /// Covers `path`. Called after `pivot_root`, when no path leads out of the sandbox any more.
     fn mask(&self, path: &Path) -> Done {
-        let Some(target) = open_if_there(path)? else { return Ok(()) };
+        let Some(target) = open_if_there(path)? else {
+            return Ok(());
+        };
         if is_directory(&target)? {
             let flags = INERT.union(MountFlags::RDONLY);
-            return Ok(mount(Some("tmpfs"), &target, "tmpfs", flags, "size=0,nr_inodes=1,mode=755")?);
+            return Ok(mount(
+                Some("tmpfs"),
+                &target,
+                "tmpfs",
+                flags,
+                "size=0,nr_inodes=1,mode=755",
+            )?);
         }
         let null = self.null.as_ref().ok_or(Cause::Errno(libc::EINVAL))?;
         Ok(rustix::mount::mount_bind(fd_path(null), fd_path(&target))?)
@@ -272,7 +331,11 @@ impl Maker {
     fn open_host(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
         let path = below_host(path);
         let inside = path.strip_prefix(HOST).unwrap_or(&path);
-        let inside = if inside.as_os_str().is_empty() { Path::new(".") } else { inside };
+        let inside = if inside.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            inside
+        };
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         rustix::fs::openat2(&self.host, inside, PATH, Mode::empty(), resolve)
     }
@@ -291,7 +354,10 @@ impl Maker {
         drop(opened);
         let mut walked = PathBuf::new();
         let mut parent = self.open_inside(Path::new("/"))?;
-        for component in path.components().filter(|part| matches!(part, std::path::Component::Normal(_))) {
+        for component in path
+            .components()
+            .filter(|part| matches!(part, std::path::Component::Normal(_)))
+        {
             walked.push(component);
             let last = walked.as_os_str().len() == path.as_os_str().len().saturating_sub(1);
             parent = match self.open_inside(&walked) {
@@ -329,7 +395,11 @@ impl Maker {
 
     /// What this process makes is id 0's.
     fn give_to_system(&self, path: &str) -> rustix::io::Result<()> {
-        if self.system == 0 { Ok(()) } else { chown(path, self.system, self.system) }
+        if self.system == 0 {
+            Ok(())
+        } else {
+            chown(path, self.system, self.system)
+        }
     }
 
     fn symlink(&self, path: &Path, target: &Path) -> Done {
@@ -339,7 +409,10 @@ impl Maker {
 
     fn split<'a>(&self, path: &'a Path) -> Result<(OwnedFd, &'a std::ffi::OsStr), Cause> {
         let name = path.file_name().ok_or(Cause::Errno(libc::EINVAL))?;
-        Ok((self.directory(path.parent().unwrap_or(Path::new("/")), 0o755)?, name))
+        Ok((
+            self.directory(path.parent().unwrap_or(Path::new("/")), 0o755)?,
+            name,
+        ))
     }
 
     /// A directory of `/` that Orbit mounts on: it must be one, and no link to somewhere else.
@@ -353,7 +426,9 @@ impl Maker {
                 rustix::fs::mkdirat(root, name, Mode::from_raw_mode(0o755))?;
                 Ok(open()?)
             }
-            Err(Errno::LOOP | Errno::NOTDIR) => Err(Cause::NotADirectory(Path::new("/").join(name))),
+            Err(Errno::LOOP | Errno::NOTDIR) => {
+                Err(Cause::NotADirectory(Path::new("/").join(name)))
+            }
             other => Ok(other?),
         }
     }
@@ -362,13 +437,19 @@ impl Maker {
 const PATH: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
 
 /// What is mounted for its content alone.
-const INERT: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
+const INERT: MountFlags = MountFlags::NOSUID
+    .union(MountFlags::NODEV)
+    .union(MountFlags::NOEXEC);
 
 /// What an id that has no counterpart in this user namespace shows as. Source: user_namespaces(7).
 const OVERFLOW_ID: u32 = 65534;
 
 fn chown(path: &str, uid: u32, gid: u32) -> rustix::io::Result<()> {
-    rustix::fs::chown(path, Some(rustix::fs::Uid::from_raw(uid)), Some(rustix::fs::Gid::from_raw(gid)))
+    rustix::fs::chown(
+        path,
+        Some(rustix::fs::Uid::from_raw(uid)),
+        Some(rustix::fs::Gid::from_raw(gid)),
+    )
 }
 
 fn open_directory(path: &str) -> rustix::io::Result<OwnedFd> {
@@ -409,7 +490,13 @@ fn mount(
     options: &str,
 ) -> rustix::io::Result<()> {
     let options = c_string(options.to_owned())?;
-    rustix::mount::mount(source.unwrap_or("none"), fd_path(target), kind, flags, options.as_c_str())
+    rustix::mount::mount(
+        source.unwrap_or("none"),
+        fd_path(target),
+        kind,
+        flags,
+        options.as_c_str(),
+    )
 }
 
 fn tmpfs_options(size: Bytes, mode: u32) -> String {
@@ -419,7 +506,13 @@ fn tmpfs_options(size: Bytes, mode: u32) -> String {
 /// The filesystem that holds all a sandbox writes, and in it the place of the root.
 fn scratch(size: Bytes) -> rustix::io::Result<()> {
     let options = c_string(tmpfs_options(size, 0o755))?;
-    rustix::mount::mount("orbit", STAGE, "tmpfs", MountFlags::NODEV, options.as_c_str())?;
+    rustix::mount::mount(
+        "orbit",
+        STAGE,
+        "tmpfs",
+        MountFlags::NODEV,
+        options.as_c_str(),
+    )?;
     rustix::fs::mkdir(format!("{STAGE}/root"), Mode::from_raw_mode(0o755))
 }
 
@@ -427,7 +520,11 @@ fn scratch(size: Bytes) -> rustix::io::Result<()> {
 fn has_plain_etc(directory: &OwnedFd, lower: &Lower) -> rustix::io::Result<bool> {
     let candidates = match lower {
         Lower::Directory(_) => vec!["etc".to_owned()],
-        Lower::Layers { names, .. } => names.iter().rev().map(|name| format!("{name}/etc")).collect(),
+        Lower::Layers { names, .. } => names
+            .iter()
+            .rev()
+            .map(|name| format!("{name}/etc"))
+            .collect(),
     };
     for path in candidates {
         match rustix::fs::statat(directory, path, rustix::fs::AtFlags::SYMLINK_NOFOLLOW) {
@@ -483,7 +580,9 @@ fn move_onto(tree: &OwnedFd, target: &OwnedFd) -> rustix::io::Result<()> {
 }
 
 fn read_only(path: &Path) -> Done {
-    let Some(target) = open_if_there(path)? else { return Ok(()) };
+    let Some(target) = open_if_there(path)? else {
+        return Ok(());
+    };
     rustix::mount::mount_bind_recursive(fd_path(&target), fd_path(&target))?;
     // Opened again: the descriptor is of what the new mount covers.
     let flags = INERT | MountFlags::BIND | MountFlags::RDONLY;
@@ -502,10 +601,20 @@ fn open_terminal(dev: &OwnedFd) -> rustix::io::Result<TerminalPair> {
     rustix::pty::unlockpt(&caller_side)?;
     let program_side = rustix::pty::ioctl_tiocgptpeer(
         &caller_side,
-        rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY | rustix::pty::OpenptFlags::CLOEXEC,
+        rustix::pty::OpenptFlags::RDWR
+            | rustix::pty::OpenptFlags::NOCTTY
+            | rustix::pty::OpenptFlags::CLOEXEC,
     )?;
-    rustix::fs::openat(dev, "console", OFlags::CREATE | OFlags::CLOEXEC, Mode::from_raw_mode(0o600))?;
+    rustix::fs::openat(
+        dev,
+        "console",
+        OFlags::CREATE | OFlags::CLOEXEC,
+        Mode::from_raw_mode(0o600),
+    )?;
     let console = format!("{}/console", fd_path(dev));
     rustix::mount::mount_bind(fd_path(&program_side), console)?;
-    Ok(TerminalPair { caller_side, program_side })
+    Ok(TerminalPair {
+        caller_side,
+        program_side,
+    })
 }

@@ -21,5 +21,7 @@ mod work;
 
 pub(crate) use channel::Channel;
 pub(crate) use client::{Supervisor, SupervisorError};
-pub(crate) use protocol::{Cause, Control, Event, Exit, Failure, Gone, Request};
+#[cfg(feature = "images")]
+pub(crate) use protocol::Request;
+pub(crate) use protocol::{Cause, Control, Event, Exit, Failure, Gone};
 pub(crate) use start::run;

@@ -74,7 +74,10 @@ pub(crate) enum Request {
     Launch(Box<Plan>),
     /// Unpack a layer, inside the user namespace. Descriptors: the reply channel, the blob.
     #[cfg(feature = "images")]
-    Unpack { order: crate::store::UnpackOrder, destination: PathBuf },
+    Unpack {
+        order: crate::store::UnpackOrder,
+        destination: PathBuf,
+    },
     /// Remove a directory and all in it, inside the user namespace. Descriptor: the reply channel.
     #[cfg(feature = "images")]
     RemoveTree { parent: PathBuf, name: String },

@@ -82,13 +82,25 @@ fn try_serve(
     watch(control.as_fd(), CONTROL, epoll::EventFlags::IN)?;
     watch(caller.as_fd(), CALLER, epoll::EventFlags::IN)?;
     let (children, ids, filters) = Default::default();
-    let mut supervisor =
-        Supervisor { single_threaded, control, caller_namespace, epoll, children, ids, filters, next_id: FIRST_ID };
+    let mut supervisor = Supervisor {
+        single_threaded,
+        control,
+        caller_namespace,
+        epoll,
+        children,
+        ids,
+        filters,
+        next_id: FIRST_ID,
+    };
     let mut events = Vec::with_capacity(64);
     loop {
         events.clear();
         let timeout = supervisor.until_next_timeout();
-        match epoll::wait(&supervisor.epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
+        match epoll::wait(
+            &supervisor.epoll,
+            rustix::buffer::spare_capacity(&mut events),
+            timeout.as_ref(),
+        ) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -122,7 +134,9 @@ impl Supervisor {
             Request::Launch(plan) => self.launch(&plan, fds)?,
             #[cfg(feature = "images")]
             Request::Unpack { order, destination } => {
-                self.work(fds, |mut fds| super::work::unpack(order, &destination, fds.pop()))?;
+                self.work(fds, |mut fds| {
+                    super::work::unpack(order, &destination, fds.pop())
+                })?;
             }
             #[cfg(feature = "images")]
             Request::RemoveTree { parent, name } => {
@@ -159,11 +173,25 @@ impl Supervisor {
         match self.single_threaded.fork(namespaces as u64, None) {
             Ok(Fork::Child) => {
                 let caller_namespace = self.caller_namespace.as_ref().map(|fd| fd.as_fd());
-                init::run(self.single_threaded, plan, events, &stdio, caller_namespace, filter)
+                init::run(
+                    self.single_threaded,
+                    plan,
+                    events,
+                    &stdio,
+                    caller_namespace,
+                    filter,
+                )
             }
             Ok(Fork::Parent { pid, pidfd }) => {
                 let timeout = plan.timeout;
-                self.adopt(Child { pid, pidfd, events: Some(events), started, timeout, timed_out: false })
+                self.adopt(Child {
+                    pid,
+                    pidfd,
+                    events: Some(events),
+                    started,
+                    timeout,
+                    timed_out: false,
+                })
             }
             Err(error) => {
                 let cause = Cause::Errno(error.raw_os_error().unwrap_or(0));
@@ -235,11 +263,18 @@ impl Supervisor {
 
     fn until_next_timeout(&self) -> Option<Timespec> {
         let left = self.children.values().filter_map(Child::time_left).min()?;
-        Some(Timespec::try_from(left).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 }))
+        Some(Timespec::try_from(left).unwrap_or(Timespec {
+            tv_sec: i64::MAX,
+            tv_nsec: 0,
+        }))
     }
 
     fn end_timed_out(&mut self) {
-        for child in self.children.values_mut().filter(|child| child.time_left() == Some(Duration::ZERO)) {
+        for child in self
+            .children
+            .values_mut()
+            .filter(|child| child.time_left() == Some(Duration::ZERO))
+        {
             child.timed_out = true;
             child.kill();
         }
@@ -277,7 +312,11 @@ fn filter<'a>(
     filters: &'a mut HashMap<(u64, SeccompPlan), Program>,
     plan: &Plan,
 ) -> Result<&'a [SockFilter], FilterError> {
-    let ProgramPlan { capabilities, seccomp, .. } = plan.program;
+    let ProgramPlan {
+        capabilities,
+        seccomp,
+        ..
+    } = plan.program;
     let program = match filters.entry((capabilities.bits(), seccomp)) {
         Entry::Occupied(known) => known.into_mut(),
         Entry::Vacant(new) => {
@@ -307,7 +346,11 @@ impl Child {
             Some(timeout) if self.timed_out => Status::TimedOut(timeout),
             _ => Status::from(waited),
         };
-        let gone = Gone { status, usage: Usage::from(waited), wall_time: self.started.elapsed() };
+        let gone = Gone {
+            status,
+            usage: Usage::from(waited),
+            wall_time: self.started.elapsed(),
+        };
         // Whoever let the sandbox go may not be listening any more.
         let _ = events.send(&Event::Gone(gone), &[]);
     }

@@ -4,8 +4,7 @@
 //! as root, hands the supervisor the host's filesystems seen through the container's id map.
 
 use std::{
-    fs,
-    io::{self, Write as _},
+    fs, io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::PathBuf,
     process::Command,
@@ -36,8 +35,12 @@ pub(super) enum Handover {
 /// The main function of a process that was started as a supervisor. Its standard input is the control channel.
 pub(crate) fn run(single_threaded: SingleThreaded) -> i32 {
     sys::reset_signals();
-    let Ok(control) = take_standard_input().map(Channel::from_fd) else { return 2 };
-    let Ok(Some((hello, mut fds))) = control.recv::<Hello>() else { return 2 };
+    let Ok(control) = take_standard_input().map(Channel::from_fd) else {
+        return 2;
+    };
+    let Ok(Some((hello, mut fds))) = control.recv::<Hello>() else {
+        return 2;
+    };
     let Some(caller) = fds.pop() else { return 2 };
     match start(single_threaded, &control, caller, &hello) {
         Ok(()) => 0,
@@ -65,7 +68,9 @@ fn start(
     let fail = |step| move |error: io::Error| StartFailure::new(step, &error);
     let (to_supervisor, from_starter) = Channel::pair().map_err(fail(StartStep::Namespaces))?;
     let namespaces = libc::CLONE_NEWUSER | libc::CLONE_NEWPID | libc::CLONE_NEWNS;
-    let forked = single_threaded.fork_sibling(namespaces as u64).map_err(fail(StartStep::Namespaces))?;
+    let forked = single_threaded
+        .fork_sibling(namespaces as u64)
+        .map_err(fail(StartStep::Namespaces))?;
     let pid = match forked {
         Fork::Child => {
             drop(to_supervisor);
@@ -79,7 +84,9 @@ fn start(
     if hello.mapping == Mapping::Privileged {
         hand_over_host(pid, &to_supervisor)?;
     }
-    to_supervisor.send(&Handover::Mapped { pid }, &[]).map_err(fail(StartStep::IdMap))
+    to_supervisor
+        .send(&Handover::Mapped { pid }, &[])
+        .map_err(fail(StartStep::IdMap))
 }
 
 fn write_maps(pid: i32, hello: &Hello) -> Result<(), StartFailure> {
@@ -99,7 +106,11 @@ fn write_maps(pid: i32, hello: &Hello) -> Result<(), StartFailure> {
 }
 
 fn run_helper(program: &str, pid: i32, map: &IdMap) -> Result<(), StartFailure> {
-    let fail = |errno, detail: String| StartFailure { step: StartStep::IdMap, errno, detail };
+    let fail = |errno, detail: String| StartFailure {
+        step: StartStep::IdMap,
+        errno,
+        detail,
+    };
     // The environment was emptied by who started this process; the helpers live in the system's directories.
     let output = Command::new(program)
         .env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin:/usr/local/bin")
@@ -109,7 +120,10 @@ fn run_helper(program: &str, pid: i32, map: &IdMap) -> Result<(), StartFailure> 
     if output.status.success() {
         return Ok(());
     }
-    Err(fail(libc::EPERM, String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+    Err(fail(
+        libc::EPERM,
+        String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+    ))
 }
 
 /// Sends a copy of each mount of the host, with the supervisor's id map laid over it, so that the container's
@@ -128,10 +142,15 @@ fn hand_over_host(pid: i32, to_supervisor: &Channel) -> Result<(), StartFailure>
     for path in paths {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         // A mount that another covers, or that is gone by now, cannot be reached by its path.
-        let Ok(tree) = rustix::mount::open_tree(rustix::fs::CWD, &path, flags) else { continue };
+        let Ok(tree) = rustix::mount::open_tree(rustix::fs::CWD, &path, flags) else {
+            continue;
+        };
         let mapped = sys::set_mount_attributes(tree.as_fd(), 0, Some(namespace.as_fd()), false);
         if let (Err(error), true) = (mapped, path == std::path::Path::new("/")) {
-            return Err(StartFailure { detail: "/".into(), ..StartFailure::new(StartStep::HostView, &error) });
+            return Err(StartFailure {
+                detail: "/".into(),
+                ..StartFailure::new(StartStep::HostView, &error)
+            });
         }
         batch.0.push(path);
         batch.1.push(tree);
@@ -150,6 +169,10 @@ fn send_trees(to_supervisor: &Channel, batch: &mut (Vec<PathBuf>, Vec<OwnedFd>))
 
 impl StartFailure {
     pub(super) fn new(step: StartStep, error: &io::Error) -> Self {
-        Self { step, errno: error.raw_os_error().unwrap_or(0), detail: String::new() }
+        Self {
+            step,
+            errno: error.raw_os_error().unwrap_or(0),
+            detail: String::new(),
+        }
     }
 }

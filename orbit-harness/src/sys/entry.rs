@@ -43,5 +43,6 @@ fn is_supervisor(argc: c_int, argv: *const *const c_char) -> bool {
 
 #[cfg(not(target_env = "gnu"))]
 fn is_supervisor(_argc: c_int, _argv: *const *const c_char) -> bool {
-    std::fs::read("/proc/self/cmdline").is_ok_and(|line| line.starts_with(SUPERVISOR_NAME.to_bytes_with_nul()))
+    std::fs::read("/proc/self/cmdline")
+        .is_ok_and(|line| line.starts_with(SUPERVISOR_NAME.to_bytes_with_nul()))
 }

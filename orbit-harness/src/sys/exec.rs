@@ -109,7 +109,10 @@ impl Program<'_> {
                 )
             };
             if pid == -1 {
-                return Err(ExecFailure { step: ExecStep::Fork, errno: last_errno() });
+                return Err(ExecFailure {
+                    step: ExecStep::Fork,
+                    errno: last_errno(),
+                });
             }
             match prepared.failure {
                 None => Ok(pid),
@@ -132,11 +135,25 @@ impl Program<'_> {
 
     fn with_prepared<T>(&self, act: impl FnOnce(&mut Prepared<'_>) -> T) -> T {
         let pointers = |strings: &[CString]| -> Vec<*const c_char> {
-            strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect()
+            strings
+                .iter()
+                .map(|s| s.as_ptr())
+                .chain([ptr::null()])
+                .collect()
         };
-        let (candidates, argv, env) = (pointers(self.candidates), pointers(self.argv), pointers(self.env));
+        let (candidates, argv, env) = (
+            pointers(self.candidates),
+            pointers(self.argv),
+            pointers(self.env),
+        );
         let candidates = &candidates[..candidates.len() - 1];
-        act(&mut Prepared { program: self, candidates, argv: &argv, env: &env, failure: None })
+        act(&mut Prepared {
+            program: self,
+            candidates,
+            argv: &argv,
+            env: &env,
+            failure: None,
+        })
     }
 }
 
@@ -191,56 +208,119 @@ unsafe fn become_program(prepared: &Prepared<'_>) -> ExecFailure {
         step!(ControllingTerminal, libc::ioctl(0, libc::TIOCSCTTY, 0));
     }
     for (resource, soft, hard) in program.rlimits {
-        let limit = libc::rlimit64 { rlim_cur: *soft, rlim_max: *hard };
-        step!(ResourceLimits, libc::syscall(libc::SYS_prlimit64, 0, *resource, &raw const limit, 0));
+        let limit = libc::rlimit64 {
+            rlim_cur: *soft,
+            rlim_max: *hard,
+        };
+        step!(
+            ResourceLimits,
+            libc::syscall(libc::SYS_prlimit64, 0, *resource, &raw const limit, 0)
+        );
     }
     if let Some(namespace) = program.user_namespace {
-        step!(EnterUserNamespace, libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWUSER));
+        step!(
+            EnterUserNamespace,
+            libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWUSER)
+        );
     }
     // Everything above 2 goes, whether or not it was to be closed on exec.
-    step!(CloseDescriptors, libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0));
+    step!(
+        CloseDescriptors,
+        libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0)
+    );
 
     for capability in (0..64).filter(|bit| program.capabilities & (1 << bit) == 0) {
         // SAFETY: prctl with numbers only.
         if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } == -1 {
             match last_errno() {
                 libc::EINVAL => break, // beyond the last capability this kernel knows
-                errno => return ExecFailure { step: ExecStep::BoundingSet, errno },
+                errno => {
+                    return ExecFailure {
+                        step: ExecStep::BoundingSet,
+                        errno,
+                    };
+                }
             }
         }
     }
     // The system calls, not the C library's functions: those would signal threads that share this memory.
     if let Some(groups) = program.groups {
-        step!(Groups, libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()));
+        step!(
+            Groups,
+            libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr())
+        );
     }
-    step!(Ids, libc::syscall(libc::SYS_setresgid, program.gid, program.gid, program.gid));
-    step!(Ids, libc::syscall(libc::SYS_setresuid, program.uid, program.uid, program.uid));
+    step!(
+        Ids,
+        libc::syscall(libc::SYS_setresgid, program.gid, program.gid, program.gid)
+    );
+    step!(
+        Ids,
+        libc::syscall(libc::SYS_setresuid, program.uid, program.uid, program.uid)
+    );
 
-    step!(WorkingDir, libc::syscall(libc::SYS_chdir, program.working_dir.as_ptr()));
+    step!(
+        WorkingDir,
+        libc::syscall(libc::SYS_chdir, program.working_dir.as_ptr())
+    );
     // A working directory outside of the root, reached through a leaked descriptor, has no name (CVE-2024-21626).
     let mut path = [0u8; libc::PATH_MAX as usize];
-    step!(WorkingDir, libc::syscall(libc::SYS_getcwd, path.as_mut_ptr(), path.len()));
+    step!(
+        WorkingDir,
+        libc::syscall(libc::SYS_getcwd, path.as_mut_ptr(), path.len())
+    );
     if path[0] != b'/' {
-        return ExecFailure { step: ExecStep::WorkingDir, errno: libc::ENOENT };
+        return ExecFailure {
+            step: ExecStep::WorkingDir,
+            errno: libc::ENOENT,
+        };
     }
 
-    step!(Capabilities, libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0));
-    let held = if program.uid == 0 { program.capabilities } else { 0 };
+    step!(
+        Capabilities,
+        libc::prctl(
+            libc::PR_CAP_AMBIENT,
+            libc::PR_CAP_AMBIENT_CLEAR_ALL,
+            0,
+            0,
+            0
+        )
+    );
+    let held = if program.uid == 0 {
+        program.capabilities
+    } else {
+        0
+    };
     if let Err(errno) = hold_only(held) {
-        return ExecFailure { step: ExecStep::Capabilities, errno };
+        return ExecFailure {
+            step: ExecStep::Capabilities,
+            errno,
+        };
     }
-    step!(NoNewPrivileges, libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+    step!(
+        NoNewPrivileges,
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    );
 
     // The init blocks the signals it waits for; the program starts with none blocked.
     let none = 0u64;
     step!(
         Execute,
-        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const none, 0, size_of_val(&none))
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &raw const none,
+            0,
+            size_of_val(&none)
+        )
     );
     if !program.filter.is_empty()
         && let Err(errno) = seccomp::install(program.filter)
     {
-        return ExecFailure { step: ExecStep::Seccomp, errno };
+        return ExecFailure {
+            step: ExecStep::Seccomp,
+            errno,
+        };
     }
 
     // As execvp(3): go on past what is not there, and prefer to report what was there and refused.
@@ -252,10 +332,18 @@ unsafe fn become_program(prepared: &Prepared<'_>) -> ExecFailure {
         match last_errno() {
             libc::ENOENT | libc::ENOTDIR => {}
             libc::EACCES => errno = libc::EACCES,
-            other => return ExecFailure { step: ExecStep::Execute, errno: other },
+            other => {
+                return ExecFailure {
+                    step: ExecStep::Execute,
+                    errno: other,
+                };
+            }
         }
     }
-    ExecFailure { step: ExecStep::Execute, errno }
+    ExecFailure {
+        step: ExecStep::Execute,
+        errno,
+    }
 }
 
 /// Makes `capabilities` the permitted and effective sets of this thread, and empties the inheritable one.
@@ -275,7 +363,10 @@ pub(crate) fn hold_only(capabilities: u64) -> Result<(), i32> {
     }
     const VERSION_3: u32 = 0x2008_0522;
 
-    let header = Header { version: VERSION_3, pid: 0 };
+    let header = Header {
+        version: VERSION_3,
+        pid: 0,
+    };
     #[expect(clippy::cast_possible_truncation, reason = "the two halves of the set")]
     let data = [capabilities as u32, (capabilities >> 32) as u32].map(|half| Data {
         effective: half,

@@ -10,8 +10,12 @@ use std::{ffi::CStr, io, os::fd::AsRawFd as _};
 /// EPERM without CAP_NET_ADMIN over this network namespace, ENODEV without such a link.
 pub(crate) fn bring_up(name: &CStr) -> io::Result<()> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType};
-    let socket =
-        rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    let socket = rustix::net::socket_with(
+        AddressFamily::INET,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
     // SAFETY: an all-zero `ifreq` is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     let bytes = name.to_bytes_with_nul();
@@ -26,7 +30,13 @@ pub(crate) fn bring_up(name: &CStr) -> io::Result<()> {
         request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
     }
     // SAFETY: SIOCSIFFLAGS reads a whole `ifreq`, which `request` is.
-    match unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) } {
+    match unsafe {
+        libc::ioctl(
+            socket.as_raw_fd(),
+            libc::SIOCSIFFLAGS as _,
+            &raw const request,
+        )
+    } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

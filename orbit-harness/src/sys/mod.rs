@@ -16,4 +16,6 @@ pub(crate) use entry::SUPERVISOR_NAME;
 pub(crate) use exec::{ExecFailure, ExecStep, Program, Terminal, hold_only};
 pub(crate) use link::bring_up;
 pub(crate) use mount::set_mount_attributes;
-pub(crate) use process::{Fork, SingleThreaded, Waited, close_inherited, exit_now, reset_signals, wait_any};
+pub(crate) use process::{
+    Fork, SingleThreaded, Waited, close_inherited, exit_now, reset_signals, wait_any,
+};

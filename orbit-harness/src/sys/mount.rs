@@ -22,7 +22,12 @@ pub(crate) fn set_mount_attributes(
     idmap: IdMapped<'_>,
     recursive: bool,
 ) -> io::Result<()> {
-    let mut attr = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let mut attr = libc::mount_attr {
+        attr_set: set,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
     if let Some(userns) = idmap {
         attr.attr_set |= libc::MOUNT_ATTR_IDMAP;
         attr.userns_fd = userns.as_raw_fd() as u64;
@@ -40,5 +45,9 @@ pub(crate) fn set_mount_attributes(
             size_of_val(&attr),
         )
     };
-    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if answer == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

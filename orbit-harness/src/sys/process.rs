@@ -47,7 +47,12 @@ impl SingleThreaded {
         self.clone3(namespaces | libc::CLONE_PARENT as u64, 0, None)
     }
 
-    fn clone3(self, flags: u64, exit_signal: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Fork> {
+    fn clone3(
+        self,
+        flags: u64,
+        exit_signal: u64,
+        cgroup: Option<BorrowedFd<'_>>,
+    ) -> io::Result<Fork> {
         let mut pidfd: RawFd = -1;
         let mut args = libc::clone_args {
             flags: flags | libc::CLONE_PIDFD as u64,
@@ -74,7 +79,10 @@ impl SingleThreaded {
             -1 => Err(io::Error::last_os_error()),
             0 => Ok(Fork::Child),
             // SAFETY: with CLONE_PIDFD the kernel stored a new descriptor that nothing else owns.
-            pid => Ok(Fork::Parent { pid: pid as i32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } }),
+            pid => Ok(Fork::Parent {
+                pid: pid as i32,
+                pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) },
+            }),
         }
     }
 }
@@ -108,7 +116,11 @@ pub(crate) fn wait_any(block: bool) -> io::Result<Option<Waited>> {
     let mut status = 0;
     // SAFETY: an all-zero `rusage` is a valid value.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    let options = if block { libc::__WALL } else { libc::__WALL | libc::WNOHANG };
+    let options = if block {
+        libc::__WALL
+    } else {
+        libc::__WALL | libc::WNOHANG
+    };
     // SAFETY: both pointers are to live values of the types wait4 fills.
     match unsafe { libc::wait4(-1, &raw mut status, options, &raw mut usage) } {
         -1 => Err(io::Error::last_os_error()),
@@ -125,7 +137,10 @@ pub(crate) fn wait_any(block: bool) -> io::Result<Option<Waited>> {
 }
 
 fn duration(time: libc::timeval) -> Duration {
-    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_usec * 1000).unwrap_or(0))
+    Duration::new(
+        u64::try_from(time.tv_sec).unwrap_or(0),
+        u32::try_from(time.tv_usec * 1000).unwrap_or(0),
+    )
 }
 
 /// Closes every descriptor above 2 but those in `keep`: what a fork inherited and its code will never use.
@@ -140,7 +155,11 @@ fn duration(time: libc::timeval) -> Duration {
 pub(crate) fn close_inherited(keep: &mut [RawFd]) -> io::Result<()> {
     keep.sort_unstable();
     let mut first = 3u32;
-    for fd in keep.iter().filter_map(|fd| u32::try_from(*fd).ok()).filter(|fd| *fd > 2) {
+    for fd in keep
+        .iter()
+        .filter_map(|fd| u32::try_from(*fd).ok())
+        .filter(|fd| *fd > 2)
+    {
         if fd > first {
             close_range(first, fd - 1)?;
         }

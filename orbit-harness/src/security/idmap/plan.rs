@@ -75,7 +75,6 @@ pub(crate) struct SingleId {
 enum Why {
     NoHelpers,
     NoRange { uids: bool, gids: bool },
-    HelpersFailed,
 }
 
 impl SingleId {
@@ -94,11 +93,6 @@ impl SingleId {
                 option(uids, "subuids"),
                 option(gids, "subgids")
             ),
-            Why::HelpersFailed => {
-                "check that newuidmap and newgidmap are set-uid root or have cap_setuid, cap_setgid, \
-                 and that no outer container hides the ranges of /etc/subuid and /etc/subgid"
-                    .into()
-            }
         }
     }
 }
@@ -108,7 +102,6 @@ impl fmt::Display for SingleId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let files = match self.why {
             Why::NoHelpers => return f.write_str("newuidmap and newgidmap are not installed"),
-            Why::HelpersFailed => return f.write_str("newuidmap or newgidmap refused the ranges"),
             Why::NoRange { gids: false, .. } => "/etc/subuid",
             Why::NoRange { uids: false, .. } => "/etc/subgid",
             Why::NoRange { .. } => "/etc/subuid and /etc/subgid",
@@ -135,11 +128,6 @@ impl IdPlan {
     /// `single-1000`, `root-1879048192`. Equal keys mean equal maps.
     pub(crate) fn key(&self) -> &str {
         &self.key
-    }
-
-    /// Whether `deny` must be written to `/proc/PID/setgroups` before the gid map.
-    pub(crate) fn denies_setgroups(&self) -> bool {
-        matches!(self.writer, Writer::Caller(_))
     }
 
     fn new(key: &str, uids: IdMap, gids: IdMap, writer: Writer) -> Self {
@@ -189,14 +177,6 @@ pub(crate) fn plan(caller: &Caller<'_>) -> Result<IdPlan, IdMapError> {
     let gids = ranged(caller.egid, &gid_ranges)?;
     let key = format!("range-{}-{}-{}", caller.euid, first.start, uids.count());
     Ok(IdPlan::new(&key, uids, gids, Writer::Helpers))
-}
-
-/// The plan to fall back to where the helpers were there and did not do what they were asked.
-///
-/// # Errors
-/// As [`plan`].
-pub(crate) fn without_helpers(caller: &Caller<'_>) -> Result<IdPlan, IdMapError> {
-    single(caller, Why::HelpersFailed)
 }
 
 fn single(caller: &Caller<'_>, why: Why) -> Result<IdPlan, IdMapError> {

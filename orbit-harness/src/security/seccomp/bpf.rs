@@ -67,6 +67,7 @@ impl Program {
         &self.instructions
     }
 
+    #[cfg(test)]
     /// The most instructions that any call can make the kernel run.
     pub(crate) fn depth(&self) -> usize {
         self.depth

@@ -94,6 +94,7 @@ impl ArgTest {
         }
     }
 
+    #[cfg(test)]
     fn holds(self, arguments: &[u64; 6]) -> bool {
         arguments[usize::from(self.index)] & self.mask == self.value
     }
@@ -121,6 +122,7 @@ pub(crate) enum Rule {
     },
 }
 
+#[cfg(test)]
 impl Rule {
     fn action(&self, arguments: &[u64; 6]) -> Action {
         match self {
@@ -205,6 +207,7 @@ impl Arch {
     }
 }
 
+#[cfg(test)]
 /// What a filter sees of a call. Source: seccomp(2), `struct seccomp_data`, without the instruction pointer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Call {
@@ -258,6 +261,7 @@ impl Policy {
         }
     }
 
+    #[cfg(test)]
     /// What the filter answers to `call`.
     pub(crate) fn action(&self, call: &Call) -> Action {
         if call.arch != self.arch.audit() {

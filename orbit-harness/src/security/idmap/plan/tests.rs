@@ -31,7 +31,6 @@ fn an_ordinary_user_has_its_subordinate_ids() {
         shown(&DEV),
         "range-1000-100000-65536\n0 1000 1\n1 100000 65535\n0 1000 1\n1 100000 65535\nHelpers"
     );
-    assert!(!plan(&DEV).unwrap().denies_setgroups());
     let several = Caller {
         subuid: "dev:100000:1000\n1000:500000:65536\n",
         egid: 100,
@@ -58,7 +57,6 @@ fn a_user_without_ranges_or_helpers_is_told_why_and_what_to_do() {
          that this user namespace has; \
          as root: usermod --add-subuids 165536-231071 --add-subgids 165536-231071 dev"
     );
-    assert!(plan(&nobody).unwrap().denies_setgroups());
     let no_gids = Caller {
         subgid: "",
         name: None,
@@ -81,7 +79,6 @@ fn a_user_without_ranges_or_helpers_is_told_why_and_what_to_do() {
          because newuidmap and newgidmap are not installed; \
          install the package uidmap (Debian, Ubuntu) or shadow-utils"
     );
-    assert_eq!(without_helpers(&DEV).unwrap().key(), "single-1000");
 }
 
 #[test]
