@@ -94,6 +94,8 @@ pub(crate) struct Store {
     ids: IdKey,
     policy: PullPolicy,
     limits: UnpackLimits,
+    #[cfg(feature = "registry")]
+    timing: registry::Timing,
 }
 
 /// Keeps the layers of an image from being removed: as long as this lives, and not longer than the process.
@@ -114,6 +116,8 @@ impl Store {
             ids,
             policy: PullPolicy::default(),
             limits: UnpackLimits::default(),
+            #[cfg(feature = "registry")]
+            timing: registry::Timing::default(),
         })
     }
 
