@@ -10,4 +10,14 @@ impl Sandbox {
     pub fn builder() -> SandboxBuilder {
         SandboxBuilder::default()
     }
+
+    pub fn pid(&self) -> Option<u32> {
+        None
+    }
+    pub fn wait(&mut self) -> Result<crate::Outcome, crate::Error> {
+        Err(crate::Error::io("wait", std::io::ErrorKind::Unsupported))
+    }
+    pub fn take_terminal(&mut self) -> Option<std::os::fd::OwnedFd> {
+        None
+    }
 }
