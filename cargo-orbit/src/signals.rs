@@ -32,15 +32,18 @@ pub(crate) fn passed_on<T>(
 
 /// Waits for `child`, and passes on to it the signals that ask this process to end.
 pub(crate) fn wait_for(child: &mut Child) -> io::Result<ExitStatus> {
-    // By a descriptor: the child's number may be another's once it has been waited for.
-    let process = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
-    let pass_on = |number| {
+    passed_on(to_process(Pid::from_child(child))?, || child.wait())?
+}
+
+/// Sends signals to the process that is `pid` now: not to another that has its number later.
+pub(crate) fn to_process(pid: Pid) -> io::Result<impl Fn(i32) + Send> {
+    let process = pidfd_open(pid, PidfdFlags::empty())?;
+    Ok(move |number| {
         if let Some(signal) = Signal::from_named_raw(number) {
-            // It fails only where the child has ended, which is what the signal asks for.
+            // It fails only where the process has ended, which is what the signal asks for.
             let _ = pidfd_send_signal(&process, signal);
         }
-    };
-    passed_on(pass_on, || child.wait())?
+    })
 }
 
 #[cfg(test)]

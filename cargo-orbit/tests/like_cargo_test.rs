@@ -65,7 +65,11 @@ fn run(&(line, end): &Case, under_orbit: bool) -> Output {
 /// shows the command line that failed.
 fn comparable(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text).replace(&format!("{ORBIT} orbit runner -- "), "");
-    let lines: Vec<String> = text.lines().map(without_numbers).collect();
+    // Said when another cargo happens to run on this machine.
+    let lines = text
+        .lines()
+        .filter(|line| !line.contains("Blocking waiting for file lock"));
+    let lines: Vec<String> = lines.map(without_numbers).collect();
     lines.join("\n")
 }
 
