@@ -62,7 +62,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 /// Runs the sandbox to its end, with its terminal on this one, and with the signals that this process gets.
 fn in_foreground(sandbox: SandboxBuilder, interactive: bool) -> anyhow::Result<Outcome> {
+    let signals = signals::Taken::new().context("cannot take the signals of this process")?;
     let mut sandbox = sandbox.start()?;
+    // Where the program has ended already there is nobody to pass signals on to.
+    if let Some(program) = sandbox
+        .pid()
+        .and_then(|pid| Pid::from_raw(pid.try_into().ok()?))
+    {
+        signals
+            .pass_on_to(program)
+            .context("cannot pass signals on to the program")?;
+    }
     let terminal = match sandbox.take_terminal() {
         Some(program) => Some(
             Connection::new(program, interactive)
@@ -70,15 +80,7 @@ fn in_foreground(sandbox: SandboxBuilder, interactive: bool) -> anyhow::Result<O
         ),
         None => None,
     };
-    // Where the program has ended already there is nobody to pass signals on to.
-    let program = sandbox
-        .pid()
-        .and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
-    let outcome = match program.and_then(|pid| signals::to_process(pid).ok()) {
-        Some(pass_on) => signals::passed_on(pass_on, || sandbox.wait())
-            .context("cannot take the signals of this process")??,
-        None => sandbox.wait()?,
-    };
+    let outcome = sandbox.wait()?;
     if let Some(terminal) = terminal {
         terminal.finish();
     }

@@ -11,7 +11,10 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize};
+use rustix::{
+    io::ioctl_fionbio,
+    termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize},
+};
 use signal_hook::{consts::SIGWINCH, iterator::Signals};
 
 /// A connection between this terminal and the program's.
@@ -27,6 +30,8 @@ impl Connection {
     /// Connects this terminal to `program`, the other side of the program's. What is typed is passed on only
     /// where it is `interactive`.
     pub(crate) fn new(program: OwnedFd, interactive: bool) -> io::Result<Self> {
+        // The library polls it; here a thread waits on it.
+        ioctl_fionbio(&program, false)?;
         let [typed, sized] = [program.try_clone()?, program.try_clone()?];
         let mut changes = Signals::new([SIGWINCH])?;
         let mut connection = Self {
@@ -42,7 +47,7 @@ impl Connection {
             thread::spawn(move || copy(stdin().lock(), File::from(typed)));
         }
         connection.shown = Some(thread::spawn(move || {
-            copy(File::from(program), stdout().lock())
+            copy(File::from(program), stdout().lock());
         }));
         Ok(connection)
     }
