@@ -241,7 +241,7 @@ impl SandboxBuilder {
         self
     }
 
-    /// Bounds what the sandbox writes outside of its mounts; half of the host's memory by default.
+    /// Bounds what the sandbox writes outside of its mounts: `256M`. By default it is 4 GiB, all in memory.
     pub fn disk(mut self, limit: &str) -> Self {
         self.spec.disk = self.parse_as::<Bytes>("disk", limit).or(self.spec.disk);
         self

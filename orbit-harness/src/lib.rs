@@ -31,6 +31,8 @@ mod plan;
 
 mod supervisor;
 
+mod entry;
+
 mod error;
 
 mod capture;

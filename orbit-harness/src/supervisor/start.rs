@@ -42,7 +42,7 @@ pub(crate) fn run(single_threaded: SingleThreaded) -> i32 {
         return 2;
     };
     let Some(caller) = fds.pop() else { return 2 };
-    match start(single_threaded, &control, caller, &hello) {
+    match start(single_threaded, &control, &caller, &hello) {
         Ok(()) => 0,
         Err(failure) => {
             // Nobody is left to tell where the caller is gone.
@@ -62,14 +62,14 @@ fn take_standard_input() -> io::Result<OwnedFd> {
 fn start(
     single_threaded: SingleThreaded,
     control: &Channel,
-    caller: OwnedFd,
+    caller: &OwnedFd,
     hello: &Hello,
 ) -> Result<(), StartFailure> {
     let fail = |step| move |error: io::Error| StartFailure::new(step, &error);
     let (to_supervisor, from_starter) = Channel::pair().map_err(fail(StartStep::Namespaces))?;
     let namespaces = libc::CLONE_NEWUSER | libc::CLONE_NEWPID | libc::CLONE_NEWNS;
     let forked = single_threaded
-        .fork_sibling(namespaces as u64)
+        .fork_sibling(namespaces)
         .map_err(fail(StartStep::Namespaces))?;
     let pid = match forked {
         Fork::Child => {

@@ -30,7 +30,7 @@ pub(crate) fn set_mount_attributes(
     };
     if let Some(userns) = idmap {
         attr.attr_set |= libc::MOUNT_ATTR_IDMAP;
-        attr.userns_fd = userns.as_raw_fd() as u64;
+        attr.userns_fd = u64::from(userns.as_raw_fd().cast_unsigned());
     }
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is an empty C string and `attr` a whole `mount_attr` of the size given; the kernel only
