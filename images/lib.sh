@@ -85,7 +85,7 @@ stage_debian() {
     apt_as_if_empty --download-only install "$@" >&2 || die "apt-get could not download $*"
     while read -r package version arch; do
         dpkg-deb --fsys-tarfile "$out/.apt/archives/${package}_${version//:/%3a}_$arch.deb" |
-            tar --extract --directory "$root" --keep-directory-symlink --no-same-owner
+            tar --extract --directory "$root" --keep-directory-symlink --no-same-owner --preserve-permissions
     done < <(closure "$@")
 }
 

@@ -39,7 +39,10 @@ impl Suite {
             } else if let Some(reason) = verdict.strip_prefix("ignored") {
                 // libtest writes `ignored, why`; libtest-mimic `ignored (why)`.
                 let reason = reason.trim_start_matches([',', ' ']);
-                let reason = reason.strip_prefix('(').and_then(|r| r.strip_suffix(')')).unwrap_or(reason);
+                let reason = reason
+                    .strip_prefix('(')
+                    .and_then(|r| r.strip_suffix(')'))
+                    .unwrap_or(reason);
                 let reason = if reason.is_empty() {
                     "marked ignored"
                 } else {
