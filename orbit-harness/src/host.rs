@@ -103,6 +103,19 @@ impl Host {
     }
 }
 
+/// Where this user's images and names are kept: `$ORBIT_CACHE_DIR`, else `$XDG_CACHE_HOME/orbit`, else
+/// `~/.cache/orbit`. A relative path counts for nothing: it would be another cache in each directory.
+pub(crate) fn cache_dir() -> Option<PathBuf> {
+    let set = |name| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    set("ORBIT_CACHE_DIR")
+        .or_else(|| Some(set("XDG_CACHE_HOME")?.join("orbit")))
+        .or_else(|| Some(set("HOME")?.join(".cache/orbit")))
+}
+
 fn plan_ids(euid: u32, egid: u32, name: Option<&str>) -> io::Result<IdPlan> {
     // A file that is not there or may not be read gives nobody a range.
     let text = |path| fs::read_to_string(path).unwrap_or_default();

@@ -23,6 +23,8 @@ mod sys;
 
 mod host;
 
+mod names;
+
 mod step;
 
 mod rootfs;

@@ -95,15 +95,14 @@ pub(crate) fn plan(
     around: &Surroundings,
 ) -> Result<Plan, Vec<SpecFault>> {
     let mut faults = faults(spec, host);
-    let hostname = spec
-        .hostname
-        .clone()
-        .or_else(|| spec.name.clone())
-        .unwrap_or_else(|| match spec.image {
-            ImageRef::Host => host.hostname.clone(),
-            _ => "orbit".to_owned(),
-        });
-    if let Err(why) = check_hostname(&hostname) {
+    let hostname = match (&spec.hostname, &spec.image) {
+        (Some(hostname), _) => hostname.clone(),
+        (None, ImageRef::Host) => host.hostname.clone(),
+        (None, _) => spec.name.clone().unwrap_or_else(|| "orbit".to_owned()),
+    };
+    if hostname != host.hostname
+        && let Err(why) = check_hostname(&hostname)
+    {
         faults.push(SpecFault::new("hostname", &hostname, why));
     }
     let capabilities = capabilities::resolve(&spec.cap_add, &spec.cap_drop, host.last_cap)

@@ -2,7 +2,7 @@
 
 use std::{
     fmt, fs,
-    io::Read as _,
+    io::{self, Read as _},
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -16,6 +16,7 @@ use crate::{
     error::{Error, Kind},
     host::Host,
     image::Image,
+    names::{self, Claim},
     outcome::{Outcome, Status},
     plan::{Plan, plan},
     rootfs::host_view::Surroundings,
@@ -53,6 +54,9 @@ pub struct Sandbox {
     plan: Plan,
     /// Why this host has few ids to give, where it has.
     few_ids: Option<String>,
+    name: Option<String>,
+    /// What keeps the name this sandbox's own.
+    _claim: Option<Claim>,
     /// What is held of the image while it is in use.
     _image: Held,
 }
@@ -71,6 +75,11 @@ impl Sandbox {
     /// A random name of twelve hexadecimal digits, for messages and logs.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// The name it was given, with the number that made it unique where that was asked.
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
     }
 
     /// The number of the program's process, as this process sees it. `None` once it has ended.
@@ -270,6 +279,7 @@ impl SandboxBuilder {
         let around = surroundings();
         anchor(&mut spec, &around.working_dir, &mut faults);
         let (image, held) = resolve(&spec, host, &mut faults)?;
+        let claim = claim_name(&mut spec)?;
         let plan = match plan(&spec, &image, host, &around) {
             Ok(plan) if faults.is_empty() => plan,
             Ok(_) => return Err(Error::spec(faults)),
@@ -301,6 +311,8 @@ impl SandboxBuilder {
             failure: None,
             outcome: None,
             plan,
+            name: spec.name,
+            _claim: claim,
             few_ids: match &host.ids.writer {
                 Writer::Caller(single) => Some(format!("{single}; {}", single.fix())),
                 Writer::Helpers | Writer::Privileged => None,
@@ -428,6 +440,29 @@ fn anchor(spec: &mut Spec, here: &Path, faults: &mut Vec<SpecFault>) {
         *path = absolute;
     }
 }
+
+/// Makes the name unique among this user's running sandboxes, where that is asked.
+fn claim_name(spec: &mut Spec) -> Result<Option<Claim>, Error> {
+    let Some(name) = spec.name.as_ref().filter(|_| spec.unique_name) else {
+        return Ok(None);
+    };
+    let directory = crate::host::cache_dir().ok_or_else(|| {
+        Error::io(
+            "cannot tell where to keep names",
+            io::Error::other(NO_CACHE_DIR),
+        )
+    })?;
+    let (name, claim) = names::claim(&directory, name).map_err(|error| {
+        Error::io(
+            format!("cannot claim a name in {}", directory.display()),
+            error,
+        )
+    })?;
+    spec.name = Some(name);
+    Ok(Some(claim))
+}
+
+const NO_CACHE_DIR: &str = "none of ORBIT_CACHE_DIR, XDG_CACHE_HOME and HOME is set to an absolute path; set ORBIT_CACHE_DIR";
 
 fn resolve(
     spec: &Spec,
