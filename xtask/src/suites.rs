@@ -54,8 +54,8 @@ fn one(tally: &mut Tally, name: &str, commands: &mut [&mut Command]) -> Result<(
     Ok(())
 }
 
-/// What is unit-tested as root above also holds for an ordinary user: the test binaries of libraries and
-/// programs, which need no toolchain, run again. Where we are no root they ran as such a user already.
+/// What is unit-tested as root above also holds for an ordinary user: the test binaries of libraries,
+/// which need no toolchain, run again. Where we are no root they ran as such a user already.
 fn unit_tests_as_user(tally: &mut Tally) -> Result<()> {
     if !is_root() {
         return Ok(());
@@ -68,6 +68,8 @@ fn unit_tests_as_user(tally: &mut Tally) -> Result<()> {
         "orbit-tests",
         "--exclude",
         "xtask",
+        "--exclude",
+        "cargo-orbit",
     ];
     let messages = run::output(run::cargo().args(build).args([
         "--lib",

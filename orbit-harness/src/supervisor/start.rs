@@ -6,7 +6,7 @@
 use std::{
     fs, io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
 };
 
@@ -145,8 +145,11 @@ fn hand_over_host(pid: i32, to_supervisor: &Channel) -> Result<(), StartFailure>
         let Ok(tree) = rustix::mount::open_tree(rustix::fs::CWD, &path, flags) else {
             continue;
         };
+        // A copy is in the same peer group as the original: what is unmounted below the one would be gone
+        // below the other too, that is, on the host.
+        sys::set_mount_attributes(tree.as_fd(), 0, None, false).map_err(fail)?;
         let mapped = sys::set_mount_attributes(tree.as_fd(), 0, Some(namespace.as_fd()), false);
-        if let (Err(error), true) = (mapped, path == std::path::Path::new("/")) {
+        if let (Err(error), true) = (mapped, path == Path::new("/")) {
             return Err(StartFailure {
                 detail: "/".into(),
                 ..StartFailure::new(StartStep::HostView, &error)
