@@ -80,7 +80,8 @@ impl Client {
             // Also holds for where a registry redirects to.
             .https_only(!is_loopback)
             .max_redirects(MAX_REDIRECTS)
-            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
+            // Also not to another port of the same host, which `SameHost` would take for the registry.
+            .redirect_auth_headers(RedirectAuthHeaders::Never)
             .user_agent(concat!("orbit/", env!("CARGO_PKG_VERSION")))
             .timeout_resolve(Some(timing.connect))
             .timeout_connect(Some(timing.connect))

@@ -12,6 +12,8 @@ mod download;
 mod error;
 mod http;
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod tests;
 
 use std::sync::OnceLock;
@@ -25,7 +27,6 @@ use super::{
     cas::{Cas, ImageRecord},
     digest::Digest,
     error::StoreError,
-    lock::Mode,
     manifest::{self, Descriptor, MAX_DOCUMENT_BYTES},
     platform::Platform,
     progress::{Event, Phase, Progress},
@@ -206,7 +207,7 @@ impl Store {
         }
 
         // Alone, so that of many processes that want the same image one asks for it.
-        let lock = self.cas.lock_record(&record_name, Mode::Exclusive, || {})?;
+        let asking = self.cas.lock_record(&record_name)?;
         let recorded = match self.policy {
             PullPolicy::Missing => self.cas.read_record(&record_name)?,
             _ => None,
@@ -224,8 +225,8 @@ impl Store {
                 described
             }
         };
-        drop(lock);
-        let lock = self.cas.lock_record(&record_name, Mode::Shared, || {})?;
+        let lock = self.cas.use_record(&record_name)?;
+        drop(asking);
         self.bring(&source, described, hands, vec![lock])
     }
 }
