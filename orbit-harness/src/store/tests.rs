@@ -155,7 +155,7 @@ fn a_damaged_layout_leaves_nothing() {
             "layer of the same length",
             &(|blob: &mut Vec<u8>| blob[20] ^= 1) as &dyn Fn(&mut Vec<u8>),
         ),
-        ("shorter layer", &|blob| drop(blob.pop())),
+        ("shorter layer", &|blob| blob.truncate(blob.len() - 1)),
         ("longer layer", &|blob| blob.push(0)),
         ("empty layer", &Vec::clear),
     ] {
@@ -176,10 +176,7 @@ fn a_damaged_layout_leaves_nothing() {
         );
         let first = image_layer_name(&image);
         assert!(
-            !test
-                .layer_files()
-                .iter()
-                .any(|file| *file == first || file.ends_with(".new")),
+            !test.layer_files().contains(&first) && !test.has_leftovers(),
             "{name}"
         );
 
@@ -289,7 +286,7 @@ fn an_index_leads_to_the_platform_and_not_in_circles() {
             path.join("index.json"),
             format!(r#"{{"schemaVersion":2,"manifests":[{entry}]}}"#),
         )
-        .unwrap()
+        .unwrap();
     };
     let resolve = || test.resolve(&format!("oci:{}", path.display()));
     let inner = put(&index);

@@ -212,18 +212,17 @@ impl Store {
             PullPolicy::Missing => self.cas.read_record(&record_name)?,
             _ => None,
         };
-        let described = match recorded {
-            Some(record) => describe(&source, record.manifest, platform)?,
-            None => {
-                let described = describe(&source, source.ask()?, platform)?;
-                let record = ImageRecord {
-                    reference: name,
-                    platform: platform.clone(),
-                    manifest: described.manifest.clone(),
-                };
-                self.cas.write_record(&record_name, &record)?;
-                described
-            }
+        let described = if let Some(record) = recorded {
+            describe(&source, record.manifest, platform)?
+        } else {
+            let described = describe(&source, source.ask()?, platform)?;
+            let record = ImageRecord {
+                reference: name,
+                platform: platform.clone(),
+                manifest: described.manifest.clone(),
+            };
+            self.cas.write_record(&record_name, &record)?;
+            described
         };
         let lock = self.cas.use_record(&record_name)?;
         drop(asking);

@@ -64,8 +64,8 @@ fn pull(
     faults: impl Fn(&Request, &TestImage) -> Option<Fault> + Send + Sync + 'static,
 ) -> (Result<Image, StoreError>, FaultServer, TestStore) {
     let image = image();
-    let served = image.clone();
-    let server = FaultServer::start(image, move |request| faults(request, &served));
+    let original = image.clone();
+    let server = FaultServer::start(image, move |request| faults(request, &original));
     let test = test_store();
     let result = test.resolve(&server.reference());
     let result = result.map(|(image, _lease)| {
@@ -75,9 +75,7 @@ fn pull(
         );
         image
     });
-    for name in test.layer_files() {
-        assert!(!name.contains(".new") && !name.contains(".old"), "{name}");
-    }
+    assert!(!test.has_leftovers());
     (result, server, test)
 }
 
@@ -484,11 +482,11 @@ fn a_process_that_dies_in_the_middle_leaves_nothing_that_is_used() {
     let test = test_store();
     let mut child = child(&test.path("store"), &server.reference(), "die");
     assert!(!child.wait().unwrap().success());
-    assert!(test.layer_files().iter().any(|name| name.ends_with(".new")));
+    assert!(test.has_leftovers());
     let (image, lease) = test.resolve(&server.reference()).unwrap();
     assert!(image.layers_dir.join(&image.layers[0]).join("one").exists());
     assert!(image.layers_dir.join(&image.layers[1]).join("two").exists());
-    assert!(!test.layer_files().iter().any(|name| name.ends_with(".new")));
+    assert!(!test.has_leftovers());
     drop(lease);
 }
 
