@@ -80,7 +80,8 @@ impl Client {
             // Also holds for where a registry redirects to.
             .https_only(!is_loopback)
             .max_redirects(MAX_REDIRECTS)
-            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
+            // Also not to another port of the same host, which `SameHost` would take for the registry.
+            .redirect_auth_headers(RedirectAuthHeaders::Never)
             .user_agent(concat!("orbit/", env!("CARGO_PKG_VERSION")))
             .timeout_resolve(Some(timing.connect))
             .timeout_connect(Some(timing.connect))
@@ -147,7 +148,7 @@ impl Client {
                 request = request.header(header::AUTHORIZATION, value);
             }
             let failure = match request.call() {
-                Err(error) => self.transport_error(url, error, attempt)?,
+                Err(error) => transport_error(url, error, attempt)?,
                 Ok(mut response) => match response.status() {
                     StatusCode::OK
                     | StatusCode::PARTIAL_CONTENT
@@ -222,52 +223,6 @@ impl Client {
             return Err(error);
         }
         Ok(Failure { error, wait })
-    }
-
-    fn transport_error(
-        &self,
-        url: &str,
-        error: ureq::Error,
-        attempts: u32,
-    ) -> Result<Failure, RegistryError> {
-        let url = url.to_owned();
-        let error = match error {
-            ureq::Error::TooManyRedirects | ureq::Error::RedirectFailed => {
-                return Err(RegistryError::RedirectLoop { url });
-            }
-            ureq::Error::RequireHttpsOnly(target) => {
-                return Err(RegistryError::Protocol {
-                    url,
-                    why: format!("it redirects to {target}, which is not encrypted"),
-                });
-            }
-            ureq::Error::Rustls(error) => {
-                return Err(RegistryError::Tls {
-                    url,
-                    why: error.to_string(),
-                });
-            }
-            ureq::Error::Tls(why) => {
-                return Err(RegistryError::Tls {
-                    url,
-                    why: why.to_owned(),
-                });
-            }
-            // A wrong certificate arrives wrapped.
-            ureq::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => {
-                return Err(RegistryError::Tls {
-                    url,
-                    why: error.to_string(),
-                });
-            }
-            ureq::Error::BadUri(why) => return Err(RegistryError::Protocol { url, why }),
-            other => RegistryError::Unreachable {
-                url,
-                why: other.to_string(),
-                attempts,
-            },
-        };
-        Ok(Failure { error, wait: None })
     }
 
     fn denied(&self) -> RegistryError {
@@ -359,7 +314,7 @@ impl Client {
             }
         };
         let mut response = sent.map_err(|error| {
-            self.transport_error(realm, error, attempt)
+            transport_error(realm, error, attempt)
                 .map_or_else(|error| error, |failure| failure.error)
         })?;
         let protocol = |why: String| RegistryError::Protocol {
@@ -421,6 +376,47 @@ impl Client {
         }
         Ok(content)
     }
+}
+
+fn transport_error(url: &str, error: ureq::Error, attempts: u32) -> Result<Failure, RegistryError> {
+    let url = url.to_owned();
+    let error = match error {
+        ureq::Error::TooManyRedirects | ureq::Error::RedirectFailed => {
+            return Err(RegistryError::RedirectLoop { url });
+        }
+        ureq::Error::RequireHttpsOnly(target) => {
+            return Err(RegistryError::Protocol {
+                url,
+                why: format!("it redirects to {target}, which is not encrypted"),
+            });
+        }
+        ureq::Error::Rustls(error) => {
+            return Err(RegistryError::Tls {
+                url,
+                why: error.to_string(),
+            });
+        }
+        ureq::Error::Tls(why) => {
+            return Err(RegistryError::Tls {
+                url,
+                why: why.to_owned(),
+            });
+        }
+        // A wrong certificate arrives wrapped.
+        ureq::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => {
+            return Err(RegistryError::Tls {
+                url,
+                why: error.to_string(),
+            });
+        }
+        ureq::Error::BadUri(why) => return Err(RegistryError::Protocol { url, why }),
+        other => RegistryError::Unreachable {
+            url,
+            why: other.to_string(),
+            attempts,
+        },
+    };
+    Ok(Failure { error, wait: None })
 }
 
 /// An attempt that may be repeated: the error if it is not, and how long the registry asks to wait.

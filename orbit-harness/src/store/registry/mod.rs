@@ -12,6 +12,8 @@ mod download;
 mod error;
 mod http;
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod tests;
 
 use std::sync::OnceLock;
@@ -25,7 +27,6 @@ use super::{
     cas::{Cas, ImageRecord},
     digest::Digest,
     error::StoreError,
-    lock::Mode,
     manifest::{self, Descriptor, MAX_DOCUMENT_BYTES},
     platform::Platform,
     progress::{Event, Phase, Progress},
@@ -206,26 +207,25 @@ impl Store {
         }
 
         // Alone, so that of many processes that want the same image one asks for it.
-        let lock = self.cas.lock_record(&record_name, Mode::Exclusive, || {})?;
+        let asking = self.cas.lock_record(&record_name)?;
         let recorded = match self.policy {
             PullPolicy::Missing => self.cas.read_record(&record_name)?,
             _ => None,
         };
-        let described = match recorded {
-            Some(record) => describe(&source, record.manifest, platform)?,
-            None => {
-                let described = describe(&source, source.ask()?, platform)?;
-                let record = ImageRecord {
-                    reference: name,
-                    platform: platform.clone(),
-                    manifest: described.manifest.clone(),
-                };
-                self.cas.write_record(&record_name, &record)?;
-                described
-            }
+        let described = if let Some(record) = recorded {
+            describe(&source, record.manifest, platform)?
+        } else {
+            let described = describe(&source, source.ask()?, platform)?;
+            let record = ImageRecord {
+                reference: name,
+                platform: platform.clone(),
+                manifest: described.manifest.clone(),
+            };
+            self.cas.write_record(&record_name, &record)?;
+            described
         };
-        drop(lock);
-        let lock = self.cas.lock_record(&record_name, Mode::Shared, || {})?;
+        let lock = self.cas.use_record(&record_name)?;
+        drop(asking);
         self.bring(&source, described, hands, vec![lock])
     }
 }
