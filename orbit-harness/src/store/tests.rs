@@ -422,3 +422,59 @@ fn the_store_is_nobody_elses() {
         assert!(IdKey::new(key, OwnershipPolicy::Keep).is_err(), "{key}");
     }
 }
+
+/// What the marks are for: the kernel's overlay, mounted as sandboxes mount it.
+#[test]
+fn overlayfs_reads_the_marks_as_they_are_meant() {
+    let unshare = |script: &str| {
+        std::process::Command::new("unshare")
+            .args(["--user", "--map-root-user", "--mount", "sh", "-ec", script])
+            .output()
+            .unwrap()
+    };
+    if !unshare("true").status.success() {
+        // No user namespaces here: no sandboxes either.
+        return;
+    }
+    let test = TestStore::new();
+    TestImage::of(&[
+        TarBuilder::new()
+            .file("gone", b"")
+            .file("kept", b"")
+            .file("replaced", b"1")
+            .file("opaque/old", b"")
+            .file("renewed/old", b"")
+            .build(),
+        TarBuilder::new()
+            .file(".wh.gone", b"")
+            .file("replaced", b"2")
+            .file(".wh.replaced", b"")
+            .file("opaque/new", b"")
+            .file("opaque/.wh..wh..opq", b"")
+            .file(".wh.renewed", b"")
+            .file("renewed/new", b"")
+            .build(),
+    ])
+    .write_layout(&test.path("layout"), "t");
+    let (image, _lease) = test
+        .resolve(&format!("oci:{}", test.path("layout").display()))
+        .unwrap();
+    let mount_point = test.path("merged");
+    fs::create_dir(&mount_point).unwrap();
+    let output = unshare(&format!(
+        "cd {}; mount -t overlay o -o userxattr,lowerdir={}:{} {m}; cd {m}; find . -type f | sort; cat replaced",
+        image.layers_dir.display(),
+        image.layers[1],
+        image.layers[0],
+        m = mount_point.display(),
+    ));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "./kept\n./opaque/new\n./renewed/new\n./replaced\n2"
+    );
+}

@@ -11,6 +11,7 @@ mod credentials;
 mod download;
 mod error;
 mod http;
+mod pace;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -21,7 +22,7 @@ use std::sync::OnceLock;
 use ureq::http::StatusCode;
 
 use self::{download::Download, http::Client};
-pub(crate) use self::{error::RegistryError, http::Timing};
+pub(crate) use self::{error::RegistryError, pace::Timing};
 use super::{
     ImageLease, PullPolicy, Store,
     cas::{Cas, ImageRecord},

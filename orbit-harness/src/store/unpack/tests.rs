@@ -114,10 +114,6 @@ fn mode(path: &Path) -> u32 {
 fn a_layer_is_unpacked_as_it_was_packed() {
     let arena = Arena::new();
     let long = "n".repeat(200);
-    let mut owned = header(b'0', "owned", 1);
-    owned.set_uid(1234);
-    owned.set_gid(5678);
-    owned.set_mode(0o4755);
     let archive = TarBuilder::new()
         .member(b'5', "./", "", 0o751, b"")
         .member(b'5', "locked/", "", 0o500, b"")
@@ -127,7 +123,7 @@ fn a_layer_is_unpacked_as_it_was_packed() {
         .hardlink("deep/second", "deep/er/file")
         .hardlink("second-link", "link")
         .member(b'6', "fifo", "", 0o620, b"")
-        .raw(owned, b"x")
+        .member(b'0', "setuid", "", 0o4755, b"x")
         .member(b'3', "device", "", 0o600, b"")
         .pax(&[
             ("path", format!("pax/{long}").as_bytes()),
@@ -176,11 +172,7 @@ fn a_layer_is_unpacked_as_it_was_packed() {
             .is_fifo()
     );
     assert_eq!(mode(&layer.join("fifo")), 0o620);
-    let owned = fs::metadata(layer.join("owned")).unwrap();
-    assert_eq!(
-        (owned.uid(), owned.gid(), owned.mode() & 0o7777),
-        (1234, 5678, 0o4755)
-    );
+    assert_eq!(mode(&layer.join("setuid")), 0o4755);
     let pax = layer.join("pax").join(&long);
     assert_eq!(fs::read(&pax).unwrap(), b"pax");
     assert_eq!(fs::metadata(&pax).unwrap().mtime(), 12345);
@@ -195,6 +187,33 @@ fn a_layer_is_unpacked_as_it_was_packed() {
     assert!(!layer.join("device").exists());
     assert_eq!(stats.devices_skipped, 1);
     assert_eq!(stats.files, 5);
+}
+
+#[test]
+fn owners_are_kept_or_refused() {
+    let arena = Arena::new();
+    let mut owned = header(b'0', "owned", 1);
+    owned.set_uid(1234);
+    owned.set_gid(5678);
+    owned.set_mode(0o4755);
+    let archive = TarBuilder::new().raw(owned, b"x").build();
+    match arena.unpack(&archive) {
+        Ok(_) => {
+            let owned = fs::metadata(arena.layer().join("owned")).unwrap();
+            assert_eq!(
+                (owned.uid(), owned.gid(), owned.mode() & 0o7777),
+                (1234, 5678, 0o4755)
+            );
+        }
+        // In a user namespace that does not map them.
+        Err(error) => assert_eq!(
+            error.reason,
+            Reason::UnmappedOwner {
+                uid: 1234,
+                gid: 5678
+            }
+        ),
+    }
 }
 
 #[test]
