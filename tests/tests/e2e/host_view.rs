@@ -13,7 +13,7 @@ use orbit_tests::{Case, Context, Who};
 use crate::kit::{View, printed};
 
 pub(crate) fn cases() -> Vec<Case> {
-    let case = |name: &str, run: fn(&Context) -> Result<()>| Case::new(format!("host_view::{name}"), run);
+    let case = |name: &str, run: fn(&Context) -> Result<()>| Case::new(format!("host_view::{name}"), run).deadline(std::time::Duration::from_secs(20));
     vec![
         case("files_are_whose_they_are", files_are_whose_they_are),
         case("permissions_hold", permissions_hold).who(Who::ROOTLESS),
