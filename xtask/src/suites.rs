@@ -54,8 +54,8 @@ fn one(tally: &mut Tally, name: &str, commands: &mut [&mut Command]) -> Result<(
     Ok(())
 }
 
-/// What is unit-tested as root above also holds for an ordinary user: the test binaries of libraries and
-/// programs, which need no toolchain, run again. Where we are no root they ran as such a user already.
+/// What is unit-tested as root above also holds for an ordinary user: the test binaries of libraries,
+/// which need no toolchain, run again. Where we are no root they ran as such a user already.
 fn unit_tests_as_user(tally: &mut Tally) -> Result<()> {
     if !is_root() {
         return Ok(());
@@ -68,6 +68,8 @@ fn unit_tests_as_user(tally: &mut Tally) -> Result<()> {
         "orbit-tests",
         "--exclude",
         "xtask",
+        "--exclude",
+        "cargo-orbit",
     ];
     let messages = run::output(run::cargo().args(build).args([
         "--lib",
@@ -89,7 +91,10 @@ fn test_binaries(messages: &[u8]) -> BTreeSet<(PathBuf, PathBuf)> {
     lines
         .filter_map(|line| {
             let message: Value = serde_json::from_slice(line).ok()?;
-            let test = message["profile"]["test"].as_bool()?;
+            // A procedural macro's tests need the compiler's own libraries.
+            let kinds = message["target"]["kind"].as_array()?;
+            let test = message["profile"]["test"].as_bool()?
+                && !kinds.iter().any(|kind| kind == "proc-macro");
             let manifest = PathBuf::from(message["manifest_path"].as_str()?);
             let executable = PathBuf::from(message["executable"].as_str()?);
             test.then(|| Some((executable, manifest.parent()?.to_owned())))?
@@ -127,9 +132,10 @@ mod tests {
 
     #[test]
     fn finds_test_binaries_among_cargos_messages() {
-        let messages = br#"{"reason":"compiler-artifact","manifest_path":"/w/a/Cargo.toml","profile":{"test":true},"executable":"/t/a-1"}
-{"reason":"compiler-artifact","manifest_path":"/w/b/Cargo.toml","profile":{"test":false},"executable":"/t/b"}
-{"reason":"compiler-artifact","manifest_path":"/w/c/Cargo.toml","profile":{"test":true},"executable":null}
+        let messages = br#"{"reason":"compiler-artifact","manifest_path":"/w/a/Cargo.toml","target":{"kind":["lib"]},"profile":{"test":true},"executable":"/t/a-1"}
+{"reason":"compiler-artifact","manifest_path":"/w/b/Cargo.toml","target":{"kind":["bin"]},"profile":{"test":false},"executable":"/t/b"}
+{"reason":"compiler-artifact","manifest_path":"/w/c/Cargo.toml","target":{"kind":["lib"]},"profile":{"test":true},"executable":null}
+{"reason":"compiler-artifact","manifest_path":"/w/d/Cargo.toml","target":{"kind":["proc-macro"]},"profile":{"test":true},"executable":"/t/d-1"}
 {"reason":"build-finished","success":true}
 "#;
         let found = test_binaries(messages);

@@ -37,7 +37,12 @@ impl Suite {
             if verdict.starts_with("FAILED") {
                 self.failed_names.push(name.to_owned());
             } else if let Some(reason) = verdict.strip_prefix("ignored") {
+                // libtest writes `ignored, why`; libtest-mimic `ignored (why)`.
                 let reason = reason.trim_start_matches([',', ' ']);
+                let reason = reason
+                    .strip_prefix('(')
+                    .and_then(|r| r.strip_suffix(')'))
+                    .unwrap_or(reason);
                 let reason = if reason.is_empty() {
                     "marked ignored"
                 } else {
@@ -164,7 +169,7 @@ mod tests {
     fn sums_suites_and_names_what_did_not_pass() {
         let mut tally = Tally::default();
         let mut suite = read(
-            "test a ... ok\ntest b::as_single   ... ignored, needs root\ntest c ... FAILED\n\
+            "test a ... ok\ntest b::as_single   ... ignored (needs root)\ntest c ... FAILED\n\
              test result: FAILED. 1 passed; 1 failed; 1 ignored; 0 measured; 4 filtered out; finished in 0.0s",
         );
         suite.end(false, "exit status: 101", Duration::ZERO);

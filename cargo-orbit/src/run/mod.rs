@@ -90,7 +90,7 @@ fn in_foreground(sandbox: SandboxBuilder, interactive: bool) -> anyhow::Result<O
 /// What `args` ask for, except its variables, which need the host's.
 fn sandbox(args: &Args) -> anyhow::Result<SandboxBuilder> {
     let mut sandbox = Sandbox::builder()
-        .name(&args.name)
+        .unique_name(&args.name)
         .image(&args.image)
         .pull(match args.pull {
             Pull::Missing => PullPolicy::Missing,

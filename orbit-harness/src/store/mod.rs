@@ -137,18 +137,4 @@ impl Store {
     pub(crate) fn layers_dir(&self) -> &Path {
         self.layers.directory()
     }
-
-    /// `$ORBIT_CACHE_DIR`, else `orbit` in `$XDG_CACHE_HOME` or in `~/.cache`.
-    pub(crate) fn default_root() -> Result<PathBuf, StoreError> {
-        let set = |name| {
-            std::env::var_os(name)
-                .map(PathBuf::from)
-                // A relative cache would be another one in each directory.
-                .filter(|path| path.is_absolute())
-        };
-        set("ORBIT_CACHE_DIR")
-            .or_else(|| Some(set("XDG_CACHE_HOME")?.join("orbit")))
-            .or_else(|| Some(set("HOME")?.join(".cache/orbit")))
-            .ok_or(StoreError::NoCacheDirectory)
-    }
 }
