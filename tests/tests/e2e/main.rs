@@ -4,10 +4,12 @@ mod host_view;
 mod images;
 mod inside;
 mod kit;
+mod library;
 mod published;
 mod raw;
 mod registry;
 mod roles;
+mod run;
 mod support;
 
 use std::process::ExitCode;
@@ -25,6 +27,8 @@ fn main() -> ExitCode {
             registry::cases(),
             inside::cases(),
             host_view::cases(),
+            library::cases(),
+            run::cases(),
             published::cases(),
         ]
         .concat(),
