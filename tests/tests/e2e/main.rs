@@ -1,6 +1,7 @@
 //! The end-to-end tests: one module for each subject, each with its table of cases.
 
 mod host_view;
+mod hostile;
 mod images;
 mod inside;
 mod kit;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
             inside::cases(),
             host_view::cases(),
             library::cases(),
+            hostile::cases(),
             run::cases(),
             published::cases(),
         ]
