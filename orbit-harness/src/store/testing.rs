@@ -214,6 +214,13 @@ impl TestStore {
         )
     }
 
+    /// Whether something half made or half removed lies about.
+    pub(super) fn has_leftovers(&self) -> bool {
+        self.layer_files()
+            .iter()
+            .any(|name| matches!(name.split_once('.'), Some((_, "new" | "old"))))
+    }
+
     /// Everything in the layers' directory, sorted.
     pub(super) fn layer_files(&self) -> Vec<String> {
         let mut names: Vec<String> = fs::read_dir(self.store.layers_dir())
