@@ -13,26 +13,45 @@ use orbit_tests::{Case, Context, Who};
 use crate::kit::{View, printed};
 
 pub(crate) fn cases() -> Vec<Case> {
-    let case = |name: &str, run: fn(&Context) -> Result<()>| Case::new(format!("host_view::{name}"), run).deadline(std::time::Duration::from_secs(20));
+    let case = |name: &str, run: fn(&Context) -> Result<()>| {
+        Case::new(format!("host_view::{name}"), run).deadline(std::time::Duration::from_secs(20))
+    };
     vec![
         case("files_are_whose_they_are", files_are_whose_they_are),
         case("permissions_hold", permissions_hold).who(Who::ROOTLESS),
         case("roots_writes_are_thrown_away", roots_writes_are_thrown_away).who(&[Who::Root]),
-        case("the_working_directory_is_there_to_be_written", the_working_directory_is_there_to_be_written),
+        case(
+            "the_working_directory_is_there_to_be_written",
+            the_working_directory_is_there_to_be_written,
+        ),
         case("temporary_files_are_private", temporary_files_are_private),
         case("home_is_empty_and_private", home_is_empty_and_private),
         case("homes_and_run_are_hidden", homes_and_run_are_hidden),
-        case("a_secret_of_the_host_stays_one", a_secret_of_the_host_stays_one).who(Who::ROOTLESS),
-        case("a_socket_in_the_workspace_is_no_door", a_socket_in_the_workspace_is_no_door),
-        case("what_is_shown_and_hidden_is_what_was_asked", what_is_shown_and_hidden_is_what_was_asked),
-        case("two_sandboxes_do_not_see_each_other", two_sandboxes_do_not_see_each_other),
+        case(
+            "a_secret_of_the_host_stays_one",
+            a_secret_of_the_host_stays_one,
+        )
+        .who(Who::ROOTLESS),
+        case(
+            "a_socket_in_the_workspace_is_no_door",
+            a_socket_in_the_workspace_is_no_door,
+        ),
+        case(
+            "what_is_shown_and_hidden_is_what_was_asked",
+            what_is_shown_and_hidden_is_what_was_asked,
+        ),
+        case(
+            "two_sandboxes_do_not_see_each_other",
+            two_sandboxes_do_not_see_each_other,
+        ),
     ]
 }
 
 fn files_are_whose_they_are(context: &Context) -> Result<()> {
     let user = context.who.user()?;
     fs::write(context.work().join("mine"), "")?;
-    let found = View::Host.read("stat -c %u:%g mine . $HOME; id -u; id -g; touch new; stat -c %u:%g new")?;
+    let found = View::Host
+        .read("stat -c %u:%g mine . $HOME; id -u; id -g; touch new; stat -c %u:%g new")?;
     let own = format!("{}:{}", user.uid, user.gid);
     let expected = format!("{own}\n{own}\n{own}\n{}\n{}\n{own}\n", user.uid, user.gid);
     ensure!(found == expected, "{found}\nand not\n{expected}");
@@ -57,7 +76,10 @@ fn permissions_hold(context: &Context) -> Result<()> {
         }
         ensure!(found.lines().count() == 10, "{found}");
     }
-    ensure!(!found.contains("ead-only"), "EROFS where the host says EACCES: {found}");
+    ensure!(
+        !found.contains("ead-only"),
+        "EROFS where the host says EACCES: {found}"
+    );
     Ok(())
 }
 
@@ -68,9 +90,15 @@ fn roots_writes_are_thrown_away(_: &Context) -> Result<()> {
     ensure!(View::Host.read(script)? == "y\n");
     ensure!(fs::read("/etc/passwd")? == before, "/etc/passwd changed");
     for path in ["/etc/orbit-e2e", "/usr/orbit-e2e", "/etc/hosts.old"] {
-        ensure!(fs::symlink_metadata(path).is_err(), "{path} was made on the host");
+        ensure!(
+            fs::symlink_metadata(path).is_err(),
+            "{path} was made on the host"
+        );
     }
-    ensure!(fs::metadata("/usr/bin/env").is_ok(), "/usr/bin/env is gone from the host");
+    ensure!(
+        fs::metadata("/usr/bin/env").is_ok(),
+        "/usr/bin/env is gone from the host"
+    );
     ensure!(fs::metadata("/etc")?.permissions().mode() & 0o777 == 0o755);
     Ok(())
 }
@@ -89,8 +117,13 @@ fn the_working_directory_is_there_to_be_written(context: &Context) -> Result<()>
         found == "old\ndeep\nnew\nchanged\ndeep\n2\nhard\nlink\nnew\nold\nother\n",
         "{found}"
     );
-    let names: Vec<_> = fs::read_dir(&work)?.map(|entry| Ok(entry?.file_name())).collect::<Result<_>>()?;
-    ensure!(names.len() == 4 && fs::read_to_string(work.join("old"))? == "old\n", "{names:?}");
+    let names: Vec<_> = fs::read_dir(&work)?
+        .map(|entry| Ok(entry?.file_name()))
+        .collect::<Result<_>>()?;
+    ensure!(
+        names.len() == 4 && fs::read_to_string(work.join("old"))? == "old\n",
+        "{names:?}"
+    );
     // A fresh one each time.
     ensure!(View::Host.read("cat old; ls new 2>/dev/null || echo none")? == "old\nnone\n");
     Ok(())
@@ -98,7 +131,9 @@ fn the_working_directory_is_there_to_be_written(context: &Context) -> Result<()>
 
 fn temporary_files_are_private(context: &Context) -> Result<()> {
     fs::write(context.tmp().join("host"), "")?;
-    let shared = tempfile::Builder::new().prefix("oe-host-").tempfile_in("/tmp")?;
+    let shared = tempfile::Builder::new()
+        .prefix("oe-host-")
+        .tempfile_in("/tmp")?;
     let path = shared.path().display();
     let script = format!(
         "[ ! -e {path} ] && for d in /tmp /var/tmp /dev/shm /run/lock; do stat -c %a $d; echo x >$d/orbit-inside; done; \
@@ -107,7 +142,10 @@ fn temporary_files_are_private(context: &Context) -> Result<()> {
     let found = View::Host.read(&script)?;
     ensure!(found == "1777\n1777\n1777\n1777\norbit-inside\n", "{found}");
     for place in ["/tmp", "/var/tmp", "/dev/shm", "/run/lock"] {
-        ensure!(!fs::exists(format!("{place}/orbit-inside"))?, "{place} is the host's");
+        ensure!(
+            !fs::exists(format!("{place}/orbit-inside"))?,
+            "{place} is the host's"
+        );
     }
     fs::remove_file(context.tmp().join("host"))?;
     Ok(())
@@ -116,10 +154,13 @@ fn temporary_files_are_private(context: &Context) -> Result<()> {
 fn home_is_empty_and_private(context: &Context) -> Result<()> {
     let home = context.home();
     fs::write(home.join(".netrc"), "secret")?;
-    let found = View::Host.read("cd && pwd && ls -A && stat -c %a . && echo x >.cache && cat .cache")?;
+    let found =
+        View::Host.read("cd && pwd && ls -A && stat -c %a . && echo x >.cache && cat .cache")?;
     ensure!(found == format!("{}\n700\nx\n", home.display()), "{found}");
     ensure!(!home.join(".cache").exists());
-    let elsewhere = View::Host.sh("cd && pwd && echo x >y && ls -A")?.home("/home/other");
+    let elsewhere = View::Host
+        .sh("cd && pwd && echo x >y && ls -A")?
+        .home("/home/other");
     ensure!(printed(elsewhere)? == "/home/other\ny\n");
     fs::remove_file(home.join(".netrc"))?;
     Ok(())
@@ -135,7 +176,10 @@ fn homes_and_run_are_hidden(context: &Context) -> Result<()> {
         .collect();
     ensure!(unexpected.is_empty(), "{}: {unexpected:?}", context.who);
     let found = View::Host.read("ls -A /var/run/ /var/lock/; ls -A /mnt 2>/dev/null | head -0")?;
-    ensure!(!found.contains(".sock") && !found.contains("dbus"), "{found}");
+    ensure!(
+        !found.contains(".sock") && !found.contains("dbus"),
+        "{found}"
+    );
     Ok(())
 }
 
@@ -152,7 +196,9 @@ fn a_socket_in_the_workspace_is_no_door(context: &Context) -> Result<()> {
     let found = printed(View::Host.role(&role)?)?;
     ensure!(found == "ECONNREFUSED\n", "over the workspace: {found}");
     // Bound on purpose, it is one: the payload's own try can succeed.
-    let bound = View::Host.role(&role)?.mount(Mount::bind(context.work(), context.work()));
+    let bound = View::Host
+        .role(&role)?
+        .mount(Mount::bind(context.work(), context.work()));
     let found = printed(bound)?;
     ensure!(found == "ok\n", "bound: {found}");
     drop(listener);
@@ -188,11 +234,19 @@ fn what_is_shown_and_hidden_is_what_was_asked(context: &Context) -> Result<()> {
 
 fn two_sandboxes_do_not_see_each_other(_: &Context) -> Result<()> {
     let mut one = Sandbox::builder()
-        .cmd(["sh", "-c", "echo x >/tmp/one; echo x >/dev/shm/one; exec sleep 60"])
+        .cmd([
+            "sh",
+            "-c",
+            "echo x >/tmp/one; echo x >/dev/shm/one; exec sleep 60",
+        ])
         .start()?;
     std::thread::sleep(std::time::Duration::from_millis(100));
-    let found = View::Host.read("ls -A /tmp /dev/shm; cat /proc/*/comm | sort | uniq | tr '\\n' ' '")?;
-    ensure!(!found.contains("one") && !found.contains("sleep"), "{found}");
+    let found =
+        View::Host.read("ls -A /tmp /dev/shm; cat /proc/*/comm | sort | uniq | tr '\\n' ' '")?;
+    ensure!(
+        !found.contains("one") && !found.contains("sleep"),
+        "{found}"
+    );
     one.kill();
     one.wait()?;
     Ok(())

@@ -15,21 +15,44 @@ const DEFAULT_CAPABILITIES: &str = "00000000a80425fb";
 const DEADLINE: std::time::Duration = std::time::Duration::from_secs(20);
 
 pub(crate) fn cases() -> Vec<Case> {
-    let case = |name: &str, run: fn(&Context) -> Result<()>| Case::new(format!("inside::{name}"), run).deadline(DEADLINE);
+    let case = |name: &str, run: fn(&Context) -> Result<()>| {
+        Case::new(format!("inside::{name}"), run).deadline(DEADLINE)
+    };
     vec![
         case("ids_are_mapped", ids_are_mapped),
-        case("root_of_an_image_is_not_the_hosts", root_of_an_image_is_not_the_hosts),
-        case("every_mount_is_known_and_bound", every_mount_is_known_and_bound),
+        case(
+            "root_of_an_image_is_not_the_hosts",
+            root_of_an_image_is_not_the_hosts,
+        ),
+        case(
+            "every_mount_is_known_and_bound",
+            every_mount_is_known_and_bound,
+        ),
         case("a_device_has_its_number", a_device_has_its_number),
         case("capabilities", capabilities),
-        case("no_more_than_three_descriptors", no_more_than_three_descriptors),
-        case("the_environment_is_what_was_said", the_environment_is_what_was_said),
+        case(
+            "no_more_than_three_descriptors",
+            no_more_than_three_descriptors,
+        ),
+        case(
+            "the_environment_is_what_was_said",
+            the_environment_is_what_was_said,
+        ),
         case("no_new_privs_and_a_filter", no_new_privs_and_a_filter),
-        case("signals_are_as_a_shell_leaves_them", signals_are_as_a_shell_leaves_them),
+        case(
+            "signals_are_as_a_shell_leaves_them",
+            signals_are_as_a_shell_leaves_them,
+        ),
         case("every_namespace_is_another", every_namespace_is_another),
-        case("the_hosts_mounts_stay_as_they_are", the_hosts_mounts_stay_as_they_are),
+        case(
+            "the_hosts_mounts_stay_as_they_are",
+            the_hosts_mounts_stay_as_they_are,
+        ),
         case("kernel_files_are_masked", kernel_files_are_masked),
-        case("kernel_settings_are_read_only", kernel_settings_are_read_only),
+        case(
+            "kernel_settings_are_read_only",
+            kernel_settings_are_read_only,
+        ),
         case("names_session_mask_and_place", names_session_mask_and_place),
         case("loopback_and_no_other_link", loopback_and_no_other_link),
         case("limits_are_the_callers", limits_are_the_callers),
@@ -49,14 +72,21 @@ fn map(text: &str) -> Vec<[u32; 3]> {
 
 fn ids_are_mapped(context: &Context) -> Result<()> {
     let user = context.who.user()?;
-    for (file, own) in [("uid_map", user.uid.as_raw()), ("gid_map", user.gid.as_raw())] {
+    for (file, own) in [
+        ("uid_map", user.uid.as_raw()),
+        ("gid_map", user.gid.as_raw()),
+    ] {
         // An image's ids are those of the supervisor's namespace, whose parent is the host's.
         let image = map(&View::Image.read(&format!("cat /proc/self/{file}"))?);
         // As seen by a program in it, the second column is in the parent's ids.
         match context.who {
             Who::Root => {
                 ensure!(image.len() == 1 && image[0][0] == 0, "{image:?}");
-                ensure!(image[0][1] >= 65536, "root inside is {} outside", image[0][1]);
+                ensure!(
+                    image[0][1] >= 65536,
+                    "root inside is {} outside",
+                    image[0][1]
+                );
                 ensure!(image[0][2] == 65536, "{image:?}");
             }
             Who::User => {
@@ -72,11 +102,19 @@ fn ids_are_mapped(context: &Context) -> Result<()> {
         }
         // Over the host's files, the caller keeps the own number.
         let host = View::Host.read(if file == "uid_map" { "id -u" } else { "id -g" })?;
-        ensure!(host.trim() == own.to_string(), "{} is {host} inside", context.who);
+        ensure!(
+            host.trim() == own.to_string(),
+            "{} is {host} inside",
+            context.who
+        );
     }
     let setgroups = View::Image.read("cat /proc/self/setgroups")?;
     // CVE-2018-7169, CVE-2014-8989: who maps the own group alone must not be able to leave others.
-    let expected = if context.who == Who::Single { "deny" } else { "allow" };
+    let expected = if context.who == Who::Single {
+        "deny"
+    } else {
+        "allow"
+    };
     ensure!(setgroups.trim() == expected, "setgroups is {setgroups}");
     let setgroups = View::Host.read("cat /proc/self/setgroups")?;
     ensure!(
@@ -138,12 +176,20 @@ const FIXED: &[(&str, &str, &[&str])] = &[
     ("/proc/fs", "proc", &["ro", "nosuid", "nodev", "noexec"]),
     ("/proc/irq", "proc", &["ro", "nosuid", "nodev", "noexec"]),
     ("/proc/sys", "proc", &["ro", "nosuid", "nodev", "noexec"]),
-    ("/proc/sysrq-trigger", "proc", &["ro", "nosuid", "nodev", "noexec"]),
+    (
+        "/proc/sysrq-trigger",
+        "proc",
+        &["ro", "nosuid", "nodev", "noexec"],
+    ),
     ("/sys", "sysfs", &["ro", "nosuid", "nodev", "noexec"]),
     ("/dev", "tmpfs", &["rw", "nosuid", "noexec"]),
     ("/dev/pts", "devpts", &["rw", "nosuid", "noexec"]),
     ("/dev/shm", "tmpfs", &["rw", "nosuid", "nodev", "noexec"]),
-    ("/dev/mqueue", "mqueue", &["rw", "nosuid", "nodev", "noexec"]),
+    (
+        "/dev/mqueue",
+        "mqueue",
+        &["rw", "nosuid", "nodev", "noexec"],
+    ),
 ];
 
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
@@ -154,7 +200,10 @@ fn every_mount_is_known_and_bound(context: &Context) -> Result<()> {
         for (at, kind, flags) in FIXED {
             let Some(line) = table.iter().rfind(|line| line.at == *at) else {
                 // Those of /proc are there where this kernel has the file.
-                ensure!(at.starts_with("/proc/"), "{view:?}: nothing is mounted at {at}");
+                ensure!(
+                    at.starts_with("/proc/"),
+                    "{view:?}: nothing is mounted at {at}"
+                );
                 continue;
             };
             ensure!(line.kind == *kind, "{view:?}: {line:?}");
@@ -176,7 +225,10 @@ fn every_mount_is_known_and_bound(context: &Context) -> Result<()> {
                 "{view:?}: a mount propagates: {line:?}"
             );
             ensure!(
-                flag("nodev") || device || ["/dev", "/dev/pts"].contains(&line.at.as_str()) || covers(line),
+                flag("nodev")
+                    || device
+                    || ["/dev", "/dev/pts"].contains(&line.at.as_str())
+                    || covers(line),
                 "{view:?}: devices work on {line:?}"
             );
             ensure!(
@@ -188,14 +240,24 @@ fn every_mount_is_known_and_bound(context: &Context) -> Result<()> {
                 "{view:?}: an unexpected mount: {line:?}"
             );
             for host in ["/host", "/stage", "/original"] {
-                ensure!(!line.at.starts_with(host), "{view:?}: the supervisor's: {line:?}");
+                ensure!(
+                    !line.at.starts_with(host),
+                    "{view:?}: the supervisor's: {line:?}"
+                );
             }
         }
         // The caller's own directories are nowhere in the names of the mounts, but for those it asked for.
         if view == View::Image {
             let work = context.work().display().to_string();
-            ensure!(table.iter().all(|line| !line.root.contains(&work)), "{table:?}");
-            ensure!(table[0].at == "/" && table[0].kind == "overlay", "{:?}", table[0]);
+            ensure!(
+                table.iter().all(|line| !line.root.contains(&work)),
+                "{table:?}"
+            );
+            ensure!(
+                table[0].at == "/" && table[0].kind == "overlay",
+                "{:?}",
+                table[0]
+            );
         }
     }
     Ok(())
@@ -239,7 +301,10 @@ fn capabilities(context: &Context) -> Result<()> {
             ("CapAmb", "0000000000000000"),
         ] {
             let found = status_field(&status, set)?;
-            ensure!(found == expected, "{view:?}: {set} is {found}, not {expected}");
+            ensure!(
+                found == expected,
+                "{view:?}: {set} is {found}, not {expected}"
+            );
         }
     }
     Ok(())
@@ -253,9 +318,15 @@ fn no_more_than_three_descriptors(context: &Context) -> Result<()> {
         let found = view.read("ls /proc/$$/fd; true")?;
         ensure!(found == "0\n1\n2\n", "{view:?}: descriptors {found}");
         // The init's are out of sight, and so is all of it.
-        let init = view.sh("ls -l /proc/1/fd /proc/1/cwd /proc/1/root /proc/1/exe 2>/dev/null | grep -- '->'")?;
+        let init = view.sh(
+            "ls -l /proc/1/fd /proc/1/cwd /proc/1/root /proc/1/exe 2>/dev/null | grep -- '->'",
+        )?;
         let outcome = init.run()?;
-        ensure!(outcome.stdout.is_empty(), "{view:?}: {}", outcome.stdout_text());
+        ensure!(
+            outcome.stdout.is_empty(),
+            "{view:?}: {}",
+            outcome.stdout_text()
+        );
     }
     drop(careless);
     let finished = context
@@ -276,26 +347,47 @@ fn variables(text: &str) -> BTreeMap<String, String> {
 
 fn the_environment_is_what_was_said(context: &Context) -> Result<()> {
     let pairs = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
-        pairs.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect()
+        pairs
+            .iter()
+            .map(|(name, value)| ((*name).into(), (*value).into()))
+            .collect()
     };
     let path = std::env::var("PATH")?;
     let home = context.home().display().to_string();
     let said = |view: View| -> Result<_> {
         Ok(variables(&printed(
-            view.sandbox()?.cmd(["cat", "/proc/self/environ"]).env("SAID", "a b=c\n"),
+            view.sandbox()?
+                .cmd(["cat", "/proc/self/environ"])
+                .env("SAID", "a b=c\n"),
         )?))
     };
     let host = said(View::Host)?;
-    ensure!(host == pairs(&[("PATH", &path), ("HOME", &home), ("SAID", "a b=c\n")]), "{host:?}");
+    ensure!(
+        host == pairs(&[("PATH", &path), ("HOME", &home), ("SAID", "a b=c\n")]),
+        "{host:?}"
+    );
     let image = said(View::Image)?;
-    ensure!(image.get("SAID").map(String::as_str) == Some("a b=c\n"), "{image:?}");
+    ensure!(
+        image.get("SAID").map(String::as_str) == Some("a b=c\n"),
+        "{image:?}"
+    );
     for name in image.keys() {
-        ensure!(["PATH", "HOME", "HOSTNAME", "SAID"].contains(&name.as_str()), "{image:?}");
+        ensure!(
+            ["PATH", "HOME", "HOSTNAME", "SAID"].contains(&name.as_str()),
+            "{image:?}"
+        );
     }
     for view in VIEWS {
-        let cleared = view.sandbox()?.cmd(["/bin/cat", "/proc/self/environ"]).env_clear().env("A", "1");
+        let cleared = view
+            .sandbox()?
+            .cmd(["/bin/cat", "/proc/self/environ"])
+            .env_clear()
+            .env("A", "1");
         let found = variables(&printed(cleared)?);
-        let named = found.keys().filter(|name| *name != "HOME").collect::<Vec<_>>();
+        let named = found
+            .keys()
+            .filter(|name| *name != "HOME")
+            .collect::<Vec<_>>();
         ensure!(named == ["A"], "{view:?}: {found:?}");
     }
     Ok(())
@@ -327,7 +419,10 @@ fn signals_are_as_a_shell_leaves_them(_: &Context) -> Result<()> {
         let status = printed(view.sandbox()?.cmd(["cat", "/proc/self/status"]))?;
         for set in ["SigBlk", "SigIgn", "SigCgt", "SigPnd", "ShdPnd"] {
             let found = u64::from_str_radix(status_field(&status, set)?, 16)?;
-            ensure!(found & !OF_THE_C_LIBRARY == 0, "{view:?}: {set} is {found:016x}");
+            ensure!(
+                found & !OF_THE_C_LIBRARY == 0,
+                "{view:?}: {set} is {found:016x}"
+            );
         }
     }
     Ok(())
@@ -337,20 +432,29 @@ fn every_namespace_is_another(context: &Context) -> Result<()> {
     let kinds = ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"];
     let own = kinds
         .iter()
-        .map(|kind| Ok(fs::read_link(format!("/proc/self/ns/{kind}"))?.display().to_string()))
+        .map(|kind| {
+            Ok(fs::read_link(format!("/proc/self/ns/{kind}"))?
+                .display()
+                .to_string())
+        })
         .collect::<Result<Vec<_>>>()?;
     // All alive at once: the number of a namespace that is gone is soon another's.
     let mut held = Vec::new();
     let mut seen = Vec::new();
     for view in [View::Host, View::Image, View::Host, View::Image] {
         let (reader, writer) = std::io::pipe()?;
-        let links = kinds.map(|kind| format!("readlink /proc/self/ns/{kind}")).join(";");
+        let links = kinds
+            .map(|kind| format!("readlink /proc/self/ns/{kind}"))
+            .join(";");
         held.push(
             view.sh(&format!("{links}; exec sleep 60 >/dev/null"))?
                 .stdout(orbit::Output::Fd(writer.into()))
                 .start()?,
         );
-        let found: Vec<String> = std::io::read_to_string(reader)?.lines().map(str::to_owned).collect();
+        let found: Vec<String> = std::io::read_to_string(reader)?
+            .lines()
+            .map(str::to_owned)
+            .collect();
         ensure!(found.len() == own.len(), "{found:?}");
         for (own, found) in own.iter().zip(&found) {
             ensure!(own != found, "{}: {view:?} shares {own}", context.who);
@@ -358,13 +462,22 @@ fn every_namespace_is_another(context: &Context) -> Result<()> {
         seen.push(found);
     }
     // From each other they are apart too, but for the user namespaces, which one supervisor's sandboxes share.
-    for (number, kind) in kinds.iter().enumerate().filter(|(_, kind)| **kind != "user") {
+    for (number, kind) in kinds
+        .iter()
+        .enumerate()
+        .filter(|(_, kind)| **kind != "user")
+    {
         let mut each: Vec<&String> = seen.iter().map(|found| &found[number]).collect();
         each.sort();
         each.dedup();
-        ensure!(each.len() == held.len(), "sandboxes share the {kind} namespace: {seen:?}");
+        ensure!(
+            each.len() == held.len(),
+            "sandboxes share the {kind} namespace: {seen:?}"
+        );
     }
-    let host = View::Image.sandbox()?.cmd(["readlink", "/proc/self/ns/net"]);
+    let host = View::Image
+        .sandbox()?
+        .cmd(["readlink", "/proc/self/ns/net"]);
     let found = printed(host.network(orbit::NetworkMode::Host))?;
     ensure!(found.trim() == own[3], "network host is {found}");
     Ok(())
@@ -378,11 +491,17 @@ fn the_hosts_mounts_stay_as_they_are(_: &Context) -> Result<()> {
     for view in VIEWS {
         let mut sandbox = view.sandbox()?.cmd(["sleep", "60"]).start()?;
         let during = table()?;
-        ensure!(during == before, "{view:?}: during:\n{during}\nand not\n{before}");
+        ensure!(
+            during == before,
+            "{view:?}: during:\n{during}\nand not\n{before}"
+        );
         sandbox.kill();
         sandbox.wait()?;
         let after = table()?;
-        ensure!(after == before, "{view:?}: after:\n{after}\nand not\n{before}");
+        ensure!(
+            after == before,
+            "{view:?}: after:\n{after}\nand not\n{before}"
+        );
     }
     Ok(())
 }
@@ -413,7 +532,8 @@ fn kernel_settings_are_read_only(_: &Context) -> Result<()> {
     for view in VIEWS {
         let found = view.read(script)?;
         ensure!(found.is_empty(), "{view:?}: {found}");
-        let found = view.read("mkdir /sys/fs/cgroup/x 2>/dev/null || mkdir /sys/x 2>/dev/null || echo no")?;
+        let found =
+            view.read("mkdir /sys/fs/cgroup/x 2>/dev/null || mkdir /sys/x 2>/dev/null || echo no")?;
         ensure!(found == "no\n", "{view:?}: a directory was made in /sys");
     }
     Ok(())
@@ -422,19 +542,33 @@ fn kernel_settings_are_read_only(_: &Context) -> Result<()> {
 fn names_session_mask_and_place(context: &Context) -> Result<()> {
     let here = std::env::current_dir()?.display().to_string();
     let hostname = nix::unistd::gethostname()?.to_string_lossy().into_owned();
-    for (view, name, place) in [(View::Host, hostname.as_str(), here.as_str()), (View::Image, "orbit", "/")] {
+    for (view, name, place) in [
+        (View::Host, hostname.as_str(), here.as_str()),
+        (View::Image, "orbit", "/"),
+    ] {
         let script = "hostname; cat /proc/1/comm; echo $$; cut -d' ' -f6,7 /proc/$$/stat; umask; pwd; \
                       ls -d /proc/[0-9]* | wc -l";
         let found = view.read(script)?;
         let lines: Vec<&str> = found.lines().collect();
         // Process 2, at the head of its session, without a terminal; seen are init, sh, ls and wc.
         let expected = [name, "orbit", "2", "2 0", "0022", place];
-        ensure!(lines[..6] == expected, "{view:?} as {}: {lines:?}", context.who);
-        ensure!(lines[6].parse::<u32>()? <= 4, "{view:?}: {} processes", lines[6]);
+        ensure!(
+            lines[..6] == expected,
+            "{view:?} as {}: {lines:?}",
+            context.who
+        );
+        ensure!(
+            lines[6].parse::<u32>()? <= 4,
+            "{view:?}: {} processes",
+            lines[6]
+        );
         let named = view.sh("hostname")?.hostname("other.example");
         ensure!(printed(named)? == "other.example\n");
     }
-    ensure!(View::Image.read("cat /etc/hostname; grep -c orbit /etc/hosts; cat /etc/resolv.conf")? == "orbit\n1\n");
+    ensure!(
+        View::Image.read("cat /etc/hostname; grep -c orbit /etc/hosts; cat /etc/resolv.conf")?
+            == "orbit\n1\n"
+    );
     Ok(())
 }
 

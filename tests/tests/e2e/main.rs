@@ -1,5 +1,6 @@
 //! The end-to-end tests: one module for each subject, each with its table of cases.
 
+mod faults;
 mod host_view;
 mod hostile;
 mod images;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
             host_view::cases(),
             library::cases(),
             hostile::cases(),
+            faults::cases(),
             run::cases(),
             published::cases(),
         ]

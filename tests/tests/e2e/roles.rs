@@ -88,7 +88,9 @@ fn loopback() -> Result<()> {
 /// Connects to every abstract socket there is, and names those that let it (CVE-2020-15257).
 fn connect_to_abstract() -> Result<()> {
     let table = fs::read_to_string("/proc/net/unix")?;
-    let names = table.lines().filter_map(|line| Some(line.split_once(" @")?.1));
+    let names = table
+        .lines()
+        .filter_map(|line| Some(line.split_once(" @")?.1));
     let mut seen = 0;
     for name in names {
         seen += 1;
@@ -122,7 +124,13 @@ fn harness_sandboxes(count: usize) -> Result<Vec<Sandbox>> {
     for script in scripts.iter().cycle().take(count) {
         held.push(View::Host.sh(script)?.start()?);
     }
-    held.push(View::Host.sandbox()?.cmd(["cat"]).stdin(Stdin::Bytes(vec![0; 1 << 16])).start()?);
+    held.push(
+        View::Host
+            .sandbox()?
+            .cmd(["cat"])
+            .stdin(Stdin::Bytes(vec![0; 1 << 16]))
+            .start()?,
+    );
     Ok(held)
 }
 
@@ -165,7 +173,10 @@ fn harness_loop() -> Result<()> {
 /// A test that panics while it holds a sandbox, as libtest runs it: in a thread of its own.
 fn harness_panic() -> Result<()> {
     let panicked = thread::spawn(|| {
-        let sandbox = Sandbox::builder().cmd(["sleep", "600"]).start().expect("it starts");
+        let sandbox = Sandbox::builder()
+            .cmd(["sleep", "600"])
+            .start()
+            .expect("it starts");
         println!("{}", sandbox.pid().expect("it runs"));
         assert!(sandbox.id().is_empty(), "as tests fail");
     })
