@@ -279,6 +279,11 @@ fn cve_2025_31133_links_where_orbit_mounts(context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// A path of the host by the name it has for the supervisor: what a link that is followed from there would hit.
+fn as_supervisor(path: &Path) -> String {
+    format!("/host{}", path.display())
+}
+
 fn links_in_etc_lead_nowhere(context: &Context) -> Result<()> {
     let outside = context.work().join("outside");
     fs::create_dir(&outside)?;
@@ -304,6 +309,7 @@ fn links_in_etc_lead_nowhere(context: &Context) -> Result<()> {
     );
     for (number, target) in [
         outside.display().to_string(),
+        as_supervisor(&outside),
         climb,
         "/proc/self/cwd".into(),
         "/proc/1/root/etc".into(),
@@ -371,6 +377,7 @@ fn mount_targets_that_are_links(context: &Context) -> Result<()> {
         outside.strip_prefix("/")?.display()
     );
     for (name, target) in [
+        ("supervisors", as_supervisor(&outside)),
         ("absolute", outside.display().to_string()),
         ("relative", climb),
         ("magic", "/proc/self/root".into()),
@@ -431,7 +438,7 @@ fn cve_2021_30465_a_target_that_is_swapped(context: &Context) -> Result<()> {
             while !done.load(Ordering::Relaxed) {
                 let _ = fs::create_dir(&target);
                 let _ = fs::remove_dir(&target);
-                let _ = symlink(&outside, &target);
+                let _ = symlink(as_supervisor(&outside), &target);
                 let _ = fs::remove_file(&target);
             }
         });
