@@ -21,7 +21,7 @@ use crate::{
     plan::{Plan, plan},
     rootfs::host_view::Surroundings,
     security::idmap::plan::Writer,
-    spec::{ImageRef, MountKind, Spec, SpecFault},
+    spec::{ImageRef, Init, MountKind, Spec, SpecFault},
     supervisor::{Cause, Channel, Control, Event, Exit, Failure, Gone, Supervisor},
 };
 
@@ -108,6 +108,15 @@ impl Sandbox {
                 signal.to_string(),
                 "expected a number from signal(7), such as 15",
             )]));
+        }
+        if let (Init::Program, Some(program), Some(signal)) = (
+            self.plan.program.init,
+            &self.pidfd,
+            rustix::process::Signal::from_named_raw(signal),
+        ) {
+            // Nobody inside passes it on. ESRCH: it has ended.
+            let _ = rustix::process::pidfd_send_signal(program, signal);
+            return Ok(());
         }
         // Where the init is gone, so is the program.
         let _ = self.events.send(&Control::Signal(signal), &[]);
@@ -338,7 +347,7 @@ impl Sandbox {
             )) => {
                 let mut fds = fds.into_iter();
                 self.pidfd = if has_pidfd { fds.next() } else { None };
-                if let Some(terminal) = fds.next().filter(|_| has_terminal) {
+                if let Some(terminal) = if has_terminal { fds.next() } else { None } {
                     let cannot = |error| Error::io("cannot read the program's terminal", error);
                     let reader = terminal.try_clone().map_err(cannot)?;
                     self.stdout = Some(Capture::new(reader).map_err(cannot)?);

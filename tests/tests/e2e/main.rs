@@ -1,6 +1,8 @@
 //! The end-to-end tests: one module for each subject, each with its table of cases.
 
+mod faults;
 mod host_view;
+mod hostile;
 mod images;
 mod inside;
 mod kit;
@@ -28,6 +30,8 @@ fn main() -> ExitCode {
             inside::cases(),
             host_view::cases(),
             library::cases(),
+            hostile::cases(),
+            faults::cases(),
             run::cases(),
             published::cases(),
         ]
