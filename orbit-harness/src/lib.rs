@@ -42,9 +42,25 @@ mod images;
 
 mod sandbox;
 
+mod variables;
+
+mod attribute;
+
+pub use attribute::sandboxed;
+#[cfg(feature = "libtest-mimic")]
+pub use attribute::trial::trial;
 pub use builder::{Output, SandboxBuilder, Stdin};
 pub use error::Error;
 pub use outcome::{LeakedProcess, Outcome, Status, Usage};
 pub use sandbox::Sandbox;
 pub use spec::{ImageRef, Init, Mount, NetworkMode, PullPolicy, SpecFault};
 pub use units::{Bytes, CpuQuota, UnitError};
+
+/// What expansions of [`macro@sandboxed`], and `cargo orbit test`, call. Not for people: it changes without notice.
+#[doc(hidden)]
+pub mod __private {
+    pub use crate::{
+        attribute::{Inside, Keys, Passed, SANDBOX_OF, SANDBOX_OF_TEST, Test, enter, passed},
+        variables::is_passed,
+    };
+}
