@@ -30,6 +30,7 @@ use crate::{
     outcome::Outcome,
     sandbox::{Sandbox, random_id},
     spec::{ImageRef, Init, NetworkMode},
+    variables::{SANDBOX_OF, SANDBOX_OF_TEST},
 };
 
 /// Runs a test in a sandbox of its own, under any runner: `cargo test`, nextest, an IDE, `cargo orbit test`.
@@ -115,14 +116,6 @@ use crate::{
 /// Inside is not what a variable says. A test is inside when it is a child of Orbit's own init, as process 1, and
 /// was handed its record by whoever made the sandbox. What claims to be inside and is not fails.
 pub use orbit_macros::sandboxed;
-
-/// The variable in which whoever makes a sandbox for a test program says what for.
-///
-/// It is believed only in a child of Orbit's init: set by hand elsewhere it does nothing.
-pub const SANDBOX_OF: &str = "ORBIT_SANDBOX_OF";
-
-/// The value of [`SANDBOX_OF`] where the sandbox is for one test alone.
-pub const SANDBOX_OF_TEST: &str = "test";
 
 /// A test with the attribute, as the macro sees it.
 #[derive(Clone, Copy, Debug)]

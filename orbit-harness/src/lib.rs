@@ -46,6 +46,9 @@ mod variables;
 
 mod attribute;
 
+#[doc(hidden)]
+pub mod __private;
+
 pub use attribute::sandboxed;
 #[cfg(feature = "libtest-mimic")]
 pub use attribute::trial::trial;
@@ -55,12 +58,3 @@ pub use outcome::{LeakedProcess, Outcome, Status, Usage};
 pub use sandbox::Sandbox;
 pub use spec::{ImageRef, Init, Mount, NetworkMode, PullPolicy, SpecFault};
 pub use units::{Bytes, CpuQuota, UnitError};
-
-/// What expansions of [`macro@sandboxed`], and `cargo orbit test`, call. Not for people: it changes without notice.
-#[doc(hidden)]
-pub mod __private {
-    pub use crate::{
-        attribute::{Inside, Keys, Passed, SANDBOX_OF, SANDBOX_OF_TEST, Test, enter, passed},
-        variables::is_passed,
-    };
-}

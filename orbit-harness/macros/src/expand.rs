@@ -55,7 +55,8 @@ fn sandboxed(function: &ItemFn, keys: &Keys) -> Result<TokenStream, Error> {
     // A function with arguments is called by what gives them, which may stand above and not be seen any more.
     let added = (!attrs.iter().any(is_test) && sig.inputs.is_empty())
         .then(|| quote!(#[::core::prelude::v1::test]));
-    let name = sig.ident.unraw().to_string();
+    // With `r#`, as libtest names it.
+    let name = sig.ident.to_string();
     let should_panic = attrs
         .iter()
         .any(|attribute| attribute.path().is_ident("should_panic"));

@@ -53,7 +53,6 @@ pub(crate) const CAPABILITIES: [&str; 41] = [
 
 type Check = Result<(), String>;
 
-
 pub(crate) fn not_empty(text: &str) -> Check {
     if text.is_empty() {
         return Err("it is empty".to_owned());

@@ -21,9 +21,6 @@ use crate::{
 /// Files in `CARGO_HOME` that let their reader publish.
 const CREDENTIALS: [&str; 2] = ["credentials.toml", "credentials"];
 
-/// Variables that are about the sandbox or the session around this process, not about one that it makes.
-const OF_THIS_SANDBOX: [&str; 2] = [super::SANDBOX_OF, "ORBIT_SESSION"];
-
 /// Adds to what was asked all that the test program, `executable`, needs to run as it would here.
 pub(super) fn complete(
     mut sandbox: SandboxBuilder,
@@ -31,7 +28,7 @@ pub(super) fn complete(
     passed: &[String],
 ) -> io::Result<SandboxBuilder> {
     if !sandbox.spec.env_clear {
-        let seen = env::vars_os().filter(|(name, _)| is_seen(name));
+        let seen = env::vars_os().filter(|(name, _)| is_passed(name));
         for (name, value) in seen {
             sandbox.spec.env.entry(name).or_insert(value);
         }
@@ -69,10 +66,6 @@ pub(super) fn complete(
         },
     }
     Ok(sandbox)
-}
-
-fn is_seen(name: &OsString) -> bool {
-    is_passed(name) && !OF_THIS_SANDBOX.iter().any(|own| name == own)
 }
 
 /// Over the host's files: the work, with writes thrown away, and the toolchain, read-only and without credentials.
