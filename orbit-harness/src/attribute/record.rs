@@ -229,7 +229,7 @@ mod tests {
             file: outer.for_inner().unwrap().into(),
             record: Mutex::new(Record::read(&outer.0).unwrap()),
         };
-        assert!(inner.is_for("a::b") && !inner.is_for("a"));
+        assert!(inner.is_for("a::b") && !inner.is_for("b"));
         inner.panicked("a long message that a shorter one replaces");
         inner.panicked("short");
         inner.now().end = Some(End::Panicking);

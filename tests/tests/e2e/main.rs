@@ -1,5 +1,6 @@
 //! The end-to-end tests: one module for each subject, each with its table of cases.
 
+mod attribute;
 mod images;
 mod published;
 mod registry;
@@ -13,6 +14,7 @@ fn main() -> ExitCode {
     main_loop::run(
         [
             support::cases(),
+            attribute::cases(),
             images::cases(),
             registry::cases(),
             published::cases(),
