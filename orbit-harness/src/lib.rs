@@ -60,6 +60,16 @@ mod images;
 
 mod sandbox;
 
+mod variables;
+
+mod attribute;
+
+#[doc(hidden)]
+pub mod __private;
+
+pub use attribute::sandboxed;
+#[cfg(feature = "libtest-mimic")]
+pub use attribute::trial::trial;
 pub use builder::{Output, SandboxBuilder, Stdin};
 pub use error::Error;
 pub use outcome::{LeakedProcess, Outcome, Status, Usage};

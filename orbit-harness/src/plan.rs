@@ -177,7 +177,13 @@ fn steps(
         resolv_conf: &host.resolv_conf,
     };
     steps.extend(match &spec.image {
-        ImageRef::Host => host_view::steps(&spec.host_view, around, host, size),
+        ImageRef::Host => {
+            let mut view = host_view::steps(&spec.host_view, around, host, size);
+            if spec.read_only {
+                view.iter_mut().for_each(Step::without_writes);
+            }
+            view
+        }
         reference => rootfs::layered(image, reference, size, system.etc()),
     });
     steps.extend(system.mounts());

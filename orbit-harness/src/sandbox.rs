@@ -523,7 +523,7 @@ fn umask() -> u32 {
         .unwrap_or(0o022)
 }
 
-fn random_id() -> String {
+pub(crate) fn random_id() -> String {
     let mut bytes = [0; 8];
     // So few bytes are always given whole; before the system has any, at its boot, zeros tell apart well enough.
     let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());

@@ -1,5 +1,6 @@
 //! The end-to-end tests: one module for each subject, each with its table of cases.
 
+mod attribute;
 mod faults;
 mod host_view;
 mod hostile;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
     main_loop::run(
         [
             support::cases(),
+            attribute::cases(),
             images::cases(),
             registry::cases(),
             inside::cases(),
