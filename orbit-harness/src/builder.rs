@@ -6,6 +6,7 @@
 use std::{ffi::OsString, os::fd::OwnedFd, path::PathBuf, str::FromStr, time::Duration};
 
 use crate::{
+    net::ports::{PortError, PortMap},
     spec::{ImageRef, Init, Mount, NetworkMode, PullPolicy, Spec, SpecFault},
     units::Bytes,
 };
@@ -223,9 +224,26 @@ impl SandboxBuilder {
         self
     }
 
-    /// Publishes a port of the sandbox on the host: `8080:80`, `127.0.0.1:8080:80/tcp`.
-    pub fn publish(mut self, ports: &str) -> Self {
-        self.spec.publish.push(ports.to_owned());
+    /// Publishes ports of the sandbox on the host: `"8080:80"`, `"127.0.0.1:8080:80/tcp"`, `"8000-8010:80-90"` as
+    /// [`PortMap`] reads it, or a pair of host port and port, `(8080, 80)`.
+    ///
+    /// The ports accept connections before [`start`](Self::start) returns, and lead to loopback inside, where a
+    /// service listens that listens everywhere.
+    pub fn publish(mut self, ports: impl IntoPortMap) -> Self {
+        match ports.into_port_map() {
+            Ok(ports) => self.spec.publish.push(ports),
+            Err((given, error)) => {
+                let fault = SpecFault::new("publish", given, error.to_string());
+                self.faults.push(fault);
+            }
+        }
+        self
+    }
+
+    /// Makes a TCP port of the sandbox reachable from the host, on a loopback port that the kernel chooses:
+    /// [`Sandbox::addr`](crate::Sandbox::addr) says which.
+    pub fn expose(mut self, port: u16) -> Self {
+        self.spec.expose.push(port);
         self
     }
 
@@ -302,5 +320,40 @@ impl SandboxBuilder {
         text.parse()
             .map_err(|error| self.faults.push(fault(error)))
             .ok()
+    }
+}
+
+/// What [`SandboxBuilder::publish`] takes.
+pub trait IntoPortMap {
+    /// The ports, or what was given and what is wrong with it.
+    ///
+    /// # Errors
+    /// The text as given, and why it is no port map.
+    fn into_port_map(self) -> Result<PortMap, (String, PortError)>;
+}
+
+impl IntoPortMap for PortMap {
+    fn into_port_map(self) -> Result<PortMap, (String, PortError)> {
+        Ok(self)
+    }
+}
+
+impl IntoPortMap for &str {
+    fn into_port_map(self) -> Result<PortMap, (String, PortError)> {
+        self.parse().map_err(|error| (self.to_owned(), error))
+    }
+}
+
+impl IntoPortMap for &String {
+    fn into_port_map(self) -> Result<PortMap, (String, PortError)> {
+        self.as_str().into_port_map()
+    }
+}
+
+/// A port of the host, 0 where the kernel is to choose it, and a port of the sandbox.
+impl IntoPortMap for (u16, u16) {
+    fn into_port_map(self) -> Result<PortMap, (String, PortError)> {
+        let (host, inside) = self;
+        PortMap::tcp(host, inside).map_err(|error| (format!("{host}:{inside}"), error))
     }
 }

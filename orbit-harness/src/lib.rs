@@ -5,6 +5,8 @@
 // In this order: a module imports only from what stands above it.
 mod units;
 
+mod net;
+
 mod spec;
 
 mod image;
@@ -31,6 +33,8 @@ mod plan;
 
 mod supervisor;
 
+mod publish;
+
 mod error;
 
 mod capture;
@@ -40,9 +44,14 @@ mod images;
 
 mod sandbox;
 
-pub use builder::{Output, SandboxBuilder, Stdin};
+pub use builder::{IntoPortMap, Output, SandboxBuilder, Stdin};
 pub use error::Error;
+pub use net::{
+    addresses::{Subnet, SubnetError},
+    ports::{PortError, PortMap, Protocol},
+};
 pub use outcome::{LeakedProcess, Outcome, Status, Usage};
+pub use publish::Port;
 pub use sandbox::Sandbox;
 pub use spec::{ImageRef, Init, Mount, NetworkMode, PullPolicy, SpecFault};
 pub use units::{Bytes, CpuQuota, UnitError};

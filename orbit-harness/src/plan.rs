@@ -17,6 +17,10 @@ use serde::{Deserialize, Serialize};
 use crate::{
     host::{Cgroups, Host},
     image::Image,
+    net::{
+        names,
+        ports::{self, PortMap, Published},
+    },
     rootfs::{self, Network, SystemFiles, host_view, host_view::Surroundings, normal},
     security::capabilities::{self, CapabilitySet},
     spec::{ImageRef, Init, MountKind, NetworkMode, Spec, SpecFault},
@@ -29,6 +33,8 @@ use crate::{
 pub(crate) struct Plan {
     pub(crate) network: Isolation,
     pub(crate) steps: Vec<Step>,
+    /// What of the host leads into the sandbox.
+    pub(crate) publish: Vec<Published>,
     pub(crate) program: ProgramPlan,
     pub(crate) timeout: Option<Duration>,
 }
@@ -99,7 +105,7 @@ pub(crate) fn plan(
             ImageRef::Host => host.hostname.clone(),
             _ => "orbit".to_owned(),
         });
-    if let Err(why) = check_hostname(&hostname) {
+    if let Err(why) = names::check_host(&hostname) {
         faults.push(SpecFault::new("hostname", &hostname, why));
     }
     let capabilities = capabilities::resolve(&spec.cap_add, &spec.cap_drop, host.last_cap)
@@ -139,6 +145,10 @@ pub(crate) fn plan(
     Ok(Plan {
         network,
         steps,
+        publish: match network {
+            Isolation::Own => published(spec),
+            Isolation::Host => Vec::new(),
+        },
         program,
         timeout: spec.timeout,
     })
@@ -156,7 +166,7 @@ fn steps(
     let size = spec.disk.unwrap_or(DEFAULT_DISK);
     let mut steps = Vec::new();
     if network == Isolation::Own {
-        steps.push(Step::Loopback);
+        steps.extend([Step::Loopback, Step::AllPorts]);
     }
     steps.push(Step::Hostname(hostname.to_owned()));
     let system = SystemFiles {
@@ -283,9 +293,7 @@ fn faults(spec: &Spec, host: &Host) -> Vec<SpecFault> {
     if spec.timeout == Some(Duration::ZERO) {
         faults.push(SpecFault::new("timeout", "0s", "expected more than zero"));
     }
-    for ports in &spec.publish {
-        faults.push(check_publish(ports));
-    }
+    port_faults(spec, &mut faults);
     if spec.network == NetworkMode::Bridge {
         faults.push(SpecFault::new("network", "bridge", NOT_YET_NETWORK));
     }
@@ -293,25 +301,32 @@ fn faults(spec: &Spec, host: &Host) -> Vec<SpecFault> {
     faults
 }
 
-const NOT_YET_NETWORK: &str =
-    "bridges and published ports are not built yet; expected none (loopback only) or host";
+const NOT_YET_NETWORK: &str = "bridges are not built yet; expected none (loopback only) or host";
 
-/// A port map is read so that a wrong one is told from one that comes too early.
-fn check_publish(ports: &str) -> SpecFault {
-    let port = |text: &str| text.parse::<u16>().is_ok_and(|port| port > 0);
-    let shape = match ports.rsplit_once(':') {
-        Some((host, inside)) => {
-            let inside = inside.split_once('/').map_or(inside, |(number, _)| number);
-            port(inside) && host.rsplit(':').next().is_some_and(port)
-        }
-        None => false,
-    };
-    let why = if shape {
-        NOT_YET_NETWORK
-    } else {
-        "expected HOST_PORT:PORT with ports from 1 to 65535, such as 8080:80"
-    };
-    SpecFault::new("publish", ports, why)
+/// The ports of the host that lead into the sandbox: those published, then those exposed.
+fn published(spec: &Spec) -> Vec<Published> {
+    let exposed = spec
+        .expose
+        .iter()
+        .filter_map(|port| PortMap::tcp(0, *port).ok());
+    let all = spec.publish.iter().copied().chain(exposed);
+    all.flat_map(PortMap::each).collect()
+}
+
+fn port_faults(spec: &Spec, faults: &mut Vec<SpecFault>) {
+    for port in spec.expose.iter().filter(|port| **port == 0) {
+        let why = "a port is a number from 1 to 65535";
+        faults.push(SpecFault::new("expose", port.to_string(), why));
+    }
+    if let (NetworkMode::Host, Some(ports)) = (&spec.network, spec.publish.first()) {
+        let why = "on the host's own network the program listens on the host itself; leave publish out, or \
+                   leave out the host's network";
+        faults.push(SpecFault::new("publish", ports.to_string(), why));
+    }
+    if let Some((host, protocol)) = ports::first_conflict(&published(spec)) {
+        let why = "this port of the host is published twice";
+        faults.push(SpecFault::new("publish", format!("{host}/{protocol}"), why));
+    }
 }
 
 fn limit_faults(spec: &Spec, host: &Host, faults: &mut Vec<SpecFault>) {
@@ -336,23 +351,6 @@ fn limit_faults(spec: &Spec, host: &Host, faults: &mut Vec<SpecFault>) {
 
 fn has_nul(text: &OsStr) -> bool {
     text.as_bytes().contains(&0)
-}
-
-/// A host name, as RFC 1123 and sethostname(2) bound it.
-fn check_hostname(name: &str) -> Result<(), &'static str> {
-    let label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && label
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
-    };
-    if name.len() > 64 {
-        Err("it is longer than the 64 bytes that the kernel takes")
-    } else if !name.split('.').all(label) {
-        Err("expected labels of letters, digits, `-` and `_`, joined by dots")
-    } else {
-        Ok(())
-    }
 }
 
 /// The words to execute: Docker's rule for entrypoint and cmd, then what was appended.
@@ -465,6 +463,14 @@ impl Plan {
             SeccompPlan::Default => "seccomp default".to_owned(),
             SeccompPlan::Nested => "seccomp default, with user namespaces".to_owned(),
         });
+        for Published {
+            host,
+            port,
+            protocol,
+        } in &self.publish
+        {
+            lines.push(format!("publish {host} to {port}/{protocol}"));
+        }
         if let Some(timeout) = self.timeout {
             lines.push(format!("timeout {timeout:?}"));
         }

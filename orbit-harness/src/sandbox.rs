@@ -2,6 +2,7 @@
 
 use std::{
     fmt, fs,
+    net::{Ipv4Addr, SocketAddr, TcpStream},
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -17,9 +18,10 @@ use crate::{
     image::Image,
     outcome::{Outcome, Status},
     plan::{Plan, plan},
+    publish::{self, Port, Ports},
     rootfs::host_view::Surroundings,
     security::idmap::plan::Writer,
-    spec::{ImageRef, MountKind, Spec, SpecFault},
+    spec::{ImageRef, MountKind, NetworkMode, Spec, SpecFault},
     supervisor::{Cause, Channel, Control, Event, Exit, Failure, Gone, Supervisor},
 };
 
@@ -47,6 +49,9 @@ pub struct Sandbox {
     exit: Option<Exit>,
     gone: Option<Gone>,
     outcome: Option<Outcome>,
+    /// Where it has one of its own.
+    network: Option<OwnedFd>,
+    ports: Ports,
     /// What is held of the image while it is in use.
     _image: Held,
 }
@@ -80,6 +85,48 @@ impl Sandbox {
             .trim()
             .parse()
             .ok()
+    }
+
+    /// The address of the host that leads to the TCP port `port` of the sandbox, which was
+    /// [exposed](SandboxBuilder::expose) or [published](SandboxBuilder::publish).
+    ///
+    /// ```no_run
+    /// let redis = orbit::Sandbox::builder().image("redis:8").expose(6379).start()?;
+    /// let stream = std::net::TcpStream::connect(redis.addr(6379))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Panics
+    /// Where `port` was neither exposed nor published; [`ports`](Self::ports) lists those that were.
+    #[track_caller]
+    pub fn addr(&self, port: u16) -> SocketAddr {
+        match self.ports.address(port) {
+            Some(address) => address,
+            None => panic!(
+                "port {port} of this sandbox is not exposed: add `.expose({port})` to its builder"
+            ),
+        }
+    }
+
+    /// The ports of the host that lead into this sandbox.
+    pub fn ports(&self) -> &[Port] {
+        self.ports.all()
+    }
+
+    /// Connects to the TCP port `port` of the sandbox's own loopback: a socket inside of the sandbox's network,
+    /// with nothing in between. The port need not be exposed.
+    ///
+    /// # Errors
+    /// Where nobody listens there ([`Error::is_connection_refused`]), or the sandbox's network is gone.
+    pub fn connect(&self, port: u16) -> Result<TcpStream, Error> {
+        let failed = |source| Error::from(Kind::Connect { port, source });
+        let Some(network) = &self.network else {
+            return TcpStream::connect((Ipv4Addr::LOCALHOST, port)).map_err(failed);
+        };
+        let host =
+            Host::get().map_err(|e| Error::io("cannot read the facts of this machine", e))?;
+        let broker = Supervisor::get(host)?.broker()?;
+        broker.connect(network.as_fd(), port).map_err(failed)
     }
 
     /// Sends `signal`, as numbered in signal(7), to the program. Nothing happens if it has ended.
@@ -197,6 +244,7 @@ impl Sandbox {
         let stdout = self.stdout.as_mut().map(Capture::take).unwrap_or_default();
         let stderr = self.stderr.as_mut().map(Capture::take).unwrap_or_default();
         self.pidfd = None;
+        self.ports.close();
         match (&self.exit, &self.gone) {
             (Some(exit), _) => Ok(Outcome {
                 status: exit.status,
@@ -272,6 +320,8 @@ impl SandboxBuilder {
                 return Err(Error::spec(faults));
             }
         };
+        // First of all: what cannot be published is not worth a sandbox.
+        let bound = publish::bind(&plan.publish)?;
         let cannot_open = |error| Error::io("cannot open the program's standard streams", error);
         let input = capture::input(stdin).map_err(cannot_open)?;
         let (output, stdout) = capture::output(stdout, Stream::Output).map_err(cannot_open)?;
@@ -293,9 +343,17 @@ impl SandboxBuilder {
             exit: None,
             gone: None,
             outcome: None,
+            network: None,
+            ports: match spec.network {
+                NetworkMode::Host => Ports::of_host(&spec.expose),
+                _ => Ports::default(),
+            },
             _image: held,
         };
         sandbox.await_start(&plan, host)?;
+        if let (false, Some(network)) = (bound.is_empty(), &sandbox.network) {
+            sandbox.ports = bound.forward(&*supervisor.broker()?, network.as_fd())?;
+        }
         Ok(sandbox)
     }
 }
@@ -307,7 +365,8 @@ impl Sandbox {
             .recv::<Event>()
             .map_err(|e| Error::io("cannot hear from the sandbox", e))?;
         match event {
-            Some((Event::Started { .. }, fds)) => {
+            Some((Event::Started { network, .. }, mut fds)) => {
+                self.network = network.then(|| fds.pop()).flatten();
                 let mut fds = fds.into_iter();
                 self.pidfd = fds.next();
                 if let Some(terminal) = fds.next() {

@@ -8,7 +8,10 @@ use std::{collections::BTreeMap, ffi::OsString, fmt, path::PathBuf, str::FromStr
 
 use serde::{Deserialize, Serialize};
 
-use crate::units::{Bytes, CpuQuota};
+use crate::{
+    net::ports::PortMap,
+    units::{Bytes, CpuQuota},
+};
 
 /// Everything that was asked of one sandbox.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -30,7 +33,9 @@ pub(crate) struct Spec {
     pub(crate) cap_drop: Vec<String>,
     pub(crate) network: NetworkMode,
     pub(crate) limits: Limits,
-    pub(crate) publish: Vec<String>,
+    pub(crate) publish: Vec<PortMap>,
+    /// Ports of the sandbox for which the kernel chooses one of the host's.
+    pub(crate) expose: Vec<u16>,
     /// Size of the writable layer.
     pub(crate) disk: Option<Bytes>,
     pub(crate) timeout: Option<Duration>,

@@ -15,6 +15,8 @@ use crate::units::Bytes;
 pub(crate) enum Step {
     /// Bring `lo` up.
     Loopback,
+    /// Let everybody bind every port: a network of one's own has no ports to guard.
+    AllPorts,
     /// Set the host name.
     Hostname(String),
     /// A filesystem in memory that holds everything the sandbox writes. What Orbit makes in it that stands for
@@ -77,6 +79,7 @@ impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Loopback => f.write_str("link lo up"),
+            Self::AllPorts => f.write_str("sysctl net.ipv4.ip_unprivileged_port_start=0"),
             Self::Hostname(name) => write!(f, "hostname {name}"),
             Self::Scratch { size, owner } => {
                 write!(f, "mount tmpfs scratch size={size} owner={owner}")

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     outcome::{LeakedProcess, Status, Usage},
-    plan::{Plan, ProgramPlan, UserPlan},
+    plan::{Isolation, Plan, ProgramPlan, UserPlan},
     security::{seccomp::bpf::SockFilter, user::UserSpec},
     spec::Init,
     sys::{self, Program, SingleThreaded, Terminal, Waited},
@@ -83,6 +83,11 @@ fn try_run(
     caller_namespace: Option<BorrowedFd<'_>>,
     filter: &[SockFilter],
 ) -> Result<(), Failure> {
+    // Opened here, where /proc is the supervisor's, and for the test process: no program has it.
+    let network = match plan.network {
+        Isolation::Own => Some(fs::File::open("/proc/self/ns/net").map_err(|e| failure(0, &e))?),
+        Isolation::Host => None,
+    };
     let mut maker = Maker::new().map_err(|error| failure(0, &error.into()))?;
     for (number, step) in plan.steps.iter().enumerate() {
         maker.carry_out(step).map_err(|cause| Failure {
@@ -114,7 +119,12 @@ fn try_run(
         });
         let mut fds: Vec<BorrowedFd<'_>> = pidfd.iter().map(AsFd::as_fd).collect();
         fds.extend(terminal.iter().map(|terminal| terminal.caller_side.as_fd()));
-        let _ = events.send(&Event::Started { pid }, &fds);
+        fds.extend(network.iter().map(AsFd::as_fd));
+        let started = Event::Started {
+            pid,
+            network: network.is_some(),
+        };
+        let _ = events.send(&started, &fds);
     };
     if plan.program.init == Init::Program {
         tell_started(1);
@@ -125,7 +135,7 @@ fn try_run(
     let signals = watch_signals().map_err(|error| failure(first_line_after, &error.into()))?;
     let pid = program.spawn(single_threaded).map_err(exec_failed)?;
     tell_started(pid);
-    drop(terminal);
+    drop((terminal, network));
     let _ =
         sys::hold_only(plan.program.capabilities.bits() & CAP_KILL).map_err(|errno| Failure {
             line: first_line_after,

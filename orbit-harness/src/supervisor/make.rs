@@ -76,6 +76,7 @@ impl Maker {
     pub(super) fn carry_out(&mut self, step: &Step) -> Done {
         match step {
             Step::Loopback => Ok(loopback_up()?),
+            Step::AllPorts => Ok(all_ports()?),
             Step::Hostname(name) => Ok(rustix::system::sethostname(name.as_bytes())?),
             Step::Scratch { size, owner } => {
                 self.system = *owner;
@@ -590,6 +591,14 @@ fn read_only(path: &Path) -> Done {
 }
 
 /// `ip link set lo up`. Source: netdevice(7).
+/// Here `/proc` is still the supervisor's, whose `sys/net` is that of the network the reader is in.
+fn all_ports() -> rustix::io::Result<()> {
+    let path = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
+    let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(&file, b"0")?;
+    Ok(())
+}
+
 fn loopback_up() -> rustix::io::Result<()> {
     sys::bring_up(c"lo").map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }

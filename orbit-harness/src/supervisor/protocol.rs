@@ -72,6 +72,8 @@ pub(crate) enum StartStep {
 pub(crate) enum Request {
     /// Make a sandbox. Descriptors: its event channel, then standard input, output and error.
     Launch(Box<Plan>),
+    /// Start the broker. Descriptor: its control channel, on which it says when it is ready.
+    Broker,
     /// Unpack a layer, inside the user namespace. Descriptors: the reply channel, the blob.
     #[cfg(feature = "images")]
     Unpack {
@@ -86,8 +88,9 @@ pub(crate) enum Request {
 /// What happens to a sandbox, told to the test process.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Event {
-    /// The program runs. With a pidfd of it, and with a terminal the terminal's other side.
-    Started { pid: i32 },
+    /// The program runs. With a pidfd of it, and with a terminal the terminal's other side. Last, where it has
+    /// one of its own, its network namespace.
+    Started { pid: i32, network: bool },
     /// A step failed, and nothing is left.
     Failed(Failure),
     /// The program ended, and every other process of the sandbox was killed.

@@ -13,6 +13,7 @@ use rustix::{
 };
 
 use super::{
+    broker,
     channel::Channel,
     init,
     protocol::{Cause, Event, Failure, Gone, Request},
@@ -132,6 +133,7 @@ impl Supervisor {
         };
         match request {
             Request::Launch(plan) => self.launch(&plan, fds)?,
+            Request::Broker => self.start_broker(fds)?,
             #[cfg(feature = "images")]
             Request::Unpack { order, destination } => {
                 self.work(fds, |mut fds| {
@@ -196,6 +198,35 @@ impl Supervisor {
             Err(error) => {
                 let cause = Cause::Errno(error.raw_os_error().unwrap_or(0));
                 let _ = events.send(&Event::Failed(Failure { line: 0, cause }), &[]);
+                Ok(())
+            }
+        }
+    }
+
+    /// Forks the broker, into a network namespace of its own.
+    fn start_broker(&mut self, mut fds: Vec<OwnedFd>) -> io::Result<()> {
+        let Some(control) = fds.pop().map(Channel::from_fd) else {
+            return Ok(()); // As an invalid message.
+        };
+        match self.single_threaded.fork(libc::CLONE_NEWNET as u64, None) {
+            Ok(Fork::Child) => {
+                if sys::close_inherited(&mut [control.as_fd().as_raw_fd()]).is_ok() {
+                    broker::serve(control);
+                }
+                sys::exit_now(0)
+            }
+            Ok(Fork::Parent { pid, pidfd }) => self.adopt(Child {
+                pid,
+                pidfd,
+                events: None,
+                started: Instant::now(),
+                timeout: None,
+                timed_out: false,
+            }),
+            Err(error) => {
+                let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                // Who asked may be gone.
+                let _ = control.send(&Err::<(), i32>(errno), &[]);
                 Ok(())
             }
         }
