@@ -14,13 +14,15 @@ out=${ORBIT_IMAGES_DIR:-$(dirname "$here")/target/images}
 
 build() {
     local name=$1 stamp started=$SECONDS
-    PACKAGES='' TOOLS='' USES=''
+    PACKAGES='' STAGES='' TOOLS='' USES=''
     # shellcheck source=/dev/null
     . "$here/$name/recipe.sh"
     need_tools <<<"$COMMON_TOOLS
 $TOOLS"
     # shellcheck disable=SC2086 # a list of words
     need_packages $PACKAGES
+    # shellcheck disable=SC2086 # so is this
+    [ -z "$STAGES" ] || need_lists $STAGES
 
     # shellcheck disable=SC2086 # a list of words
     stamp=$(stamp_of "$name" $USES)

@@ -3,6 +3,8 @@
 # Sourced by build.sh, which then sources one recipe. A recipe sets
 #
 #   PACKAGES   the Debian packages whose files go into the image; their versions are part of the stamp
+#   STAGES     the packages that recipe() stages with stage_debian; their versions and those of all they
+#              depend on are part of the stamp
 #   TOOLS      lines of "command package" that the recipe itself needs, beyond those below
 #   USES       other recipes that it sources, by name; they are part of the stamp too
 #   recipe     a function that calls layer_dir, layer_tar and set_config; $work is its scratch directory
@@ -52,12 +54,49 @@ need_tools() {
     [ ${#missing[@]} -eq 0 ] || need_packages "${missing[@]}"
 }
 
+# apt_as_if_empty ARG… : apt-get for a system with nothing installed. Needs no root: it changes nothing
+# but a cache of archives beside the images.
+apt_as_if_empty() {
+    mkdir -p "$out/.apt/archives/partial"
+    : >"$out/.apt/status"
+    apt-get -q -y -o Debug::NoLocking=1 -o APT::Sandbox::User= -o Dir::State::status="$out/.apt/status" \
+        -o Dir::Cache::archives="$out/.apt/archives" --no-install-recommends "$@"
+}
+
+# need_lists : a fresh container has no lists of packages yet.
+need_lists() {
+    apt_as_if_empty --simulate install "$@" >/dev/null 2>&1 && return
+    [ "$(id -u)" = 0 ] || die "apt knows no $*; as root: apt-get update"
+    apt-get update -q >&2 || die "apt-get update failed"
+}
+
+# closure PACKAGE… : "package version architecture" of the packages and of all they depend on.
+closure() {
+    apt_as_if_empty --simulate install "$@" | sed -nE 's/^Inst ([^ ]+) \(([^ ]+) .*\[([^]]+)\]\).*/\1 \2 \3/p'
+}
+
+# stage_debian DIR PACKAGE… : the files of the packages and of all they depend on. No maintainer script
+# runs: a recipe makes the accounts and directories that those would have made.
+stage_debian() {
+    local root=$1 package version arch link
+    shift
+    mkdir -p "$root"/usr/{bin,sbin,lib,lib64}
+    for link in bin sbin lib lib64; do ln -s "usr/$link" "$root/$link"; done
+    apt_as_if_empty --download-only install "$@" >&2 || die "apt-get could not download $*"
+    while read -r package version arch; do
+        dpkg-deb --fsys-tarfile "$out/.apt/archives/${package}_${version//:/%3a}_$arch.deb" |
+            tar --extract --directory "$root" --keep-directory-symlink --no-same-owner --preserve-permissions
+    done < <(closure "$@")
+}
+
 # stamp_of NAME… : changes when one of these recipes, the scripts, or a package's version changes.
 stamp_of() {
     {
         find "$here/lib.sh" "$here/build.sh" "${@/#/$here/}" -type f -not -name '*.pyc' -print0 | sort -z | xargs -0 sha256sum | sed "s|$here/||"
         # shellcheck disable=SC2086 # PACKAGES is a list of words
-        dpkg-query -W -f '${Package} ${Version} ${Architecture}\n' $PACKAGES
+        [ -z "$PACKAGES" ] || dpkg-query -W -f '${Package} ${Version} ${Architecture}\n' $PACKAGES
+        # shellcheck disable=SC2086 # so is STAGES
+        [ -z "$STAGES" ] || closure $STAGES
         echo "$SOURCE_DATE_EPOCH"
     } | sha256sum | cut -d' ' -f1
 }

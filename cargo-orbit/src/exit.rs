@@ -12,13 +12,19 @@ const NOT_FOUND: u8 = 127;
 /// Cargo could not be asked to build: what cargo itself says when it fails.
 pub(crate) const CARGO_FAILED: u8 = 101;
 
-/// The code of a sandbox that ended, or that never began.
-pub(crate) fn code(result: &Result<orbit::Outcome, orbit::Error>) -> u8 {
-    match result {
-        Ok(outcome) => of_number(outcome.status.shell_code()),
-        Err(error) if error.is_program_not_found() => NOT_FOUND,
-        Err(error) if error.is_program_not_executable() => NOT_EXECUTABLE,
-        Err(_) => SETUP_FAILED,
+/// The code of a sandbox that ended.
+pub(crate) fn of_outcome(outcome: &orbit::Outcome) -> u8 {
+    of_number(outcome.status.shell_code())
+}
+
+/// The code of a sandbox that never began.
+pub(crate) fn of_error(error: &orbit::Error) -> u8 {
+    if error.is_program_not_found() {
+        NOT_FOUND
+    } else if error.is_program_not_executable() {
+        NOT_EXECUTABLE
+    } else {
+        SETUP_FAILED
     }
 }
 

@@ -61,12 +61,12 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         ),
         binary: binary.clone(),
     };
-    let result = isolate::sandbox(&guest.session.view, program).run();
-    match &result {
+    match isolate::sandbox(&guest.session.view, program).run() {
         Ok(outcome) => {
             if let Status::Signaled(number) = outcome.status {
                 end_by_signal(number);
             }
+            Ok(exit::of_outcome(&outcome).into())
         }
         Err(error) => {
             eprintln!("orbit: {error}");
@@ -74,9 +74,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
                 program: binary,
                 why: error.to_string(),
             })?;
+            Ok(exit::of_error(&error).into())
         }
     }
-    Ok(exit::code(&result).into())
 }
 
 /// Ends this process as the program ended, so that cargo can say `signal: 6, SIGABRT`.

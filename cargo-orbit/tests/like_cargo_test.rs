@@ -35,7 +35,11 @@ const CASES: &[Case] = &[
     ("--test ends --test environment", Some("segv")),
 ];
 
-fn run(&(line, end): &Case, under_orbit: bool) -> Output {
+fn run(case: &Case, under_orbit: bool) -> Output {
+    command(case, under_orbit).output().expect("start cargo")
+}
+
+fn command(&(line, end): &Case, under_orbit: bool) -> Command {
     let mut command = if under_orbit {
         let mut command = Command::new(ORBIT);
         command.args(["orbit", "test", "--env", "FIXTURE_END"]);
@@ -58,14 +62,18 @@ fn run(&(line, end): &Case, under_orbit: bool) -> Output {
         Some(end) => command.env("FIXTURE_END", end),
         None => command.env_remove("FIXTURE_END"),
     };
-    command.output().expect("start cargo")
+    command
 }
 
 /// A text without what differs from run to run, and without the one word that Orbit adds: itself, where cargo
 /// shows the command line that failed.
 fn comparable(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text).replace(&format!("{ORBIT} orbit runner -- "), "");
-    let lines: Vec<String> = text.lines().map(without_numbers).collect();
+    // Said when another cargo happens to run on this machine.
+    let lines = text
+        .lines()
+        .filter(|line| !line.contains("Blocking waiting for file lock"));
+    let lines: Vec<String> = lines.map(without_numbers).collect();
     lines.join("\n")
 }
 
@@ -135,4 +143,24 @@ fn a_command_line_not_understood_is_told_as_cargo_tells_it() {
         text.starts_with("error: unexpected argument '--bogus' found"),
         "{text}"
     );
+}
+
+/// A doctest marked `should_panic` would take a container that could not be made for a panic.
+#[test]
+fn tests_that_could_not_be_started_are_never_taken_for_tests_that_passed() {
+    let host = env::consts::ARCH.to_uppercase();
+    let output = command(&("--doc -p mixed", None), true)
+        .env(
+            format!("CARGO_TARGET_{host}_UNKNOWN_LINUX_GNU_RUNNER"),
+            "no-such-emulator",
+        )
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(125), "{text}");
+    assert!(
+        text.contains("could not be started in a container and did not run"),
+        "{text}"
+    );
+    assert!(text.contains("no-such-emulator"), "{text}");
 }

@@ -82,9 +82,17 @@ impl SandboxBuilder {
         self
     }
 
-    /// A name for people: in messages, and as the host name where none is given.
+    /// A name for people: in messages, and the host name where none is given, except over the host's files.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.spec.name = Some(name.into());
+        self
+    }
+
+    /// As [`name`](Self::name), with the first free number appended where another running sandbox that asked
+    /// for a unique name, in any process of this user, has it: `web`, `web1`, `web2`.
+    pub fn unique_name(mut self, name: impl Into<String>) -> Self {
+        self.spec.name = Some(name.into());
+        self.spec.unique_name = true;
         self
     }
 
@@ -259,7 +267,7 @@ impl SandboxBuilder {
         self
     }
 
-    /// Bounds what the sandbox writes outside of its mounts; half of the host's memory by default.
+    /// Bounds what the sandbox writes outside of its mounts: `256M`. By default it is 4 GiB, all in memory.
     pub fn disk(mut self, limit: &str) -> Self {
         self.spec.disk = self.parse_as::<Bytes>("disk", limit).or(self.spec.disk);
         self

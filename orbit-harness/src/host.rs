@@ -20,6 +20,8 @@ pub(crate) struct Host {
     pub(crate) gid: u32,
     pub(crate) home: PathBuf,
     pub(crate) hostname: String,
+    /// The content of `/etc/resolv.conf`.
+    pub(crate) resolv_conf: String,
     pub(crate) ids: IdPlan,
     /// The number of the last capability that this kernel knows.
     pub(crate) last_cap: u8,
@@ -81,6 +83,7 @@ impl Host {
                 .or_else(|| account.as_ref().map(|a| a.dir.clone()))
                 .unwrap_or_else(|| "/".into()),
             hostname: nix::unistd::gethostname()?.to_string_lossy().into_owned(),
+            resolv_conf: text("/etc/resolv.conf"),
             ids: plan_ids(uid, gid, account.as_ref().map(|a| a.name.as_str()))?,
             last_cap: text("/proc/sys/kernel/cap_last_cap")
                 .trim()
@@ -100,6 +103,19 @@ impl Host {
     }
 }
 
+/// Where this user's images and names are kept: `$ORBIT_CACHE_DIR`, else `$XDG_CACHE_HOME/orbit`, else
+/// `~/.cache/orbit`. A relative path counts for nothing: it would be another cache in each directory.
+pub(crate) fn cache_dir() -> Option<PathBuf> {
+    let set = |name| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    set("ORBIT_CACHE_DIR")
+        .or_else(|| Some(set("XDG_CACHE_HOME")?.join("orbit")))
+        .or_else(|| Some(set("HOME")?.join(".cache/orbit")))
+}
+
 fn plan_ids(euid: u32, egid: u32, name: Option<&str>) -> io::Result<IdPlan> {
     // A file that is not there or may not be read gives nobody a range.
     let text = |path| fs::read_to_string(path).unwrap_or_default();
@@ -111,7 +127,10 @@ fn plan_ids(euid: u32, egid: u32, name: Option<&str>) -> io::Result<IdPlan> {
         subgid: &text("/etc/subgid"),
         uid_map: &text("/proc/self/uid_map"),
         gid_map: &text("/proc/self/gid_map"),
-        helpers: has_program("newuidmap") && has_program("newgidmap"),
+        // With no_new_privs, as in a sandbox, they run without the privilege that makes them helpers.
+        helpers: has_program("newuidmap")
+            && has_program("newgidmap")
+            && !text("/proc/self/status").contains("NoNewPrivs:\t1"),
         privileged: holds_setid_capabilities(),
     };
     crate::security::idmap::plan::plan(&caller).map_err(io::Error::other)
@@ -212,16 +231,9 @@ fn unescape(field: &[u8]) -> PathBuf {
                     .then(|| value * 8 + u32::from(digit - b'0'))
             })
         });
-        match octal.and_then(|value| u8::try_from(value).ok()) {
-            Some(byte) => {
-                path.push(byte);
-                rest = &tail[3..];
-            }
-            None => {
-                path.push(first);
-                rest = tail;
-            }
-        }
+        let escaped = octal.and_then(|value| u8::try_from(value).ok());
+        path.push(escaped.unwrap_or(first));
+        rest = if escaped.is_some() { &tail[3..] } else { tail };
     }
     std::ffi::OsString::from_vec(path).into()
 }

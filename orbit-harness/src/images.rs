@@ -40,7 +40,7 @@ fn open(host: &Host) -> Result<Store, StoreError> {
         Writer::Helpers | Writer::Privileged => OwnershipPolicy::Keep,
     };
     Store::open(
-        &Store::default_root()?,
+        &crate::host::cache_dir().ok_or(StoreError::NoCacheDirectory)?,
         IdKey::new(host.ids.key(), ownership)?,
     )
 }

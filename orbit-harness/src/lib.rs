@@ -1,4 +1,20 @@
 //! Throwaway containers inside Rust tests: no daemon, no root, about a millisecond.
+//!
+//! [`Sandbox::builder`] says what a container should be; [`SandboxBuilder::run`] runs a program in it to its
+//! end, [`SandboxBuilder::start`] gives a [`Sandbox`] that ends when it is dropped, or when this process dies,
+//! however it dies. Without an image the container shows the host's own files, with every write thrown away:
+//!
+//! ```
+//! let outcome = orbit::Sandbox::builder()
+//!     .cmd(["sh", "-c", "rm -rf /usr 2>/dev/null; echo $? >/tmp/x; ls /proc | grep -c '^[0-9]'"])
+//!     .run()?;
+//! // Process 1, the shell, ls and grep: the host's processes are not there, and its /usr still is.
+//! assert_eq!(outcome.stdout_text(), "4\n");
+//! assert!(std::path::Path::new("/usr/bin/ls").exists());
+//! # Ok::<(), orbit::Error>(())
+//! ```
+//!
+//! Features: `registry` (default) pulls images from registries; `images` reads OCI layouts and archives.
 
 #![deny(unsafe_code)]
 
@@ -25,6 +41,8 @@ mod sys;
 
 mod host;
 
+mod names;
+
 mod step;
 
 mod rootfs;
@@ -34,6 +52,8 @@ mod plan;
 mod supervisor;
 
 mod publish;
+
+mod entry;
 
 mod error;
 
@@ -55,3 +75,8 @@ pub use publish::Port;
 pub use sandbox::Sandbox;
 pub use spec::{ImageRef, Init, Mount, NetworkMode, PullPolicy, SpecFault};
 pub use units::{Bytes, CpuQuota, UnitError};
+
+/// The README's examples compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

@@ -54,6 +54,7 @@ pub(crate) struct ProgramPlan {
     pub(crate) env: BTreeMap<OsString, OsString>,
     pub(crate) working_dir: PathBuf,
     pub(crate) user: UserPlan,
+    pub(crate) umask: u32,
     pub(crate) capabilities: CapabilitySet,
     pub(crate) seccomp: SeccompPlan,
     pub(crate) tty: bool,
@@ -80,6 +81,9 @@ pub(crate) enum SeccompPlan {
 /// What a program's environment holds where nobody said anything.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// What every container engine starts a program with.
+const DEFAULT_UMASK: u32 = 0o022;
+
 /// The most a writable layer takes unless a limit is asked for.
 const DEFAULT_DISK: Bytes = Bytes::mib(4096);
 
@@ -97,15 +101,14 @@ pub(crate) fn plan(
     around: &Surroundings,
 ) -> Result<Plan, Vec<SpecFault>> {
     let mut faults = faults(spec, host);
-    let hostname = spec
-        .hostname
-        .clone()
-        .or_else(|| spec.name.clone())
-        .unwrap_or_else(|| match spec.image {
-            ImageRef::Host => host.hostname.clone(),
-            _ => "orbit".to_owned(),
-        });
-    if let Err(why) = names::check_host(&hostname) {
+    let hostname = match (&spec.hostname, &spec.image) {
+        (Some(hostname), _) => hostname.clone(),
+        (None, ImageRef::Host) => host.hostname.clone(),
+        (None, _) => spec.name.clone().unwrap_or_else(|| "orbit".to_owned()),
+    };
+    if hostname != host.hostname
+        && let Err(why) = names::check_host(&hostname)
+    {
         faults.push(SpecFault::new("hostname", &hostname, why));
     }
     let capabilities = capabilities::resolve(&spec.cap_add, &spec.cap_drop, host.last_cap)
@@ -133,6 +136,10 @@ pub(crate) fn plan(
         env: environment(spec, image, host, around, &hostname),
         working_dir: working_dir(spec, image, around),
         user: user(spec, image, host),
+        umask: match spec.image {
+            ImageRef::Host => around.umask,
+            _ => DEFAULT_UMASK,
+        },
         capabilities,
         seccomp: if spec.nested {
             SeccompPlan::Nested
@@ -177,6 +184,7 @@ fn steps(
             Network::Host
         },
         tty: spec.tty,
+        resolv_conf: &host.resolv_conf,
     };
     steps.extend(match &spec.image {
         ImageRef::Host => host_view::steps(&spec.host_view, around, host, size),
@@ -207,7 +215,12 @@ fn steps(
         mode: 0o755,
     });
     steps.push(Step::PivotRoot);
-    steps.push(Step::Mask(rootfs::masked_paths()));
+    // A /proc with covered parts would keep the program from mounting one of its own. Without the covers the
+    // kernel's own permissions remain: the files belong to nobody in these user namespaces.
+    if !spec.nested {
+        steps.push(Step::Mask(rootfs::masked_paths()));
+        steps.push(Step::ReadOnlyPaths(rootfs::read_only_paths()));
+    }
     if !spec.host_view.hidden.is_empty() {
         steps.push(Step::Mask(
             spec.host_view
@@ -217,7 +230,6 @@ fn steps(
                 .collect(),
         ));
     }
-    steps.push(Step::ReadOnlyPaths(rootfs::read_only_paths()));
     if spec.read_only {
         steps.push(Step::ReadOnlyRoot);
     }
@@ -458,6 +470,7 @@ impl Plan {
             }
             UserPlan::Named(_) => format!("capabilities {}", program.capabilities),
         });
+        lines.push(format!("umask {:03o}", program.umask));
         lines.push("no_new_privs".to_owned());
         lines.push(match program.seccomp {
             SeccompPlan::Default => "seccomp default".to_owned(),
@@ -488,3 +501,6 @@ impl Plan {
         lines
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 
 use std::{
     fmt, fs,
+    io::{self, Read as _},
     net::{Ipv4Addr, SocketAddr, TcpStream},
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
@@ -16,6 +17,7 @@ use crate::{
     error::{Error, Kind},
     host::Host,
     image::Image,
+    names::{self, Claim},
     outcome::{Outcome, Status},
     plan::{Plan, plan},
     publish::{self, Port, Ports},
@@ -48,10 +50,18 @@ pub struct Sandbox {
     stderr: Option<Capture>,
     exit: Option<Exit>,
     gone: Option<Gone>,
+    failure: Option<Failure>,
     outcome: Option<Outcome>,
     /// Where it has one of its own.
     network: Option<OwnedFd>,
     ports: Ports,
+    /// What was done, to say of a failure where it happened.
+    plan: Plan,
+    /// Why this host has few ids to give, where it has.
+    few_ids: Option<String>,
+    name: Option<String>,
+    /// What keeps the name this sandbox's own.
+    _claim: Option<Claim>,
     /// What is held of the image while it is in use.
     _image: Held,
 }
@@ -70,6 +80,11 @@ impl Sandbox {
     /// A random name of twelve hexadecimal digits, for messages and logs.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// The name it was given, with the number that made it unique where that was asked.
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
     }
 
     /// The number of the program's process, as this process sees it. `None` once it has ended.
@@ -180,11 +195,11 @@ impl Sandbox {
     /// The other side of the program's terminal, where one was asked for: what is written there is typed, what
     /// is read is shown. From then on nothing of it is captured.
     pub fn take_terminal(&mut self) -> Option<OwnedFd> {
-        if let Some(terminal) = self.terminal.take() {
-            self.stdout = None;
-            return Some(terminal);
-        }
-        None
+        let terminal = self.terminal.take()?;
+        self.stdout = None;
+        // The one who captured it read without waiting, and so would whoever has it now.
+        let _ = rustix::io::ioctl_fionbio(&terminal, false);
+        Some(terminal)
     }
 
     /// Reads events and output until the program has ended or the deadline has passed. Whether it has ended.
@@ -226,16 +241,13 @@ impl Sandbox {
 
     /// Whether there was an event: not where the supervisor is gone.
     fn take_event(&mut self) -> Result<bool, Error> {
-        let event = self
-            .events
-            .recv::<Event>()
-            .map_err(|e| Error::io("cannot hear from the sandbox", e))?;
-        match event {
+        match self.hear()? {
             None => return Ok(false),
             Some((Event::Exited(exit), _)) => self.exit = Some(exit),
             Some((Event::Gone(gone), _)) => self.gone = Some(gone),
-            // Neither is said after the start.
-            Some((Event::Started { .. } | Event::Failed(_), _)) => {}
+            Some((Event::Failed(failure), _)) => self.failure = Some(failure),
+            // Said once, before all else.
+            Some((Event::Started { .. }, _)) => {}
         }
         Ok(true)
     }
@@ -245,6 +257,9 @@ impl Sandbox {
         let stderr = self.stderr.as_mut().map(Capture::take).unwrap_or_default();
         self.pidfd = None;
         self.ports.close();
+        if let Some(failure) = self.failure.take() {
+            return Err(self.failed(failure));
+        }
         match (&self.exit, &self.gone) {
             (Some(exit), _) => Ok(Outcome {
                 status: exit.status,
@@ -312,6 +327,7 @@ impl SandboxBuilder {
         let around = surroundings();
         anchor(&mut spec, &around.working_dir, &mut faults);
         let (image, held) = resolve(&spec, host, &mut faults)?;
+        let claim = claim_name(&mut spec)?;
         let plan = match plan(&spec, &image, host, &around) {
             Ok(plan) if faults.is_empty() => plan,
             Ok(_) => return Err(Error::spec(faults)),
@@ -319,6 +335,10 @@ impl SandboxBuilder {
                 faults.extend(found);
                 return Err(Error::spec(faults));
             }
+        };
+        let ports = match spec.network {
+            NetworkMode::Host => Ports::of_host(&spec.expose),
+            _ => Ports::default(),
         };
         // First of all: what cannot be published is not worth a sandbox.
         let bound = publish::bind(&plan.publish)?;
@@ -342,15 +362,20 @@ impl SandboxBuilder {
             stderr,
             exit: None,
             gone: None,
+            failure: None,
             outcome: None,
-            network: None,
-            ports: match spec.network {
-                NetworkMode::Host => Ports::of_host(&spec.expose),
-                _ => Ports::default(),
+            plan,
+            name: spec.name,
+            _claim: claim,
+            few_ids: match &host.ids.writer {
+                Writer::Caller(single) => Some(format!("{single}; {}", single.fix())),
+                Writer::Helpers | Writer::Privileged => None,
             },
+            network: None,
+            ports,
             _image: held,
         };
-        sandbox.await_start(&plan, host)?;
+        sandbox.await_start()?;
         if let (false, Some(network)) = (bound.is_empty(), &sandbox.network) {
             sandbox.ports = bound.forward(&*supervisor.broker()?, network.as_fd())?;
         }
@@ -359,29 +384,33 @@ impl SandboxBuilder {
 }
 
 impl Sandbox {
-    fn await_start(&mut self, plan: &Plan, host: &Host) -> Result<(), Error> {
-        let event = self
-            .events
-            .recv::<Event>()
-            .map_err(|e| Error::io("cannot hear from the sandbox", e))?;
+    fn await_start(&mut self) -> Result<(), Error> {
+        let event = self.hear()?;
         match event {
-            Some((Event::Started { network, .. }, mut fds)) => {
-                self.network = network.then(|| fds.pop()).flatten();
+            Some((
+                Event::Started {
+                    has_pidfd,
+                    has_terminal,
+                    executes_later,
+                    has_network,
+                },
+                mut fds,
+            )) => {
+                self.network = if has_network { fds.pop() } else { None };
                 let mut fds = fds.into_iter();
-                self.pidfd = fds.next();
-                if let Some(terminal) = fds.next() {
-                    let reader = terminal
-                        .try_clone()
-                        .map_err(|e| Error::io("cannot read the terminal", e))?;
-                    self.stdout = Some(
-                        Capture::new(reader)
-                            .map_err(|e| Error::io("cannot read the terminal", e))?,
-                    );
+                self.pidfd = if has_pidfd { fds.next() } else { None };
+                if let Some(terminal) = has_terminal.then(|| fds.next()).flatten() {
+                    let cannot = |error| Error::io("cannot read the program's terminal", error);
+                    let reader = terminal.try_clone().map_err(cannot)?;
+                    self.stdout = Some(Capture::new(reader).map_err(cannot)?);
                     self.terminal = Some(terminal);
                 }
-                Ok(())
+                match executes_later.then(|| fds.next()).flatten() {
+                    Some(executing) => self.await_execution(executing),
+                    None => Ok(()),
+                }
             }
-            Some((Event::Failed(failure), _)) => Err(failed(plan, failure, host)),
+            Some((Event::Failed(failure), _)) => Err(self.failed(failure)),
             Some((Event::Gone(gone), _)) => {
                 let ended = matches!(gone.status, Status::TimedOut(_));
                 self.gone = Some(gone);
@@ -395,30 +424,50 @@ impl Sandbox {
             Some((Event::Exited(_), _)) | None => Err(Kind::Vanished.into()),
         }
     }
-}
 
-fn failed(plan: &Plan, failure: Failure, host: &Host) -> Error {
-    if let Cause::Exec(exec) = failure.cause {
-        let program = plan.program.argv[0].to_string_lossy().into_owned();
-        let working_dir = plan.program.working_dir.display().to_string();
-        return Kind::Exec {
-            program,
-            working_dir,
-            failure: exec,
-            few_ids: match &host.ids.writer {
-                Writer::Caller(single) => Some(format!("{single}; {}", single.fix())),
-                Writer::Helpers | Writer::Privileged => None,
-            },
+    /// Waits until a program that is process 1 has executed, or has said why it could not.
+    fn await_execution(&mut self, executing: OwnedFd) -> Result<(), Error> {
+        // It ends when the program executes, or with a process that said what failed just before.
+        let _ = fs::File::from(executing).read(&mut [0]);
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let mut polled = [PollFd::new(&self.events, PollFlags::IN)];
+        if rustix::event::poll(&mut polled, Some(&now)).is_ok_and(|ready| ready > 0) {
+            self.take_event()?;
         }
-        .into();
+        match self.failure.take() {
+            Some(failure) => Err(self.failed(failure)),
+            None => Ok(()),
+        }
     }
-    let step = plan.lines().get(failure.line).cloned().unwrap_or_default();
-    Kind::Step {
-        number: failure.line + 1,
-        step,
-        failure,
+
+    fn hear(&self) -> Result<Option<(Event, Vec<OwnedFd>)>, Error> {
+        self.events
+            .recv::<Event>()
+            .map_err(|error| Error::io("cannot hear from the sandbox", error))
     }
-    .into()
+
+    fn failed(&self, failure: Failure) -> Error {
+        let plan = &self.plan;
+        if let Cause::Exec(exec) = failure.cause {
+            return Kind::Exec {
+                program: plan.program.argv[0].to_string_lossy().into_owned(),
+                working_dir: plan.program.working_dir.display().to_string(),
+                failure: exec,
+                few_ids: self.few_ids.clone(),
+            }
+            .into();
+        }
+        let step = plan.lines().get(failure.line).cloned().unwrap_or_default();
+        Kind::Step {
+            number: failure.line + 1,
+            step,
+            failure,
+        }
+        .into()
+    }
 }
 
 /// Makes the host's paths in a spec absolute, and says which are not there.
@@ -452,6 +501,29 @@ fn anchor(spec: &mut Spec, here: &Path, faults: &mut Vec<SpecFault>) {
         *path = absolute;
     }
 }
+
+/// Makes the name unique among this user's running sandboxes, where that is asked.
+fn claim_name(spec: &mut Spec) -> Result<Option<Claim>, Error> {
+    let Some(name) = spec.name.as_ref().filter(|_| spec.unique_name) else {
+        return Ok(None);
+    };
+    let directory = crate::host::cache_dir().ok_or_else(|| {
+        Error::io(
+            "cannot tell where to keep names",
+            io::Error::other(NO_CACHE_DIR),
+        )
+    })?;
+    let (name, claim) = names::claim(&directory, name).map_err(|error| {
+        Error::io(
+            format!("cannot claim a name in {}", directory.display()),
+            error,
+        )
+    })?;
+    spec.name = Some(name);
+    Ok(Some(claim))
+}
+
+const NO_CACHE_DIR: &str = "none of ORBIT_CACHE_DIR, XDG_CACHE_HOME and HOME is set to an absolute path; set ORBIT_CACHE_DIR";
 
 fn resolve(
     spec: &Spec,
@@ -489,12 +561,22 @@ fn surroundings() -> Surroundings {
         working_dir: std::env::current_dir().unwrap_or_else(|_| "/".into()),
         executable_dir: executable.and_then(|path| path.parent().map(Path::to_owned)),
         path: std::env::var_os("PATH"),
+        umask: umask(),
     }
 }
 
+/// The mask of this process, read where no thread can see it change meanwhile. Source: proc_pid_status(5).
+fn umask() -> u32 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let value = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    value
+        .and_then(|octal| u32::from_str_radix(octal.trim(), 8).ok())
+        .unwrap_or(0o022)
+}
+
 fn random_id() -> String {
-    let mut bytes = [0; 6];
-    // Six bytes are always given whole; before the system has any, at its boot, zeros tell apart well enough.
+    let mut bytes = [0; 8];
+    // So few bytes are always given whole; before the system has any, at its boot, zeros tell apart well enough.
     let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    format!("{:012x}", u64::from_be_bytes(bytes) & 0xffff_ffff_ffff)
 }

@@ -18,6 +18,8 @@ use crate::{
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Spec {
     pub(crate) name: Option<String>,
+    /// Whether the name gets a suffix where a running sandbox of this user has it.
+    pub(crate) unique_name: bool,
     pub(crate) image: ImageRef,
     pub(crate) entrypoint: Option<Vec<OsString>>,
     pub(crate) cmd: Option<Vec<OsString>>,

@@ -29,6 +29,8 @@ pub(crate) enum Step {
     EmptyRoot,
     /// A directory of the system's, with its parents; what is there already stays.
     Directory { at: PathBuf, mode: u32 },
+    /// An empty directory in the scratch, over what is there.
+    Fresh { at: PathBuf, mode: u32 },
     /// The private home directory of who the program runs as.
     Home { at: PathBuf },
     /// A symbolic link.
@@ -87,10 +89,10 @@ impl fmt::Display for Step {
             Self::OverlayRoot { lower, etc } => {
                 match lower {
                     Lower::Layers { names, .. } => {
-                        write!(f, "mount overlay / lower={}", names.len())?
+                        write!(f, "mount overlay / lower={}", names.len())?;
                     }
                     Lower::Directory(path) => {
-                        write!(f, "mount overlay / lower={}", path.display())?
+                        write!(f, "mount overlay / lower={}", path.display())?;
                     }
                 }
                 f.write_str(" upper=scratch")?;
@@ -99,6 +101,9 @@ impl fmt::Display for Step {
             }
             Self::EmptyRoot => f.write_str("mount bind / from=scratch"),
             Self::Directory { at, mode } => write!(f, "directory {} mode={mode:o}", at.display()),
+            Self::Fresh { at, mode } => {
+                write!(f, "mount bind {} from=scratch mode={mode:o}", at.display())
+            }
             Self::Home { at } => write!(f, "home {} mode=700", at.display()),
             Self::Symlink { at, target } => {
                 write!(f, "symlink {} to={}", at.display(), target.display())

@@ -138,7 +138,8 @@ impl Stage {
     ) -> Result<Completion> {
         let user = who.user()?;
         let mut command = who.command(&self.exe)?;
-        command.env_clear();
+        // Errors say what was done; where they were made is for the asking.
+        command.env_clear().env("RUST_LIB_BACKTRACE", "0");
         for name in INHERITED {
             if let Some(value) = env::var_os(name) {
                 command.env(name, value);

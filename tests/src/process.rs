@@ -78,7 +78,7 @@ impl Program {
     /// # Errors
     /// Where it cannot be started, or is killed at its deadline; then with the output so far.
     pub fn run(mut self) -> Result<Finished> {
-        let line = format!("{:?}", self.command);
+        let line = line_of(&self.command);
         let started = Instant::now();
         let mut child = self
             .command
@@ -119,6 +119,15 @@ impl Program {
             output_held_open: !(out_closed && err_closed),
         })
     }
+}
+
+/// Program and arguments, without the environment that a command's own `Debug` prints too.
+fn line_of(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// A program that ended.

@@ -1,2 +1,73 @@
-//! What a developer of Orbit runs.
-fn main() {}
+//! What a developer of Orbit runs: `cargo xtask test` and its parts.
+//!
+//! The last line is always `N passed, N failed, N skipped`, over everything that ran; what was skipped or
+//! failed is named above it. Nothing is skipped silently, and a suite that crashes counts as a failure.
+
+mod accounts;
+mod checks;
+mod images;
+mod licences;
+mod packages;
+mod run;
+mod suites;
+mod tally;
+
+use std::{env, path::PathBuf, process::ExitCode, time::Instant};
+
+use anyhow::Result;
+use tally::Tally;
+
+const USAGE: &str = "\
+usage: cargo xtask VERB
+
+  test    install what is missing (as root), build the images, check, and run every test
+  ci      the same: what .ci/run calls
+  check   formatting, lints, documentation, licences
+  images  build the test images
+";
+
+fn main() -> ExitCode {
+    let verb = env::args().nth(1).unwrap_or_default();
+    let started = Instant::now();
+    let mut tally = Tally::default();
+    let done = match verb.as_str() {
+        "test" | "ci" => test(&mut tally),
+        "check" => checks::all(&mut tally),
+        "images" => images::build(&mut tally),
+        _ => {
+            eprint!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    if let Err(fault) = done {
+        tally.failed("xtask", &format!("{fault:#}"));
+    }
+    tally.print(started.elapsed());
+    if tally.has_failed() {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
+fn test(tally: &mut Tally) -> Result<()> {
+    packages::install()?;
+    accounts::make()?;
+    images::build(tally)?;
+    checks::all(tally)?;
+    suites::all(tally)
+}
+
+/// The root of the workspace.
+fn workspace() -> PathBuf {
+    let package = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    package
+        .parent()
+        .map_or_else(|| package.clone(), PathBuf::from)
+}
+
+/// Whether we are root, as the owner of our own files in /proc tells without a system call of our own.
+fn is_root() -> bool {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata("/proc/self").is_ok_and(|found| found.uid() == 0)
+}

@@ -2,6 +2,9 @@
 //!
 //! Texts with a grammar of their own are parsed here, so that a mistake is told before anything is done.
 
+// The texts are clap's, for terminals.
+#![expect(rustdoc::broken_intra_doc_links)]
+
 use std::{path::PathBuf, time::Duration};
 
 use clap::ValueEnum;

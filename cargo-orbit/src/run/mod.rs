@@ -3,6 +3,7 @@
 //! Flags become a [`SandboxBuilder`] without IO ([`sandbox`]); this file must not know how a sandbox is made.
 
 pub(crate) mod args;
+mod terminal;
 
 use std::{
     ffi::OsString,
@@ -11,11 +12,15 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::bail;
-use orbit::{Init, NetworkMode, Output, PullPolicy, Sandbox, SandboxBuilder, Stdin};
+use anyhow::{Context as _, bail};
+use orbit::{Init, NetworkMode, Outcome, Output, PullPolicy, Sandbox, SandboxBuilder, Stdin};
+use rustix::process::Pid;
 
-use self::args::{Args, Cidr, Pull};
-use crate::{exit, variables};
+use self::{
+    args::{Args, Cidr, Pull},
+    terminal::Connection,
+};
+use crate::{exit, signals, variables};
 
 /// The program where neither `--cmd` nor `--entrypoint` nor `-- CMD` says otherwise.
 const DEFAULT_CMD: &str = "sh";
@@ -43,25 +48,49 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         .iter()
         .filter_map(|variable| variable.resolve(|name| std::env::var_os(name)));
 
-    let result = in_foreground(sandbox(args)?.envs(environment));
-    if let Err(error) = &result {
-        eprintln!("orbit: {error}");
+    match in_foreground(sandbox(args)?.envs(environment), args.interactive) {
+        Ok(outcome) => Ok(exit::of_outcome(&outcome).into()),
+        Err(error) => match error.downcast::<orbit::Error>() {
+            Ok(error) => {
+                eprintln!("orbit: {error}");
+                Ok(exit::of_error(&error).into())
+            }
+            Err(other) => Err(other),
+        },
     }
-    Ok(exit::code(&result).into())
 }
 
-/// Waits for the sandbox to end.
-///
-/// A Ctrl-C at the terminal reaches every process of the foreground's group by itself. Signals that are
-/// sent to this process alone are not passed on: it ends, and the sandbox ends with it.
-fn in_foreground(sandbox: SandboxBuilder) -> Result<orbit::Outcome, orbit::Error> {
-    sandbox.run()
+/// Runs the sandbox to its end, with its terminal on this one, and with the signals that this process gets.
+fn in_foreground(sandbox: SandboxBuilder, interactive: bool) -> anyhow::Result<Outcome> {
+    let signals = signals::Taken::new().context("cannot take the signals of this process")?;
+    let mut sandbox = sandbox.start()?;
+    // Where the program has ended already there is nobody to pass signals on to.
+    if let Some(program) = sandbox
+        .pid()
+        .and_then(|pid| Pid::from_raw(pid.try_into().ok()?))
+    {
+        signals
+            .pass_on_to(program)
+            .context("cannot pass signals on to the program")?;
+    }
+    let terminal = match sandbox.take_terminal() {
+        Some(program) => Some(
+            Connection::new(program, interactive)
+                .context("cannot connect this terminal to the program's")?,
+        ),
+        None => None,
+    };
+    let outcome = sandbox.wait()?;
+    if let Some(terminal) = terminal {
+        terminal.finish();
+    }
+    Ok(outcome)
 }
 
 /// What `args` ask for, except its variables, which need the host's.
 fn sandbox(args: &Args) -> anyhow::Result<SandboxBuilder> {
     let mut sandbox = Sandbox::builder()
-        .name(&args.name)
+        .unique_name(&args.name)
         .image(&args.image)
         .pull(match args.pull {
             Pull::Missing => PullPolicy::Missing,

@@ -28,7 +28,7 @@ What a test sees:
 Exit code:
   cargo test's own: 0 when every test passed, 101 when a test or the build
   failed, 1 when the command line was not understood; or
-  125  a container could not be made, and tests did not run";
+  125  tests could not be started in a container, and did not run";
 
 /// Runs `cargo test` with each test program in a fresh container, doctests too.
 #[derive(Debug, clap::Args)]

@@ -153,6 +153,8 @@ pub(crate) fn sandbox(view: &View, program: Program) -> SandboxBuilder {
     let mut sandbox = Sandbox::builder()
         .name(name(&program.binary))
         .image("host")
+        // What a test may do on the host it may do here: also to make namespaces, and sandboxes.
+        .nested(true)
         .env_clear()
         .envs(program.variables_of_rustdoc())
         .envs(program.variables)

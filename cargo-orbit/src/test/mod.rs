@@ -20,6 +20,7 @@ use std::{
 
 use anyhow::Context as _;
 use cargo_config2::Config;
+use rustix::process::Pid;
 
 use self::{
     args::Args,
@@ -45,11 +46,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut host = Host::new(&session)?;
 
     let runner = env::current_exe().context("cannot find the program cargo-orbit itself")?;
+    let signals = signals::Taken::new().context("cannot take the signals of this process")?;
     let mut cargo = cargo::test_command(&args.cargo, &runner, &targets)?
         .env(environment::SESSION, host.address())
         .spawn()
         .context("cannot start cargo; is it in PATH?")?;
-    let status = signals::wait_for(&mut cargo).context("cannot wait for cargo")?;
+    signals
+        .pass_on_to(Pid::from_child(&cargo))
+        .context("cannot pass signals on to cargo")?;
+    let status = cargo.wait().context("cannot wait for cargo")?;
+    drop(signals);
 
     let not_run = host.reports()?;
     if not_run.is_empty() {
@@ -96,7 +102,7 @@ fn not_run_text(not_run: &[NotRun]) -> String {
         count => format!("{count} test programs"),
     };
     format!(
-        "orbit: {programs} did not run, because no container could be made; what is said of the tests \
+        "orbit: {programs} could not be started in a container and did not run; what is said of the tests \
          above is incomplete:\n{reasons}"
     )
 }
@@ -114,7 +120,7 @@ mod tests {
         insta::assert_snapshot!(
             not_run_text(&[not_run("/a", "no\nnamespaces"), not_run("/b", "full"), not_run("/c", "full")]),
             @r"
-        orbit: 3 test programs did not run, because no container could be made; what is said of the tests above is incomplete:
+        orbit: 3 test programs could not be started in a container and did not run; what is said of the tests above is incomplete:
           2 × full
           1 × no
               namespaces

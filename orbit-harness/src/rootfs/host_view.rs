@@ -33,6 +33,8 @@ pub(crate) struct Surroundings {
     pub(crate) executable_dir: Option<PathBuf>,
     /// Where this process finds programs.
     pub(crate) path: Option<OsString>,
+    /// The mask of this process for the modes of new files.
+    pub(crate) umask: u32,
 }
 
 /// The steps that make the host view, with a writable layer of `size`.
@@ -62,9 +64,8 @@ pub(crate) fn steps(view: &HostView, around: &Surroundings, host: &Host, size: B
         directory("/run/lock", 0o1777),
         directory("/tmp", 0o1777),
     ]);
-    plan.steps.push(Step::Tmpfs {
+    plan.steps.push(Step::Fresh {
         at: "/var/tmp".into(),
-        size,
         mode: 0o1777,
     });
     plan.steps.push(Step::Home {

@@ -20,6 +20,8 @@ pub(crate) struct SystemFiles<'a> {
     pub(crate) hostname: &'a str,
     pub(crate) network: Network,
     pub(crate) tty: bool,
+    /// What the host's `/etc/resolv.conf` holds: what holds on the host's network.
+    pub(crate) resolv_conf: &'a str,
 }
 
 /// What Docker gives `/dev/shm`.
@@ -53,10 +55,14 @@ impl SystemFiles<'_> {
             file("hostname", format!("{hostname}\n")),
             file("hosts", hosts),
         ];
-        if self.network == Network::Own {
-            // No network, no name servers: a lookup fails at once rather than after a timeout.
-            files.push(file("resolv.conf", String::new()));
-        }
+        files.push(file(
+            "resolv.conf",
+            match self.network {
+                // No network, no name servers: a lookup fails at once rather than after a timeout.
+                Network::Own => String::new(),
+                Network::Host => self.resolv_conf.to_owned(),
+            },
+        ));
         files
     }
 }

@@ -50,6 +50,13 @@ pub(super) struct ImageRecord {
     pub(super) manifest: Descriptor,
 }
 
+/// A record in use.
+#[derive(Debug)]
+pub(super) struct LeasedRecord {
+    pub(super) record: ImageRecord,
+    pub(super) lock: FileLock,
+}
+
 impl Cas {
     pub(super) fn open(root: &Path) -> Result<Self, StoreError> {
         let root = root.join(VERSION);
@@ -99,6 +106,22 @@ impl Cas {
     ) -> Result<FileLock, StoreError> {
         let path = self.record_lock_path(name);
         FileLock::take(&path, mode, on_wait).map_err(StoreError::io("lock", path))
+    }
+
+    /// The record, where there is one and nobody is about to change it, kept from being removed.
+    pub(super) fn lease_record(&self, name: &str) -> Result<Option<LeasedRecord>, StoreError> {
+        let path = self.record_lock_path(name);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let lock =
+            FileLock::try_take(&path, Mode::Shared).map_err(StoreError::io("lock", &path))?;
+        let Some(lock) = lock else {
+            return Ok(None);
+        };
+        lock.touch();
+        let record = self.read_record(name)?;
+        Ok(record.map(|record| LeasedRecord { record, lock }))
     }
 
     pub(super) fn record_lock_path(&self, name: &str) -> PathBuf {

@@ -24,7 +24,7 @@ use std::{
         unix::fs::{DirBuilderExt, PermissionsExt},
     },
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use serde::{Deserialize, Serialize};
@@ -39,8 +39,6 @@ use super::{
     worker::{LayerWorker, WorkerError},
 };
 
-/// How exact the time of last use is: no file is written for most uses.
-const USE_GRANULARITY: Duration = Duration::from_secs(3600);
 const MAX_META_BYTES: u64 = 4096;
 
 /// What a layer is: beside it, so that looking at a layer touches nothing that an image chose.
@@ -107,7 +105,7 @@ impl Layers {
         if meta.diff_id != *diff_id || !self.directory.join(&name).is_dir() {
             return Ok(None);
         }
-        touch(lock.file());
+        lock.touch();
         Ok(Some(LayerLease { name, meta, lock }))
     }
 
@@ -265,26 +263,4 @@ fn read_meta(mut file: &File) -> io::Result<Option<LayerMeta>> {
     io::Seek::rewind(&mut file)?;
     file.take(MAX_META_BYTES).read_to_end(&mut content)?;
     Ok(serde_json::from_slice(&content).ok())
-}
-
-/// Notes the use. A store that cannot be written is one that nothing is removed from either.
-fn touch(file: &File) {
-    let is_recent = file
-        .metadata()
-        .and_then(|meta| meta.modified())
-        .is_ok_and(|time| time.elapsed().is_ok_and(|age| age < USE_GRANULARITY));
-    if !is_recent {
-        let now = rustix::fs::Timespec {
-            tv_sec: 0,
-            tv_nsec: rustix::fs::UTIME_NOW,
-        };
-        // utimensat on the descriptor works for an owner without the file being open for writing.
-        let _ = rustix::fs::futimens(
-            file,
-            &rustix::fs::Timestamps {
-                last_access: now,
-                last_modification: now,
-            },
-        );
-    }
 }

@@ -23,7 +23,7 @@ use super::{
     manifest::{self, Descriptor, MAX_DOCUMENT_BYTES},
     platform::Platform,
     progress::Progress,
-    source::{LayerBlob, Source},
+    source::{DocumentKind, LayerBlob, Source},
     unpack::Compression,
     worker::BlobReader,
 };
@@ -212,7 +212,11 @@ impl Source for Layout {
         &self.name
     }
 
-    fn document(&self, descriptor: &Descriptor) -> Result<Option<Vec<u8>>, StoreError> {
+    fn document(
+        &self,
+        descriptor: &Descriptor,
+        _: DocumentKind,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
         self.read(&format!("blobs/sha256/{}", descriptor.digest.hex()))
     }
 
@@ -256,7 +260,7 @@ impl Source for Layout {
             file,
             offset,
             is_verified: false,
-            _lock: None,
+            lock: None,
         })
     }
 }

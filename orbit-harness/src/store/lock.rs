@@ -8,7 +8,11 @@ use std::{
     io,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::Path,
+    time::Duration,
 };
+
+/// How exact the time of last use is: for most uses no file is written.
+const USE_GRANULARITY: Duration = Duration::from_secs(3600);
 
 /// Which lock, and what to do where it is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +77,30 @@ impl FileLock {
                 return Ok(Some(Self(file)));
             }
         }
+    }
+
+    /// Notes the use, for `gc`. A store that cannot be written is one that nothing is removed from either.
+    pub(super) fn touch(&self) {
+        let is_recent = self
+            .0
+            .metadata()
+            .and_then(|meta| meta.modified())
+            .is_ok_and(|time| time.elapsed().is_ok_and(|age| age < USE_GRANULARITY));
+        if is_recent {
+            return;
+        }
+        let now = rustix::fs::Timespec {
+            tv_sec: 0,
+            tv_nsec: rustix::fs::UTIME_NOW,
+        };
+        // On a descriptor that is not open for writing this is allowed to the file's owner.
+        let _ = rustix::fs::futimens(
+            &self.0,
+            &rustix::fs::Timestamps {
+                last_access: now,
+                last_modification: now,
+            },
+        );
     }
 
     pub(super) fn file(&self) -> &File {

@@ -94,6 +94,8 @@ pub(crate) struct Store {
     ids: IdKey,
     policy: PullPolicy,
     limits: UnpackLimits,
+    #[cfg(feature = "registry")]
+    timing: registry::Timing,
 }
 
 /// Keeps the layers of an image from being removed: as long as this lives, and not longer than the process.
@@ -114,6 +116,8 @@ impl Store {
             ids,
             policy: PullPolicy::default(),
             limits: UnpackLimits::default(),
+            #[cfg(feature = "registry")]
+            timing: registry::Timing::default(),
         })
     }
 
@@ -132,19 +136,5 @@ impl Store {
     /// Where the unpacked layers of this store are, each in a directory of its own.
     pub(crate) fn layers_dir(&self) -> &Path {
         self.layers.directory()
-    }
-
-    /// `$ORBIT_CACHE_DIR`, else `orbit` in `$XDG_CACHE_HOME` or in `~/.cache`.
-    pub(crate) fn default_root() -> Result<PathBuf, StoreError> {
-        let set = |name| {
-            std::env::var_os(name)
-                .map(PathBuf::from)
-                // A relative cache would be another one in each directory.
-                .filter(|path| path.is_absolute())
-        };
-        set("ORBIT_CACHE_DIR")
-            .or_else(|| Some(set("XDG_CACHE_HOME")?.join("orbit")))
-            .or_else(|| Some(set("HOME")?.join(".cache/orbit")))
-            .ok_or(StoreError::NoCacheDirectory)
     }
 }

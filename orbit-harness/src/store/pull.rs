@@ -73,6 +73,7 @@ impl Store {
         self.bring(layout, described, hands, Vec::new())
     }
 
+    #[cfg(not(feature = "registry"))]
     #[expect(clippy::unused_self, reason = "with the feature `registry` it is used")]
     fn resolve_registry(
         &self,
@@ -230,7 +231,7 @@ impl Store {
                 destination: claim.prepare(hands.worker)?,
             };
             let unpacked = hands.worker.unpack(job);
-            if blob._lock.is_some() {
+            if blob.lock.is_some() {
                 // Unpacked or bad: it is of no more use. Where it cannot be removed, gc will.
                 let _ = std::fs::remove_file(self.cas.partial_path(&descriptor.digest));
             }

@@ -17,7 +17,23 @@ pub(super) struct LayerBlob {
     /// Whether the blob's digest was verified when it came here.
     pub(super) is_verified: bool,
     /// Held until the blob is unpacked; the file of a download is removed then.
-    pub(super) _lock: Option<FileLock>,
+    pub(super) lock: Option<FileLock>,
+}
+
+/// Which document: registries keep manifests and blobs apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum DocumentKind {
+    Manifest,
+    Configuration,
+}
+
+impl DocumentKind {
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Manifest => "manifest",
+            Self::Configuration => "configuration",
+        }
+    }
 }
 
 /// Gives out what a manifest names. Whatever it gives is checked by the caller.
@@ -26,7 +42,11 @@ pub(super) trait Source: Sync {
     fn image(&self) -> &str;
 
     /// A manifest, an index or a configuration; `None` where it is not there.
-    fn document(&self, descriptor: &Descriptor) -> Result<Option<Vec<u8>>, StoreError>;
+    fn document(
+        &self,
+        descriptor: &Descriptor,
+        kind: DocumentKind,
+    ) -> Result<Option<Vec<u8>>, StoreError>;
 
     /// The blob of a layer, of the size that its descriptor says.
     fn layer(
@@ -53,13 +73,13 @@ pub(super) fn describe(
     let image = source.image();
     let mut manifest = descriptor;
     for _ in 0..manifest::MAX_INDEX_DEPTH {
-        let content = verified(source, &manifest, "manifest")?;
+        let content = verified(source, &manifest, DocumentKind::Manifest)?;
         match Document::parse(&content, image)? {
             Document::Index(entries) => {
                 manifest = manifest::choose(&entries, platform, image)?.clone();
             }
             Document::Manifest { config, layers } => {
-                let content = verified(source, &config, "configuration")?;
+                let content = verified(source, &config, DocumentKind::Configuration)?;
                 let configuration = Configuration::parse(&content, platform, layers.len(), image)?;
                 return Ok(Described {
                     manifest,
@@ -82,9 +102,10 @@ pub(super) fn describe(
 fn verified(
     source: &dyn Source,
     descriptor: &Descriptor,
-    what: &'static str,
+    kind: DocumentKind,
 ) -> Result<Vec<u8>, StoreError> {
     let image = source.image();
+    let what = kind.name();
     if descriptor.size > MAX_DOCUMENT_BYTES {
         return Err(StoreError::malformed(
             what,
@@ -95,7 +116,7 @@ fn verified(
             ),
         ));
     }
-    let Some(content) = source.document(descriptor)? else {
+    let Some(content) = source.document(descriptor, kind)? else {
         return Err(StoreError::MissingBlob {
             image: image.to_owned(),
             digest: descriptor.digest,

@@ -217,7 +217,6 @@ impl StartFailure {
     /// What to do about it: the environments that refuse, and the setting that changes each.
     fn advice(&self) -> String {
         match (self.step, self.errno) {
-            (StartStep::Namespaces, _) => crate::host::why_no_user_namespace(self.errno),
             (StartStep::IdMap, _) => {
                 "Check that newuidmap and newgidmap are installed with their privilege (package uidmap), and \
                  that /etc/subuid and /etc/subgid give this user a range."
@@ -234,7 +233,7 @@ impl StartFailure {
                  `--security-opt unmask=/proc/*` (Podman)."
                     .to_owned()
             }
-            (_, libc::EPERM | libc::EACCES) => crate::host::why_no_user_namespace(self.errno),
+            (StartStep::Namespaces, _) | (_, libc::EPERM | libc::EACCES) => crate::host::why_no_user_namespace(self.errno),
             _ => "This is not expected on a machine that has user namespaces; please report it.".to_owned(),
         }
     }

@@ -10,7 +10,7 @@
 
 use std::{
     fs, io,
-    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -39,7 +39,7 @@ pub(super) const STAGE: &str = "/stage";
 pub(super) fn settle(
     single_threaded: SingleThreaded,
     control: Channel,
-    caller: OwnedFd,
+    caller: &OwnedFd,
     from_starter: Channel,
     hello: &Hello,
 ) -> ! {
@@ -61,7 +61,7 @@ pub(super) fn settle(
         }
     };
     let mut keep = vec![control.as_fd().as_raw_fd(), caller.as_raw_fd()];
-    keep.extend(caller_namespace.as_ref().map(|fd| fd.as_raw_fd()));
+    keep.extend(caller_namespace.as_ref().map(AsRawFd::as_raw_fd));
     if sys::close_inherited(&mut keep).is_err()
         || control.send(&Welcome::Ready { pid }, &[]).is_err()
     {
@@ -182,7 +182,7 @@ fn namespace_of_caller(
     mapping: Mapping,
 ) -> io::Result<OwnedFd> {
     let (ours, theirs) = Channel::pair()?;
-    match single_threaded.fork(libc::CLONE_NEWUSER as u64, None)? {
+    match single_threaded.fork(libc::CLONE_NEWUSER, None)? {
         Fork::Child => {
             drop(ours);
             // Until the namespace is held by a descriptor.

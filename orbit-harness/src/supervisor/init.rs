@@ -6,21 +6,24 @@ use std::{
     fs,
     io::Read as _,
     os::{
-        fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::{ffi::OsStrExt as _, fs::OpenOptionsExt as _},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use nix::sys::{
     signal::{SigSet, Signal},
     signalfd::{SfdFlags, SignalFd},
 };
-use rustix::event::{PollFd, PollFlags};
+use rustix::{
+    event::{PollFd, PollFlags},
+    process::PidfdFlags,
+};
 
 use super::{
     channel::Channel,
-    make::Maker,
+    make::{Maker, TerminalPair},
     protocol::{Cause, Control, Event, Exit, Failure},
 };
 use crate::{
@@ -45,44 +48,48 @@ const FORWARDED: [Signal; 7] = [
 /// CAP_KILL: all that the init keeps, to signal a program that runs as another user.
 const CAP_KILL: u64 = 1 << 5;
 
-/// Runs a sandbox to its end, as its process 1. `stdio` is standard input, output and error.
-pub(super) fn run(
-    single_threaded: SingleThreaded,
-    plan: &Plan,
-    events: Channel,
-    stdio: &[OwnedFd],
-    caller_namespace: Option<BorrowedFd<'_>>,
-    filter: &[SockFilter],
-) -> ! {
-    let mut keep: Vec<_> = stdio.iter().map(|fd| fd.as_raw_fd()).collect();
-    keep.push(events.as_fd().as_raw_fd());
-    keep.extend(caller_namespace.map(|fd| fd.as_raw_fd()));
-    let kept = sys::close_inherited(&mut keep).map_err(|error| failure(0, &error));
-    let ran = kept.and_then(|()| {
-        try_run(
-            single_threaded,
-            plan,
-            &events,
-            stdio,
-            caller_namespace,
-            filter,
-        )
-    });
+/// What an init gets from the supervisor, whose copy it is.
+pub(super) struct Given<'a> {
+    pub(super) events: Channel,
+    /// Standard input, output and error of the program.
+    pub(super) stdio: Vec<OwnedFd>,
+    pub(super) caller_namespace: Option<BorrowedFd<'a>>,
+    pub(super) filter: &'a [SockFilter],
+}
+
+/// How long a process may outlive the program and not count as leaked.
+const GRACE_MS: u32 = 20;
+
+/// Runs a sandbox to its end, as its process 1.
+pub(super) fn run(single_threaded: SingleThreaded, plan: &Plan, given: Given<'_>) -> ! {
+    let mut keep: Vec<_> = given.stdio.iter().map(AsRawFd::as_raw_fd).collect();
+    keep.push(given.events.as_fd().as_raw_fd());
+    keep.extend(given.caller_namespace.as_ref().map(AsRawFd::as_raw_fd));
+    let Given { events, stdio, .. } = given;
+    let ran = sys::close_inherited(&mut keep)
+        .map_err(|error| failure(0, &error))
+        .and_then(|()| {
+            let program = prepare(plan, stdio, given.caller_namespace, given.filter)?;
+            match plan.program.init {
+                Init::Orbit => run_under(single_threaded, plan, program, &events),
+                Init::Program => become_program(single_threaded, plan, &program, &events),
+            }
+        });
     if let Err(failure) = ran {
+        // Nobody to tell: the sandbox was let go meanwhile.
         let _ = events.send(&Event::Failed(failure), &[]);
     }
     // The kernel now kills whatever else is left in this pid namespace.
     sys::exit_now(0)
 }
 
-fn try_run(
-    single_threaded: SingleThreaded,
+/// Carries out the steps of the plan, and readies the program.
+fn prepare<'a>(
     plan: &Plan,
-    events: &Channel,
-    stdio: &[OwnedFd],
-    caller_namespace: Option<BorrowedFd<'_>>,
-    filter: &[SockFilter],
-) -> Result<(), Failure> {
+    stdio: Vec<OwnedFd>,
+    caller_namespace: Option<BorrowedFd<'a>>,
+    filter: &'a [SockFilter],
+) -> Result<Ready<'a>, Failure> {
     // Opened here, where /proc is the supervisor's, and for the test process: no program has it.
     let network = match plan.network {
         Isolation::Own => Some(fs::File::open("/proc/self/ns/net").map_err(|e| failure(0, &e))?),
@@ -95,66 +102,100 @@ fn try_run(
             cause,
         })?;
     }
-    let first_line_after = plan.steps.len() + 1;
-    let started = Instant::now();
-    let caller_namespace =
+    let namespace =
         caller_namespace.filter(|_| matches!(plan.program.user, UserPlan::Caller { .. }));
-    let ready = Ready::new(&plan.program, caller_namespace.is_some()).map_err(|cause| Failure {
-        line: first_line_after,
+    Ready::new(
+        &plan.program,
+        stdio,
+        maker.take_terminal(),
+        namespace,
+        filter,
+    )
+    .map(|ready| Ready {
+        network: network.map(OwnedFd::from),
+        ..ready
+    })
+    .map_err(|cause| Failure {
+        line: plan.steps.len() + 1,
         cause,
-    })?;
-    let terminal = maker.take_terminal();
-    let streams = match &terminal {
-        Some(terminal) => [&terminal.program_side; 3].map(AsFd::as_fd),
-        None => [&stdio[0], &stdio[1], &stdio[2]].map(AsFd::as_fd),
-    };
-    let program = ready.program(streams, terminal.is_some(), caller_namespace, filter);
-    let exec_failed = |failure| Failure {
-        line: plan.lines().len() - 1,
-        cause: Cause::Exec(failure),
-    };
-    let tell_started = |pid: i32| {
-        let pidfd = rustix::process::Pid::from_raw(pid).and_then(|pid| {
-            rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
-        });
-        let mut fds: Vec<BorrowedFd<'_>> = pidfd.iter().map(AsFd::as_fd).collect();
-        fds.extend(terminal.iter().map(|terminal| terminal.caller_side.as_fd()));
-        fds.extend(network.iter().map(AsFd::as_fd));
-        let started = Event::Started {
-            pid,
-            network: network.is_some(),
-        };
-        let _ = events.send(&started, &fds);
-    };
-    if plan.program.init == Init::Program {
-        tell_started(1);
-        return Err(exec_failed(program.execute(single_threaded)));
-    }
+    })
+}
 
+/// The program as process 1: this process becomes it.
+fn become_program(
+    single_threaded: SingleThreaded,
+    plan: &Plan,
+    ready: &Ready<'_>,
+    events: &Channel,
+) -> Result<(), Failure> {
+    // It closes when the program executes; what failed until then has been said by then.
+    let (executing, _until_executed) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .map_err(|errno| failure(0, &errno.into()))?;
+    tell_started(events, 1, ready, Some(executing.as_fd()));
+    Err(exec_failure(plan, ready.program().execute(single_threaded)))
+}
+
+/// The program as a child of this process, which sees to it until it ends.
+fn run_under(
+    single_threaded: SingleThreaded,
+    plan: &Plan,
+    ready: Ready<'_>,
+    events: &Channel,
+) -> Result<(), Failure> {
+    let started = Instant::now();
     // Blocked before the program starts, so that its end cannot come unseen; it unblocks them for itself.
-    let signals = watch_signals().map_err(|error| failure(first_line_after, &error.into()))?;
-    let pid = program.spawn(single_threaded).map_err(exec_failed)?;
-    tell_started(pid);
-    drop((terminal, network));
-    let _ =
-        sys::hold_only(plan.program.capabilities.bits() & CAP_KILL).map_err(|errno| Failure {
-            line: first_line_after,
-            cause: Cause::Errno(errno),
-        })?;
+    let signals = watch_signals().map_err(|errno| failure(0, &errno.into()))?;
+    let pid = ready
+        .program()
+        .spawn(single_threaded)
+        .map_err(|failure| exec_failure(plan, failure))?;
+    tell_started(events, pid, &ready, None);
+    // Its streams are its own: who reads them sees their end when the program closes them.
+    drop(ready);
+    sys::hold_only(plan.program.capabilities.bits() & CAP_KILL).map_err(|errno| Failure {
+        line: plan.steps.len() + 2,
+        cause: Cause::Errno(errno),
+    })?;
     let Some(end) = supervise(pid, &signals, events) else {
         return Ok(());
     };
     let wall_time = started.elapsed();
-    let leaked = kill_the_rest();
-    let usage = Usage::from(&end);
     let exit = Exit {
         status: Status::from(&end),
-        usage,
+        usage: Usage::from(&end),
         wall_time,
-        leaked,
+        leaked: kill_the_rest(),
     };
     let _ = events.send(&Event::Exited(exit), &[]);
     Ok(())
+}
+
+/// Says that the program runs, with a pidfd of it and the caller's side of its terminal, if it has one.
+fn tell_started(events: &Channel, pid: i32, ready: &Ready<'_>, executing: Option<BorrowedFd<'_>>) {
+    let pidfd = rustix::process::Pid::from_raw(pid)
+        .and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
+    let terminal = ready.terminal.as_ref().map(|pair| pair.caller_side.as_fd());
+    let started = Event::Started {
+        has_pidfd: pidfd.is_some(),
+        has_terminal: terminal.is_some(),
+        executes_later: executing.is_some(),
+        has_network: ready.network.is_some(),
+    };
+    let fds: Vec<_> = pidfd
+        .iter()
+        .map(AsFd::as_fd)
+        .chain(terminal)
+        .chain(executing)
+        .chain(ready.network.as_ref().map(AsFd::as_fd))
+        .collect();
+    let _ = events.send(&started, &fds);
+}
+
+fn exec_failure(plan: &Plan, failure: sys::ExecFailure) -> Failure {
+    Failure {
+        line: plan.lines().len() - 1,
+        cause: Cause::Exec(failure),
+    }
 }
 
 fn failure(line: usize, error: &std::io::Error) -> Failure {
@@ -213,8 +254,17 @@ fn signal(pid: i32, number: i32) {
 
 /// Kills every process of this pid namespace but this one, and says which there were.
 fn kill_the_rest() -> Vec<LeakedProcess> {
-    if sys::wait_any(false).is_err() {
-        return Vec::new(); // No child, so no process: orphans are children of process 1.
+    // What ends with the program, such as the supervisor of sandboxes inside this one, is given the time to.
+    for _ in 0..GRACE_MS {
+        loop {
+            match sys::wait_any(false) {
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                // No child, so no process: orphans are children of process 1.
+                Err(_) => return Vec::new(),
+            }
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
     let leaked = living_processes();
     // From process 1, -1 is every other process of the namespace.
@@ -248,8 +298,8 @@ fn living_processes() -> Vec<LeakedProcess> {
     found
 }
 
-/// What a program needs, as C strings and numbers.
-struct Ready {
+/// What a program needs, as C strings, numbers and descriptors.
+struct Ready<'a> {
     candidates: Vec<CString>,
     argv: Vec<CString>,
     env: Vec<CString>,
@@ -257,17 +307,30 @@ struct Ready {
     uid: u32,
     gid: u32,
     groups: Option<Vec<u32>>,
+    umask: u32,
     capabilities: u64,
+    stdio: Vec<OwnedFd>,
+    terminal: Option<TerminalPair>,
+    /// For who asked for the sandbox, where it has one of its own.
+    network: Option<OwnedFd>,
+    user_namespace: Option<BorrowedFd<'a>>,
+    filter: &'a [SockFilter],
 }
 
-impl Ready {
-    fn new(plan: &ProgramPlan, is_caller: bool) -> Result<Self, Cause> {
+impl<'a> Ready<'a> {
+    fn new(
+        plan: &ProgramPlan,
+        stdio: Vec<OwnedFd>,
+        terminal: Option<TerminalPair>,
+        user_namespace: Option<BorrowedFd<'a>>,
+        filter: &'a [SockFilter],
+    ) -> Result<Self, Cause> {
         // The plan holds no NUL byte: it would be no plan.
         let c_string =
             |text: &OsStr| CString::new(text.as_bytes()).map_err(|_| Cause::Errno(libc::EINVAL));
         let mut env = plan.env.clone();
         let (uid, gid, groups) = match &plan.user {
-            UserPlan::Caller { uid, gid } if is_caller => (*uid, *gid, Vec::new()),
+            UserPlan::Caller { uid, gid } if user_namespace.is_some() => (*uid, *gid, Vec::new()),
             UserPlan::Caller { .. } => (0, 0, Vec::new()),
             UserPlan::Named(name) => {
                 let spec = if name.is_empty() {
@@ -308,35 +371,42 @@ impl Ready {
             uid,
             gid,
             groups: (!groups_denied).then_some(groups),
+            umask: plan.umask,
             capabilities: plan.capabilities.bits(),
+            stdio,
+            terminal,
+            network: None,
+            user_namespace,
+            filter,
         })
     }
 
-    fn program<'a>(
-        &'a self,
-        stdio: [BorrowedFd<'a>; 3],
-        terminal: bool,
-        user_namespace: Option<BorrowedFd<'a>>,
-        filter: &'a [SockFilter],
-    ) -> Program<'a> {
+    fn program(&self) -> Program<'_> {
+        let (stdio, terminal) = match &self.terminal {
+            Some(pair) => (
+                [&pair.program_side; 3].map(AsFd::as_fd),
+                Terminal::Controlling,
+            ),
+            None => (
+                [0, 1, 2].map(|number| self.stdio[number].as_fd()),
+                Terminal::None,
+            ),
+        };
         Program {
             candidates: &self.candidates,
             argv: &self.argv,
             env: &self.env,
             stdio,
-            terminal: if terminal {
-                Terminal::Controlling
-            } else {
-                Terminal::None
-            },
+            terminal,
             working_dir: &self.working_dir,
-            user_namespace,
+            user_namespace: self.user_namespace,
             uid: self.uid,
             gid: self.gid,
             groups: self.groups.as_deref(),
+            umask: self.umask,
             rlimits: &[],
             capabilities: self.capabilities,
-            filter,
+            filter: self.filter,
         }
     }
 }

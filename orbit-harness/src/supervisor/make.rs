@@ -85,6 +85,7 @@ impl Maker {
             Step::OverlayRoot { lower, etc } => self.overlay_root(lower, etc),
             Step::EmptyRoot => self.empty_root(),
             Step::Directory { at, mode } => self.directory(at, *mode).map(drop),
+            Step::Fresh { at, mode } => self.fresh(at, *mode),
             Step::Home { at } => {
                 let home = self.directory(at, 0o700)?;
                 rustix::fs::chmod(fd_path(&home), Mode::from_raw_mode(0o700))?;
@@ -198,6 +199,14 @@ impl Maker {
             MountFlags::NODEV,
             options.as_c_str(),
         )
+    }
+
+    fn fresh(&mut self, at: &Path, mode: u32) -> Done {
+        let target = self.directory(at, 0o755)?;
+        let source = self.new_layer()?;
+        rustix::fs::chmod(&source, Mode::from_raw_mode(mode))?;
+        self.give_to_system(&source)?;
+        Ok(rustix::mount::mount_bind(&source, fd_path(&target))?)
     }
 
     fn overlay(&mut self, source: &Path, at: &Path) -> Done {
@@ -348,11 +357,10 @@ impl Maker {
 
     /// The directory at `path`, made with its parents where it is not there.
     fn directory(&self, path: &Path, mode: u32) -> Result<OwnedFd, Cause> {
-        let opened = match self.open_inside(path) {
+        match self.open_inside(path) {
             Err(Cause::Errno(libc::ENOENT)) => {}
             other => return other,
-        };
-        drop(opened);
+        }
         let mut walked = PathBuf::new();
         let mut parent = self.open_inside(Path::new("/"))?;
         for component in path
@@ -463,7 +471,7 @@ fn open_in(root: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> {
 }
 
 fn open_if_there(path: &Path) -> rustix::io::Result<Option<OwnedFd>> {
-    match rustix::fs::open(path, PATH | OFlags::NOFOLLOW, Mode::empty()) {
+    match rustix::fs::open(path, PATH, Mode::empty()) {
         Ok(fd) => Ok(Some(fd)),
         Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
         Err(error) => Err(error),

@@ -88,9 +88,14 @@ pub(crate) enum Request {
 /// What happens to a sandbox, told to the test process.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Event {
-    /// The program runs. With a pidfd of it, and with a terminal the terminal's other side. Last, where it has
-    /// one of its own, its network namespace.
-    Started { pid: i32, network: bool },
+    /// The program runs. Descriptors, as far as the fields say: a pidfd of it; the other side of its terminal;
+    /// a pipe that ends when a program that is process 1 itself executes; last, its network namespace.
+    Started {
+        has_pidfd: bool,
+        has_terminal: bool,
+        executes_later: bool,
+        has_network: bool,
+    },
     /// A step failed, and nothing is left.
     Failed(Failure),
     /// The program ended, and every other process of the sandbox was killed.

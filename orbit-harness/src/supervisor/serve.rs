@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, hash_map::Entry},
     io,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
     time::{Duration, Instant},
 };
 
@@ -63,11 +63,11 @@ struct Child {
 pub(super) fn serve(
     single_threaded: SingleThreaded,
     control: Channel,
-    caller: OwnedFd,
+    caller: &OwnedFd,
     caller_namespace: Option<OwnedFd>,
 ) {
     // There is nobody to tell: the test process sees the control channel close, and says so.
-    let _ = try_serve(single_threaded, control, &caller, caller_namespace);
+    let _ = try_serve(single_threaded, control, caller, caller_namespace);
 }
 
 fn try_serve(
@@ -172,17 +172,15 @@ impl Supervisor {
                 return Ok(());
             }
         };
-        match self.single_threaded.fork(namespaces as u64, None) {
+        match self.single_threaded.fork(namespaces, None) {
             Ok(Fork::Child) => {
-                let caller_namespace = self.caller_namespace.as_ref().map(|fd| fd.as_fd());
-                init::run(
-                    self.single_threaded,
-                    plan,
+                let given = init::Given {
                     events,
-                    &stdio,
-                    caller_namespace,
+                    stdio,
+                    caller_namespace: self.caller_namespace.as_ref().map(AsFd::as_fd),
                     filter,
-                )
+                };
+                init::run(self.single_threaded, plan, given)
             }
             Ok(Fork::Parent { pid, pidfd }) => {
                 let timeout = plan.timeout;
@@ -208,7 +206,7 @@ impl Supervisor {
         let Some(control) = fds.pop().map(Channel::from_fd) else {
             return Ok(()); // As an invalid message.
         };
-        match self.single_threaded.fork(libc::CLONE_NEWNET as u64, None) {
+        match self.single_threaded.fork(libc::CLONE_NEWNET, None) {
             Ok(Fork::Child) => {
                 if sys::close_inherited(&mut [control.as_fd().as_raw_fd()]).is_ok() {
                     broker::serve(control);
@@ -247,7 +245,8 @@ impl Supervisor {
         // Where no process can be made the reply channel closes unanswered, and the caller says so.
         match self.single_threaded.fork(0, None) {
             Ok(Fork::Child) => {
-                let mut keep: Vec<_> = rest.iter().map(|fd| fd.as_raw_fd()).collect();
+                use std::os::fd::AsRawFd;
+                let mut keep: Vec<_> = rest.iter().map(AsRawFd::as_raw_fd).collect();
                 keep.push(reply.as_fd().as_raw_fd());
                 if sys::close_inherited(&mut keep).is_ok() {
                     let _ = reply.send(&task(rest), &[]);

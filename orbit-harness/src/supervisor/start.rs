@@ -6,7 +6,7 @@
 use std::{
     fs, io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
 };
 
@@ -42,7 +42,7 @@ pub(crate) fn run(single_threaded: SingleThreaded) -> i32 {
         return 2;
     };
     let Some(caller) = fds.pop() else { return 2 };
-    match start(single_threaded, &control, caller, &hello) {
+    match start(single_threaded, &control, &caller, &hello) {
         Ok(()) => 0,
         Err(failure) => {
             // Nobody is left to tell where the caller is gone.
@@ -62,14 +62,14 @@ fn take_standard_input() -> io::Result<OwnedFd> {
 fn start(
     single_threaded: SingleThreaded,
     control: &Channel,
-    caller: OwnedFd,
+    caller: &OwnedFd,
     hello: &Hello,
 ) -> Result<(), StartFailure> {
     let fail = |step| move |error: io::Error| StartFailure::new(step, &error);
     let (to_supervisor, from_starter) = Channel::pair().map_err(fail(StartStep::Namespaces))?;
     let namespaces = libc::CLONE_NEWUSER | libc::CLONE_NEWPID | libc::CLONE_NEWNS;
     let forked = single_threaded
-        .fork_sibling(namespaces as u64)
+        .fork_sibling(namespaces)
         .map_err(fail(StartStep::Namespaces))?;
     let pid = match forked {
         Fork::Child => {
@@ -145,8 +145,11 @@ fn hand_over_host(pid: i32, to_supervisor: &Channel) -> Result<(), StartFailure>
         let Ok(tree) = rustix::mount::open_tree(rustix::fs::CWD, &path, flags) else {
             continue;
         };
+        // A copy is in the same peer group as the original: what is unmounted below the one would be gone
+        // below the other too, that is, on the host.
+        sys::set_mount_attributes(tree.as_fd(), 0, None, false).map_err(fail)?;
         let mapped = sys::set_mount_attributes(tree.as_fd(), 0, Some(namespace.as_fd()), false);
-        if let (Err(error), true) = (mapped, path == std::path::Path::new("/")) {
+        if let (Err(error), true) = (mapped, path == Path::new("/")) {
             return Err(StartFailure {
                 detail: "/".into(),
                 ..StartFailure::new(StartStep::HostView, &error)

@@ -33,6 +33,7 @@ pub(crate) struct Program<'a> {
     pub(crate) gid: u32,
     /// `None` where this user namespace denies `setgroups`.
     pub(crate) groups: Option<&'a [u32]>,
+    pub(crate) umask: u32,
     /// `(resource, soft, hard)`.
     pub(crate) rlimits: &'a [(u32, u64, u64)],
     /// The bounding set, and for root the permitted and effective ones.
@@ -223,10 +224,15 @@ unsafe fn become_program(prepared: &Prepared<'_>) -> ExecFailure {
             libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWUSER)
         );
     }
-    // Everything above 2 goes, whether or not it was to be closed on exec.
+    // Everything above 2 goes when the program executes, whoever opened it, and is there to report until then.
     step!(
         CloseDescriptors,
-        libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0)
+        libc::syscall(
+            libc::SYS_close_range,
+            3,
+            u32::MAX,
+            libc::CLOSE_RANGE_CLOEXEC
+        )
     );
 
     for capability in (0..64).filter(|bit| program.capabilities & (1 << bit) == 0) {
@@ -276,6 +282,8 @@ unsafe fn become_program(prepared: &Prepared<'_>) -> ExecFailure {
         };
     }
 
+    // SAFETY: umask takes a number and cannot fail.
+    unsafe { libc::syscall(libc::SYS_umask, program.umask) };
     step!(
         Capabilities,
         libc::prctl(

@@ -5,17 +5,20 @@
 
 #![allow(unsafe_code)]
 
-mod entry;
+use std::ffi::CStr;
+
 mod exec;
 mod link;
 mod mount;
 mod process;
 mod seccomp;
 
-pub(crate) use entry::SUPERVISOR_NAME;
 pub(crate) use exec::{ExecFailure, ExecStep, Program, Terminal, hold_only};
 pub(crate) use link::bring_up;
 pub(crate) use mount::set_mount_attributes;
 pub(crate) use process::{
     Fork, SingleThreaded, Waited, close_inherited, exit_now, reset_signals, wait_any,
 };
+
+/// What a supervisor is called in `argv[0]`. The caller starts `/proc/self/exe` under this name.
+pub(crate) const SUPERVISOR_NAME: &CStr = c"orbit-supervisor";

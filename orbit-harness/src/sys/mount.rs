@@ -8,7 +8,8 @@ use std::{
 /// The id map of a user namespace, laid over a mount.
 pub(crate) type IdMapped<'a> = Option<BorrowedFd<'a>>;
 
-/// Changes attributes of the mount that `tree` stands for; of all below it too where `recursive`.
+/// Changes attributes of the mount that `tree` stands for; of all below it too where `recursive`. The mount
+/// is made private, so that nothing that happens to it happens to the mount it is a copy of.
 ///
 /// C: `mount_setattr(tree, "", AT_EMPTY_PATH [| AT_RECURSIVE], &attr, sizeof(attr))`, with `MOUNT_ATTR_…`
 /// flags in `set`, and `MOUNT_ATTR_IDMAP` where `idmap` names a user namespace.
@@ -25,12 +26,12 @@ pub(crate) fn set_mount_attributes(
     let mut attr = libc::mount_attr {
         attr_set: set,
         attr_clr: 0,
-        propagation: 0,
+        propagation: libc::MS_PRIVATE,
         userns_fd: 0,
     };
     if let Some(userns) = idmap {
         attr.attr_set |= libc::MOUNT_ATTR_IDMAP;
-        attr.userns_fd = userns.as_raw_fd() as u64;
+        attr.userns_fd = u64::from(userns.as_raw_fd().cast_unsigned());
     }
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is an empty C string and `attr` a whole `mount_attr` of the size given; the kernel only

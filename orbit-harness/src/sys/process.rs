@@ -1,6 +1,7 @@
 //! Processes: forks of a single-threaded process, their end, and what they must not inherit.
 
 use std::{
+    ffi::c_int,
     io,
     marker::PhantomData,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
@@ -38,52 +39,57 @@ impl SingleThreaded {
     /// # Errors
     /// What the kernel answers: EPERM without privilege over the user namespace, ENOSPC or EUSERS at a limit
     /// on namespaces, EAGAIN at a limit on processes, ENOSYS where a container's seccomp filter hides clone3.
-    pub(crate) fn fork(self, namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Fork> {
-        self.clone3(namespaces, libc::SIGCHLD as u64, cgroup)
+    pub(crate) fn fork(
+        self,
+        namespaces: c_int,
+        cgroup: Option<BorrowedFd<'_>>,
+    ) -> io::Result<Fork> {
+        clone3(self, namespaces, libc::SIGCHLD, cgroup)
     }
 
     /// As [`Self::fork`], with the new process a sibling of this one: its parent is this one's parent.
-    pub(crate) fn fork_sibling(self, namespaces: u64) -> io::Result<Fork> {
-        self.clone3(namespaces | libc::CLONE_PARENT as u64, 0, None)
+    pub(crate) fn fork_sibling(self, namespaces: c_int) -> io::Result<Fork> {
+        clone3(self, namespaces | libc::CLONE_PARENT, 0, None)
     }
+}
 
-    fn clone3(
-        self,
-        flags: u64,
-        exit_signal: u64,
-        cgroup: Option<BorrowedFd<'_>>,
-    ) -> io::Result<Fork> {
-        let mut pidfd: RawFd = -1;
-        let mut args = libc::clone_args {
-            flags: flags | libc::CLONE_PIDFD as u64,
-            pidfd: &raw mut pidfd as u64,
-            child_tid: 0,
-            parent_tid: 0,
-            exit_signal,
-            stack: 0,
-            stack_size: 0,
-            tls: 0,
-            set_tid: 0,
-            set_tid_size: 0,
-            cgroup: 0,
-        };
-        if let Some(cgroup) = cgroup {
-            args.flags |= CLONE_INTO_CGROUP;
-            args.cgroup = cgroup.as_raw_fd() as u64;
-        }
-        // SAFETY: `args` is a whole `clone_args` of the size given, and `pidfd` outlives the call. Without
-        // CLONE_VM and with no stack of its own the child goes on with a copy of this memory, as after fork;
-        // `self` proves that no other thread holds a lock in it.
-        let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of_val(&args)) };
-        match pid {
-            -1 => Err(io::Error::last_os_error()),
-            0 => Ok(Fork::Child),
+fn clone3(
+    _: SingleThreaded,
+    flags: c_int,
+    exit_signal: c_int,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> io::Result<Fork> {
+    let mut pidfd: RawFd = -1;
+    let bits = |number: c_int| u64::from(number.cast_unsigned());
+    let mut args = libc::clone_args {
+        flags: bits(flags | libc::CLONE_PIDFD),
+        pidfd: &raw mut pidfd as u64,
+        child_tid: 0,
+        parent_tid: 0,
+        exit_signal: bits(exit_signal),
+        stack: 0,
+        stack_size: 0,
+        tls: 0,
+        set_tid: 0,
+        set_tid_size: 0,
+        cgroup: 0,
+    };
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = bits(cgroup.as_raw_fd());
+    }
+    // SAFETY: `args` is a whole `clone_args` of the size given, and `pidfd` outlives the call. Without CLONE_VM
+    // and with no stack of its own the child goes on with a copy of this memory, as after fork; the first
+    // argument proves that no other thread holds a lock in it.
+    let answer = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of_val(&args)) };
+    match i32::try_from(answer) {
+        Ok(0) => Ok(Fork::Child),
+        Ok(pid) if pid > 0 => {
             // SAFETY: with CLONE_PIDFD the kernel stored a new descriptor that nothing else owns.
-            pid => Ok(Fork::Parent {
-                pid: pid as i32,
-                pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) },
-            }),
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Ok(Fork::Parent { pid, pidfd })
         }
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

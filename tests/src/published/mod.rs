@@ -160,9 +160,11 @@ pub fn cargo_test_verdicts(krate: &Published, copy: &Path, runner: Runner<'_>) -
     let finished = runner()?
         .arg("--manifest-path")
         .arg(copy.join("Cargo.toml"))
+        // Not by the environment, which cargo run by a test would see too (duct has such tests).
+        .arg("--target-dir")
+        .arg(target)
         .args(["--offline", "--no-fail-fast"])
         .args(krate.flags)
-        .env("CARGO_TARGET_DIR", target)
         .env("CARGO_TERM_COLOR", "never")
         .env("CARGO_INCREMENTAL", "0")
         .current_dir(copy)

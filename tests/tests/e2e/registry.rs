@@ -30,6 +30,7 @@ fn serves_and_counts_blobs(context: &Context) -> Result<()> {
             "--quiet",
             "--src-tls-verify=false",
         ])
+        .arg("--dest-oci-accept-uncompressed-layers")
         .arg(format!("docker://{pushed}"))
         .arg(format!("oci:{}:latest", copy.display()))
         .run()?

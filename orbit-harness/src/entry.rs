@@ -3,13 +3,17 @@
 //! The supervisor must be single-threaded and must not hold the memory of the test process, so it is a fresh
 //! execution of the same file. No helper program has to be found or installed, and `main`, which belongs to
 //! somebody else, is never reached.
+//!
+//! Beside `sys`, the one file with `unsafe` code: what it does has to name both ends of the crate.
+
+#![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_char, c_int};
 
-use super::SingleThreaded;
-
-/// What a supervisor is called in `argv[0]`. The caller starts `/proc/self/exe` under this name.
-pub(crate) const SUPERVISOR_NAME: &CStr = c"orbit-supervisor";
+use crate::{
+    supervisor,
+    sys::{self, SUPERVISOR_NAME, SingleThreaded},
+};
 
 /// Run by the dynamic loader, or by the C library's start code in a static program, before `main`.
 ///
@@ -26,7 +30,7 @@ extern "C" fn become_supervisor(argc: c_int, argv: *const *const c_char) {
         // SAFETY: no code of this program has run yet, and neither the loader nor the C library starts
         // threads; the calling thread is the only one.
         let single_threaded = unsafe { SingleThreaded::assume() };
-        super::exit_now(crate::supervisor::run(single_threaded))
+        sys::exit_now(supervisor::run(single_threaded))
     }
 }
 

@@ -1,0 +1,243 @@
+//! The plans of the main kinds of sandbox, as snapshots: their difference is the security review. And what is
+//! refused, all at once.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    Sandbox, SandboxBuilder,
+    host::TopLevel,
+    image::ImageConfig,
+    security::idmap::plan::{Caller, plan as plan_ids},
+    spec::Mount,
+};
+
+/// A machine with an ordinary layout: something is mounted below `/boot`, nothing below the others.
+fn host(uid: u32) -> Host {
+    let directories = [
+        "/boot", "/dev", "/etc", "/home", "/opt", "/proc", "/root", "/run", "/sys", "/tmp", "/usr",
+        "/var",
+    ];
+    let mut top_level: BTreeMap<PathBuf, TopLevel> = directories
+        .map(|path| (path.into(), TopLevel::Directory))
+        .into();
+    top_level.insert("/bin".into(), TopLevel::Symlink("usr/bin".into()));
+    top_level.insert("/swapfile".into(), TopLevel::Other);
+    let caller = Caller {
+        euid: uid,
+        egid: uid,
+        name: Some("dev"),
+        subuid: "dev:100000:65536\n",
+        subgid: "dev:100000:65536\n",
+        uid_map: "0 0 4294967295\n",
+        gid_map: "0 0 4294967295\n",
+        helpers: true,
+        privileged: uid == 0,
+    };
+    Host {
+        uid,
+        gid: uid,
+        home: if uid == 0 { "/root" } else { "/home/dev" }.into(),
+        hostname: "machine".into(),
+        resolv_conf: "nameserver 192.0.2.1\n".into(),
+        ids: plan_ids(&caller).unwrap(),
+        last_cap: 40,
+        top_level,
+        mount_points: ["/", "/boot/efi", "/dev", "/proc", "/run", "/sys", "/tmp"]
+            .map(Into::into)
+            .into(),
+        cgroups: Cgroups::V1OrHybrid,
+    }
+}
+
+fn around() -> Surroundings {
+    Surroundings {
+        working_dir: "/home/dev/project/crate".into(),
+        executable_dir: Some("/home/dev/project/target/debug/deps".into()),
+        path: Some("/home/dev/.cargo/bin:/usr/bin".into()),
+        umask: 0o002,
+    }
+}
+
+fn image() -> Image {
+    Image {
+        name: "test".into(),
+        digest: "sha256:0123".into(),
+        layers_dir: "/home/dev/.cache/orbit/layers".into(),
+        layers: vec!["base".into(), "middle".into(), "top".into()],
+        config: ImageConfig {
+            env: vec!["PATH=/srv/bin".into(), "LANG=C.UTF-8".into()],
+            entrypoint: vec!["/entrypoint".into()],
+            cmd: vec!["serve".into()],
+            working_dir: "/srv".into(),
+            user: "app".into(),
+            ..ImageConfig::default()
+        },
+    }
+}
+
+fn planned(builder: SandboxBuilder, uid: u32) -> Result<Plan, Vec<SpecFault>> {
+    let SandboxBuilder {
+        spec, mut faults, ..
+    } = builder;
+    let image = match spec.image {
+        ImageRef::Host | ImageRef::Dir(_) => Image::default(),
+        _ => image(),
+    };
+    match plan(&spec, &image, &host(uid), &around()) {
+        Ok(plan) if faults.is_empty() => Ok(plan),
+        Ok(_) => Err(faults),
+        Err(found) => {
+            faults.extend(found);
+            Err(faults)
+        }
+    }
+}
+
+fn text(builder: SandboxBuilder, uid: u32) -> String {
+    planned(builder, uid).unwrap().to_string()
+}
+
+#[test]
+fn over_the_host_as_an_ordinary_user() {
+    insta::assert_snapshot!(text(Sandbox::builder().cmd(["true"]), 1000));
+}
+
+#[test]
+fn over_the_host_as_root() {
+    insta::assert_snapshot!(text(Sandbox::builder().cmd(["true"]), 0));
+}
+
+#[test]
+fn over_the_host_as_cargo_orbit_test_asks() {
+    let builder = Sandbox::builder()
+        .cmd(["/home/dev/project/target/debug/deps/it-1"])
+        .host_path("/home/dev/project")
+        .host_path_read_only("/home/dev/.cargo")
+        .hide("/home/dev/.cargo/credentials.toml")
+        .working_dir("/home/dev/project/crate")
+        .nested(true);
+    insta::assert_snapshot!(text(builder, 1000));
+}
+
+#[test]
+fn an_image_with_nothing_else_asked() {
+    insta::assert_snapshot!(text(Sandbox::builder().image("test"), 1000));
+}
+
+#[test]
+fn a_directory_with_everything_asked() {
+    let builder = Sandbox::builder()
+        .image("dir:/srv/root")
+        .name("web")
+        .cmd(["server"])
+        .args(["--port", "80"])
+        .user("app:web")
+        .working_dir("/data/../srv")
+        .mount(Mount::bind("/home/dev/data", "/data"))
+        .mount(Mount::bind_read_only("/etc/ssl", "/etc/ssl"))
+        .mount(Mount::overlay("/home/dev/seed", "/var/lib/app"))
+        .mount(Mount::tmpfs("/cache").size(Bytes::mib(8)))
+        .read_only(true)
+        .cap_drop("ALL")
+        .cap_add("NET_BIND_SERVICE")
+        .network(NetworkMode::Host)
+        .disk("16M")
+        .timeout(Duration::from_secs(5))
+        .init(Init::Program)
+        .tty(true);
+    insta::assert_snapshot!(text(builder, 1000));
+}
+
+#[test]
+fn the_environment_is_the_images_then_the_callers() {
+    let env = |builder: SandboxBuilder| {
+        let env = planned(builder, 1000).unwrap().program.env;
+        let pairs = env
+            .into_iter()
+            .map(|(name, value)| format!("{}={}", name.to_string_lossy(), value.to_string_lossy()));
+        pairs.collect::<Vec<_>>().join(" ")
+    };
+    let image = || Sandbox::builder().image("test");
+    assert_eq!(env(image()), "HOSTNAME=orbit LANG=C.UTF-8 PATH=/srv/bin");
+    assert_eq!(
+        env(image().env("LANG", "C").name("web")),
+        "HOSTNAME=web LANG=C PATH=/srv/bin"
+    );
+    assert_eq!(env(image().env("A", "1").env_clear()), "A=1");
+    assert_eq!(
+        env(Sandbox::builder().cmd(["true"])),
+        "HOME=/home/dev PATH=/home/dev/.cargo/bin:/usr/bin"
+    );
+}
+
+#[test]
+fn words_are_joined_by_dockers_rule() {
+    let argv = |builder: SandboxBuilder| planned(builder, 1000).unwrap().program.argv;
+    let image = || Sandbox::builder().image("test");
+    assert_eq!(argv(image()), ["/entrypoint", "serve"]);
+    assert_eq!(argv(image().cmd(["check"])), ["/entrypoint", "check"]);
+    assert_eq!(argv(image().entrypoint(["sh"])), ["sh"]);
+    assert_eq!(argv(image().entrypoint(["sh"]).cmd(["-c"])), ["sh", "-c"]);
+    assert_eq!(argv(image().args(["-v"])), ["/entrypoint", "serve", "-v"]);
+}
+
+#[test]
+fn every_fault_is_reported_at_once() {
+    let builder = Sandbox::builder()
+        .image("oci:")
+        .hostname("no good")
+        .user("a:b:c")
+        .working_dir("here")
+        .mount_str("only-one-word")
+        .mount(Mount::tmpfs("/"))
+        .cap_add("NET_RAWW")
+        .env("A=B", "1")
+        .memory("10Q")
+        .memory("64M")
+        .cpu("0.5")
+        .publish("80:")
+        .publish("8080:80")
+        .timeout(Duration::ZERO);
+    let faults = planned(builder, 1000).unwrap_err();
+    let lines: Vec<String> = faults.iter().map(ToString::to_string).collect();
+    insta::assert_snapshot!(lines.join("\n"));
+}
+
+#[test]
+fn no_limit_is_asked_by_max() {
+    assert!(planned(Sandbox::builder().cmd(["true"]).cpu("max"), 1000).is_ok());
+}
+
+#[test]
+fn a_failed_step_is_named_by_its_line() {
+    let plan = planned(Sandbox::builder().image("test"), 1000).unwrap();
+    // Line 0 is the namespaces; step N of the plan is line N + 1; the program is the last.
+    assert_eq!(plan.lines()[1], plan.steps[0].to_string());
+    assert!(plan.lines().last().unwrap().starts_with("exec "));
+}
+
+proptest! {
+    #[test]
+    fn targets_stay_inside_the_root(path in "/?([a-z.]{0,3}/){0,6}[a-z.]{0,3}") {
+        let normal = normal(Path::new(&path));
+        prop_assert!(normal.is_absolute());
+        prop_assert!(normal.components().all(|part| part != std::path::Component::ParentDir));
+    }
+
+    #[test]
+    fn a_spec_from_any_words_is_planned_or_refused(
+        words in proptest::collection::vec(".{0,12}", 0..4),
+        hostname in ".{0,70}",
+        user in ".{0,8}",
+        path in ".{0,20}",
+    ) {
+        let builder = Sandbox::builder()
+            .cmd(words)
+            .hostname(hostname)
+            .user(&user)
+            .working_dir(path.clone())
+            .mount(Mount::tmpfs(path));
+        let _ = planned(builder, 1000);
+    }
+}

@@ -1,0 +1,524 @@
+//! Requests to one registry: with timeouts, tried again where that helps, and with a token where one is needed.
+//!
+//! What is sent back is not trusted here and not looked at; that is up to the caller.
+
+use std::{
+    io::{self, Read},
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use serde::Deserialize;
+use ureq::{
+    Agent, Body,
+    config::RedirectAuthHeaders,
+    http::{Response, StatusCode, header},
+    tls::{Certificate, RootCerts, TlsConfig},
+};
+
+use super::{
+    super::reference::Reference, challenge::Challenge, credentials::Credentials,
+    error::RegistryError,
+};
+
+const MAX_REDIRECTS: u32 = 5;
+const MAX_TOKEN_BYTES: u64 = 1 << 20;
+const MAX_MESSAGE_BYTES: u64 = 4096;
+
+/// How long to wait for what. Tests have less patience.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timing {
+    pub(crate) connect: Duration,
+    /// Until the headers of an answer are there.
+    pub(crate) response: Duration,
+    /// Without a single byte.
+    pub(crate) silence: Duration,
+    /// In each such time at least [`Timing::MIN_WINDOW_BYTES`] must come.
+    pub(crate) window: Duration,
+    /// The first pause before another attempt; each is twice the one before.
+    pub(crate) backoff: Duration,
+    /// A registry that asks to wait longer is not waited for.
+    pub(crate) max_retry_after: Duration,
+    pub(crate) attempts: u32,
+}
+
+impl Timing {
+    /// Slower than a modem: nobody waits for an image that long, but a test would hang.
+    const MIN_WINDOW_BYTES: u64 = 32 << 10;
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(15),
+            response: Duration::from_secs(30),
+            silence: Duration::from_secs(30),
+            window: Duration::from_secs(30),
+            backoff: Duration::from_millis(400),
+            max_retry_after: Duration::from_secs(60),
+            attempts: 5,
+        }
+    }
+}
+
+/// A connection pool to the registry of one reference, and what proves who the user is.
+pub(super) struct Client {
+    agent: Agent,
+    reference: Reference,
+    timing: Timing,
+    credentials: Option<Credentials>,
+    /// The header that the registry last accepted. Shared by the threads that download layers.
+    authorization: Mutex<Option<String>>,
+}
+
+impl Client {
+    pub(super) fn new(reference: &Reference, timing: Timing) -> Self {
+        let is_loopback = reference.is_loopback();
+        let mut config = Agent::config_builder()
+            .http_status_as_error(false)
+            // Also holds for where a registry redirects to.
+            .https_only(!is_loopback)
+            .max_redirects(MAX_REDIRECTS)
+            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
+            .user_agent(concat!("orbit/", env!("CARGO_PKG_VERSION")))
+            .timeout_resolve(Some(timing.connect))
+            .timeout_connect(Some(timing.connect))
+            .timeout_recv_response(Some(timing.response))
+            .timeout_per_read(Some(timing.silence))
+            .tls_config(
+                TlsConfig::builder()
+                    .root_certs(root_certificates(is_loopback))
+                    .build(),
+            );
+        if is_loopback {
+            // A proxy's loopback is another.
+            config = config.proxy(None);
+        }
+        Self {
+            agent: config.build().new_agent(),
+            reference: reference.clone(),
+            timing,
+            credentials: Credentials::find(reference),
+            authorization: Mutex::new(None),
+        }
+    }
+
+    pub(super) fn timing(&self) -> &Timing {
+        &self.timing
+    }
+
+    /// The address of something in the repository: `manifests/latest`.
+    pub(super) fn url(&self, what: &str) -> String {
+        let scheme = if self.reference.is_loopback() {
+            "http"
+        } else {
+            "https"
+        };
+        format!(
+            "{scheme}://{}/v2/{}/{what}",
+            self.reference.host(),
+            self.reference.repository()
+        )
+    }
+
+    /// Gets `url`; from the byte `start` on, where that is not 0 and the registry can.
+    ///
+    /// The answer's status is 200, 206 or 416. Everything else was tried again, or is an error.
+    pub(super) fn get(
+        &self,
+        url: &str,
+        accept: &str,
+        start: u64,
+    ) -> Result<Response<Body>, RegistryError> {
+        let mut attempt = 1;
+        let mut logins = 0;
+        loop {
+            let mut request = self.agent.get(url);
+            // An empty Accept is none: the blob is what it is.
+            if !accept.is_empty() {
+                request = request.header(header::ACCEPT, accept);
+            }
+            if start > 0 {
+                request = request.header(header::RANGE, format!("bytes={start}-"));
+            }
+            let authorization = self.authorization();
+            if let Some(value) = &authorization {
+                request = request.header(header::AUTHORIZATION, value);
+            }
+            let failure = match request.call() {
+                Err(error) => self.transport_error(url, error, attempt)?,
+                Ok(mut response) => match response.status() {
+                    StatusCode::OK
+                    | StatusCode::PARTIAL_CONTENT
+                    | StatusCode::RANGE_NOT_SATISFIABLE => {
+                        return Ok(response);
+                    }
+                    // Twice: a token may run out between two layers, and once more while it is renewed.
+                    StatusCode::UNAUTHORIZED if logins < 2 => {
+                        logins += 1;
+                        self.log_in(&response, authorization.as_deref(), attempt)?;
+                        continue;
+                    }
+                    StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(self.denied()),
+                    StatusCode::NOT_FOUND => {
+                        return Err(RegistryError::NotFound {
+                            image: self.reference.to_string(),
+                            registry: self.reference.registry().to_owned(),
+                            had_credentials: self.credentials.is_some(),
+                        });
+                    }
+                    status => {
+                        let message = message(&mut response);
+                        self.refusal(url, status, retry_after(&response), message)?
+                    }
+                },
+            };
+            if attempt >= self.timing.attempts {
+                return Err(failure.error);
+            }
+            thread::sleep(failure.wait.unwrap_or_else(|| self.backoff(attempt)));
+            attempt += 1;
+        }
+    }
+
+    /// How long to wait before the attempt after `attempt`: doubled each time, and not the same for all of the
+    /// processes that failed at the same moment.
+    pub(super) fn backoff(&self, attempt: u32) -> Duration {
+        let nanos = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .map_or(0, |time| time.subsec_nanos());
+        let jitter = f64::from(nanos.wrapping_mul(std::process::id()) % 1000) / 1000.0;
+        self.timing
+            .backoff
+            .saturating_mul(1 << attempt.min(6))
+            .mul_f64(0.5 + jitter / 2.0)
+    }
+
+    /// An answer that is worth another attempt, or an error that is not.
+    fn refusal(
+        &self,
+        url: &str,
+        status: StatusCode,
+        wait: Option<Duration>,
+        message: String,
+    ) -> Result<Failure, RegistryError> {
+        let error = if status == StatusCode::TOO_MANY_REQUESTS {
+            RegistryError::Throttled {
+                registry: self.reference.registry().to_owned(),
+                retry_after: wait,
+            }
+        } else {
+            RegistryError::Status {
+                url: url.to_owned(),
+                status: status.as_u16(),
+                message,
+            }
+        };
+        let is_passing = status == StatusCode::TOO_MANY_REQUESTS
+            || status == StatusCode::REQUEST_TIMEOUT
+            || (status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED);
+        if !is_passing || wait.is_some_and(|wait| wait > self.timing.max_retry_after) {
+            return Err(error);
+        }
+        Ok(Failure { error, wait })
+    }
+
+    fn transport_error(
+        &self,
+        url: &str,
+        error: ureq::Error,
+        attempts: u32,
+    ) -> Result<Failure, RegistryError> {
+        let url = url.to_owned();
+        let error = match error {
+            ureq::Error::TooManyRedirects | ureq::Error::RedirectFailed => {
+                return Err(RegistryError::RedirectLoop { url });
+            }
+            ureq::Error::RequireHttpsOnly(target) => {
+                return Err(RegistryError::Protocol {
+                    url,
+                    why: format!("it redirects to {target}, which is not encrypted"),
+                });
+            }
+            ureq::Error::Rustls(error) => {
+                return Err(RegistryError::Tls {
+                    url,
+                    why: error.to_string(),
+                });
+            }
+            ureq::Error::Tls(why) => {
+                return Err(RegistryError::Tls {
+                    url,
+                    why: why.to_owned(),
+                });
+            }
+            // A wrong certificate arrives wrapped.
+            ureq::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => {
+                return Err(RegistryError::Tls {
+                    url,
+                    why: error.to_string(),
+                });
+            }
+            ureq::Error::BadUri(why) => return Err(RegistryError::Protocol { url, why }),
+            other => RegistryError::Unreachable {
+                url,
+                why: other.to_string(),
+                attempts,
+            },
+        };
+        Ok(Failure { error, wait: None })
+    }
+
+    fn denied(&self) -> RegistryError {
+        RegistryError::Denied {
+            image: self.reference.to_string(),
+            registry: self.reference.registry().to_owned(),
+            had_credentials: self.credentials.is_some(),
+        }
+    }
+
+    fn authorization(&self) -> Option<String> {
+        self.authorization
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Gets what the registry asks for, unless another thread has by now.
+    fn log_in(
+        &self,
+        response: &Response<Body>,
+        refused: Option<&str>,
+        attempt: u32,
+    ) -> Result<(), RegistryError> {
+        let mut slot = self
+            .authorization
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if slot.as_deref() != refused {
+            return Ok(());
+        }
+        let challenges = response.headers().get_all(header::WWW_AUTHENTICATE);
+        let challenge = challenges
+            .iter()
+            .find_map(|value| Challenge::parse(value.to_str().ok()?))
+            .ok_or_else(|| self.denied())?;
+        *slot = Some(match challenge {
+            Challenge::Basic => self
+                .credentials
+                .as_ref()
+                .and_then(Credentials::basic)
+                .ok_or_else(|| self.denied())?,
+            Challenge::Bearer {
+                realm,
+                service,
+                scope,
+            } => {
+                let scope = scope
+                    .unwrap_or_else(|| format!("repository:{}:pull", self.reference.repository()));
+                let token = self.token(&realm, service.as_deref(), &scope, attempt)?;
+                format!("Bearer {token}")
+            }
+        });
+        Ok(())
+    }
+
+    fn token(
+        &self,
+        realm: &str,
+        service: Option<&str>,
+        scope: &str,
+        attempt: u32,
+    ) -> Result<String, RegistryError> {
+        #[derive(Deserialize)]
+        struct Answer {
+            token: Option<String>,
+            access_token: Option<String>,
+        }
+        let sent = match &self.credentials {
+            Some(Credentials::IdentityToken(token)) => {
+                let form = [
+                    ("grant_type", "refresh_token"),
+                    ("client_id", "orbit"),
+                    ("service", service.unwrap_or_default()),
+                    ("scope", scope),
+                    ("refresh_token", token),
+                ];
+                self.agent.post(realm).send_form(form)
+            }
+            other => {
+                let mut request = self.agent.get(realm).query("scope", scope);
+                if let Some(service) = service {
+                    request = request.query("service", service);
+                }
+                if let Some(value) = other.as_ref().and_then(Credentials::basic) {
+                    request = request.header(header::AUTHORIZATION, value);
+                }
+                request.call()
+            }
+        };
+        let mut response = sent.map_err(|error| {
+            self.transport_error(realm, error, attempt)
+                .map_or_else(|error| error, |failure| failure.error)
+        })?;
+        let protocol = |why: String| RegistryError::Protocol {
+            url: realm.to_owned(),
+            why,
+        };
+        match response.status() {
+            StatusCode::OK => {}
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST => {
+                return Err(self.denied());
+            }
+            status => {
+                return Err(RegistryError::Status {
+                    url: realm.to_owned(),
+                    status: status.as_u16(),
+                    message: message(&mut response),
+                });
+            }
+        }
+        let content = self.read_document(realm, response, MAX_TOKEN_BYTES)?;
+        let answer: Answer =
+            serde_json::from_slice(&content).map_err(|e| protocol(format!("no token: {e}")))?;
+        let token = answer
+            .token
+            .or(answer.access_token)
+            .filter(|token| !token.is_empty())
+            .ok_or_else(|| protocol("an answer without a token".to_owned()))?;
+        // It becomes a header.
+        if token.bytes().all(|b| b.is_ascii_graphic()) {
+            Ok(token)
+        } else {
+            Err(protocol("a token that is none".to_owned()))
+        }
+    }
+
+    /// Reads a small answer whole.
+    pub(super) fn read_document(
+        &self,
+        url: &str,
+        response: Response<Body>,
+        limit: u64,
+    ) -> Result<Vec<u8>, RegistryError> {
+        let mut content = Vec::new();
+        let mut reader = Paced::new(response.into_body().into_reader(), &self.timing);
+        reader
+            .by_ref()
+            .take(limit + 1)
+            .read_to_end(&mut content)
+            .map_err(|error| RegistryError::Unreachable {
+                url: url.to_owned(),
+                why: error.to_string(),
+                attempts: 1,
+            })?;
+        if content.len() as u64 > limit {
+            return Err(RegistryError::Protocol {
+                url: url.to_owned(),
+                why: format!("more than {limit} bytes"),
+            });
+        }
+        Ok(content)
+    }
+}
+
+/// An attempt that may be repeated: the error if it is not, and how long the registry asks to wait.
+struct Failure {
+    error: RegistryError,
+    wait: Option<Duration>,
+}
+
+/// Fails where too little comes: a registry that sends a byte a second is as good as one that is silent.
+pub(super) struct Paced<R> {
+    inner: R,
+    window: Duration,
+    started: Instant,
+    count: u64,
+}
+
+impl<R> Paced<R> {
+    pub(super) fn new(inner: R, timing: &Timing) -> Self {
+        Self {
+            inner,
+            window: timing.window,
+            started: Instant::now(),
+            count: 0,
+        }
+    }
+}
+
+impl<R: Read> Read for Paced<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.inner.read(buffer)?;
+        self.count += length as u64;
+        if length > 0 && self.started.elapsed() > self.window {
+            if self.count < Timing::MIN_WINDOW_BYTES {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!(
+                        "only {} bytes came in {} seconds",
+                        self.count,
+                        self.window.as_secs()
+                    ),
+                ));
+            }
+            (self.started, self.count) = (Instant::now(), 0);
+        }
+        Ok(length)
+    }
+}
+
+/// The system's, so that a company's own are among them; the bundled ones where the system has none.
+fn root_certificates(is_loopback: bool) -> RootCerts {
+    if is_loopback {
+        return RootCerts::WebPki;
+    }
+    let found: Vec<Certificate<'static>> = rustls_native_certs::load_native_certs()
+        .certs
+        .iter()
+        .map(|certificate| Certificate::from_der(certificate).to_owned())
+        .collect();
+    if found.is_empty() {
+        RootCerts::WebPki
+    } else {
+        RootCerts::Specific(Arc::new(found))
+    }
+}
+
+/// In seconds; a date is not worth a parser, and is taken as none.
+fn retry_after(response: &Response<Body>) -> Option<Duration> {
+    let value = response.headers().get(header::RETRY_AFTER)?.to_str().ok()?;
+    value.trim().parse().ok().map(Duration::from_secs)
+}
+
+/// What the registry says about its refusal, on one line.
+fn message(response: &mut Response<Body>) -> String {
+    #[derive(Deserialize)]
+    struct Answer {
+        errors: Vec<Fault>,
+    }
+    #[derive(Deserialize)]
+    struct Fault {
+        message: String,
+    }
+    let mut content = Vec::new();
+    let reader = response.body_mut().as_reader();
+    if reader
+        .take(MAX_MESSAGE_BYTES)
+        .read_to_end(&mut content)
+        .is_err()
+    {
+        return String::new();
+    }
+    let text = match serde_json::from_slice::<Answer>(&content) {
+        Ok(answer) => answer
+            .errors
+            .into_iter()
+            .next()
+            .map(|fault| fault.message)
+            .unwrap_or_default(),
+        Err(_) => return String::new(),
+    };
+    text.chars().filter(|c| !c.is_control()).take(200).collect()
+}

@@ -1,0 +1,72 @@
+//! Checks that run no test: formatting, lints, documentation, licences and origins of dependencies.
+
+use std::{process::Command, time::Instant};
+
+use anyhow::Result;
+
+use crate::{licences, run, tally::Tally};
+
+/// Runs them all, whatever the first says.
+pub(crate) fn all(tally: &mut Tally) -> Result<()> {
+    check(
+        tally,
+        "formatting",
+        run::cargo().args(["fmt", "--all", "--check"]),
+    )?;
+    let clippy = [
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--quiet",
+        "--",
+        "-D",
+        "warnings",
+    ];
+    check(tally, "clippy", run::cargo().args(clippy))?;
+    let mut doc = run::cargo();
+    doc.args(["doc", "--workspace", "--no-deps", "--quiet"])
+        .env("RUSTDOCFLAGS", "-D warnings");
+    check(tally, "documentation", &mut doc)?;
+    dependencies(tally)
+}
+
+fn check(tally: &mut Tally, name: &str, command: &mut Command) -> Result<()> {
+    let started = Instant::now();
+    let status = run::status(command)?;
+    tally.checked(
+        name,
+        status.success(),
+        &status.to_string(),
+        started.elapsed(),
+    );
+    Ok(())
+}
+
+/// cargo-deny where it is installed (building it takes longer than all our tests); else the same question
+/// asked by ourselves, of the same `deny.toml`: it is never skipped.
+fn dependencies(tally: &mut Tally) -> Result<()> {
+    let name = "dependencies";
+    if Command::new("cargo-deny")
+        .arg("--version")
+        .output()
+        .is_ok_and(|output| output.status.success())
+    {
+        return check(
+            tally,
+            name,
+            run::cargo().args(["deny", "check", "licenses", "bans", "sources"]),
+        );
+    }
+    let started = Instant::now();
+    let faults = licences::faults()?;
+    for fault in &faults {
+        println!("{fault}");
+    }
+    tally.checked(
+        name,
+        faults.is_empty(),
+        &faults.join("; "),
+        started.elapsed(),
+    );
+    Ok(())
+}

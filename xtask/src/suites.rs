@@ -1,0 +1,147 @@
+//! The suites: unit tests and doctests, unit tests as the ordinary user, end-to-end tests.
+
+use std::{collections::BTreeSet, path::PathBuf, process::Command, time::Instant};
+
+use anyhow::Result;
+use serde_json::Value;
+
+use crate::{
+    is_root, run,
+    tally::{Suite, Tally},
+};
+
+/// Runs them all, whatever the first says.
+pub(crate) fn all(tally: &mut Tally) -> Result<()> {
+    let keep_going = ["--no-fail-fast"];
+    let workspace = ["test", "--workspace", "--exclude", "orbit-tests"];
+    one(
+        tally,
+        "unit tests and doctests",
+        &mut [run::cargo().args(workspace).args(keep_going)],
+    )?;
+    unit_tests_as_user(tally)?;
+    let support = [
+        "test",
+        "--package",
+        "orbit-tests",
+        "--lib",
+        "--test",
+        "audit_can_fail",
+    ];
+    one(
+        tally,
+        "test support",
+        &mut [run::cargo().args(support).args(keep_going)],
+    )?;
+    // Root runs each case as root and as the ordinary users.
+    let e2e = ["test", "--package", "orbit-tests", "--test", "e2e"];
+    one(
+        tally,
+        "end to end",
+        &mut [run::cargo().args(e2e).args(keep_going)],
+    )
+}
+
+fn one(tally: &mut Tally, name: &str, commands: &mut [&mut Command]) -> Result<()> {
+    let mut suite = Suite::new(name);
+    for command in commands {
+        let started = Instant::now();
+        let status = run::watch(command, |line| suite.read(line))?;
+        let how = format!("{}: {status}", run::line_of(command));
+        suite.end(status.success(), &how, started.elapsed());
+    }
+    tally.add(suite);
+    Ok(())
+}
+
+/// What is unit-tested as root above also holds for an ordinary user: the test binaries of libraries,
+/// which need no toolchain, run again. Where we are no root they ran as such a user already.
+fn unit_tests_as_user(tally: &mut Tally) -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let build = [
+        "test",
+        "--no-run",
+        "--workspace",
+        "--exclude",
+        "orbit-tests",
+        "--exclude",
+        "xtask",
+        "--exclude",
+        "cargo-orbit",
+    ];
+    let messages = run::output(run::cargo().args(build).args([
+        "--lib",
+        "--bins",
+        "--message-format=json",
+        "--quiet",
+    ]))?;
+    let mut commands: Vec<Command> = test_binaries(&messages).into_iter().map(as_user).collect();
+    one(
+        tally,
+        "unit tests as orbit-test",
+        &mut commands.iter_mut().collect::<Vec<_>>(),
+    )
+}
+
+/// Executable and package directory of each test binary that cargo names.
+fn test_binaries(messages: &[u8]) -> BTreeSet<(PathBuf, PathBuf)> {
+    let lines = messages.split(|&byte| byte == b'\n');
+    lines
+        .filter_map(|line| {
+            let message: Value = serde_json::from_slice(line).ok()?;
+            // A procedural macro's tests need the compiler's own libraries.
+            let kinds = message["target"]["kind"].as_array()?;
+            let test = message["profile"]["test"].as_bool()?
+                && !kinds.iter().any(|kind| kind == "proc-macro");
+            let manifest = PathBuf::from(message["manifest_path"].as_str()?);
+            let executable = PathBuf::from(message["executable"].as_str()?);
+            test.then(|| Some((executable, manifest.parent()?.to_owned())))?
+        })
+        .collect()
+}
+
+fn as_user((executable, package): (PathBuf, PathBuf)) -> Command {
+    let mut command = Command::new("setpriv");
+    command
+        .args([
+            "--reuid=orbit-test",
+            "--regid=orbit-test",
+            "--init-groups",
+            "--inh-caps=-all",
+            "--reset-env",
+            "--",
+        ])
+        .arg("env")
+        // insta asks cargo for these two otherwise, and this user has no cargo.
+        .arg(format!(
+            "INSTA_WORKSPACE_ROOT={}",
+            crate::workspace().display()
+        ))
+        .arg(format!("CARGO_MANIFEST_DIR={}", package.display()))
+        .arg("INSTA_UPDATE=no")
+        .arg(executable)
+        .current_dir(package);
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::test_binaries;
+
+    #[test]
+    fn finds_test_binaries_among_cargos_messages() {
+        let messages = br#"{"reason":"compiler-artifact","manifest_path":"/w/a/Cargo.toml","target":{"kind":["lib"]},"profile":{"test":true},"executable":"/t/a-1"}
+{"reason":"compiler-artifact","manifest_path":"/w/b/Cargo.toml","target":{"kind":["bin"]},"profile":{"test":false},"executable":"/t/b"}
+{"reason":"compiler-artifact","manifest_path":"/w/c/Cargo.toml","target":{"kind":["lib"]},"profile":{"test":true},"executable":null}
+{"reason":"compiler-artifact","manifest_path":"/w/d/Cargo.toml","target":{"kind":["proc-macro"]},"profile":{"test":true},"executable":"/t/d-1"}
+{"reason":"build-finished","success":true}
+"#;
+        let found = test_binaries(messages);
+        assert_eq!(
+            found.into_iter().collect::<Vec<_>>(),
+            [("/t/a-1".into(), "/w/a".into())]
+        );
+    }
+}
