@@ -7,6 +7,7 @@ use std::{ffi::OsString, os::fd::OwnedFd, path::PathBuf, str::FromStr, time::Dur
 
 use crate::{
     net::ports::{PortError, PortMap},
+    network::Network,
     spec::{ImageRef, Init, Mount, NetworkMode, PullPolicy, Spec, SpecFault},
     units::Bytes,
 };
@@ -34,6 +35,7 @@ pub struct SandboxBuilder {
     pub(crate) stdin: Stdin,
     pub(crate) stdout: Output,
     pub(crate) stderr: Output,
+    pub(crate) networks: Vec<Network>,
 }
 
 /// What a program reads from its standard input.
@@ -226,9 +228,16 @@ impl SandboxBuilder {
         self
     }
 
-    /// The network the program sees: loopback alone by default.
-    pub fn network(mut self, mode: NetworkMode) -> Self {
-        self.spec.network = mode;
+    /// The network the program sees: loopback alone by default. A [`NetworkMode`], or a [`Network`] that it
+    /// shares with other sandboxes; those may be several.
+    pub fn network(self, network: impl IntoNetwork) -> Self {
+        network.join(self)
+    }
+
+    /// One more name by which sandboxes on its networks reach this one, beside its [name](Self::name) and its
+    /// [host name](Self::hostname).
+    pub fn network_alias(mut self, alias: impl Into<String>) -> Self {
+        self.spec.aliases.push(alias.into());
         self
     }
 
@@ -363,5 +372,25 @@ impl IntoPortMap for (u16, u16) {
     fn into_port_map(self) -> Result<PortMap, (String, PortError)> {
         let (host, inside) = self;
         PortMap::tcp(host, inside).map_err(|error| (format!("{host}:{inside}"), error))
+    }
+}
+
+/// What [`SandboxBuilder::network`] takes.
+pub trait IntoNetwork {
+    /// Puts the sandbox on this network.
+    fn join(self, sandbox: SandboxBuilder) -> SandboxBuilder;
+}
+
+impl IntoNetwork for NetworkMode {
+    fn join(self, mut sandbox: SandboxBuilder) -> SandboxBuilder {
+        sandbox.spec.network = self;
+        sandbox
+    }
+}
+
+impl IntoNetwork for &Network {
+    fn join(self, mut sandbox: SandboxBuilder) -> SandboxBuilder {
+        sandbox.networks.push(self.clone());
+        sandbox
     }
 }

@@ -5,6 +5,7 @@
 use std::{fmt, io};
 
 use crate::{
+    net::addresses::Subnet,
     publish::PublishError,
     spec::SpecFault,
     supervisor::{Cause, Failure, SupervisorError},
@@ -25,6 +26,15 @@ pub(crate) enum Kind {
     Io { doing: String, source: io::Error },
     #[error(transparent)]
     Supervisor(#[from] SupervisorError),
+    #[error(
+        "the network {network} ({subnet}) is full: each of its {capacity} addresses is a sandbox's; give it a \
+         larger subnet"
+    )]
+    NetworkFull {
+        network: String,
+        subnet: Subnet,
+        capacity: u32,
+    },
     #[error(transparent)]
     Publish(#[from] PublishError),
     #[error("cannot connect to port {port} of the sandbox: {}", connect_text(.source))]
@@ -198,6 +208,7 @@ fn cause_text(failure: &Failure, step: &str) -> String {
             "{why}. Parts of the host's /proc or /sys are covered, as in most containers, and the kernel then \
              refuses a new one; start the outer container with `--security-opt systempaths=unconfined`"
         ),
+        ("link", libc::EEXIST) => format!("{why}. The address or the link is there already"),
         ("mount", libc::ENOENT) => format!("{why}. What is to be mounted is not there"),
         ("mount", libc::ENOSPC) => format!("{why}. Too many mounts: see `sysctl fs.mount-max`"),
         (_, libc::ENOSPC) => format!("{why}. The sandbox's writable layer is full: raise `disk`"),

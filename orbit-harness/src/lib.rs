@@ -33,11 +33,11 @@ mod store;
 
 mod outcome;
 
-mod builder;
-
 mod security;
 
 mod sys;
+
+mod netlink;
 
 mod host;
 
@@ -57,6 +57,10 @@ mod entry;
 
 mod error;
 
+mod network;
+
+mod builder;
+
 mod capture;
 
 #[cfg(feature = "images")]
@@ -64,12 +68,13 @@ mod images;
 
 mod sandbox;
 
-pub use builder::{IntoPortMap, Output, SandboxBuilder, Stdin};
+pub use builder::{IntoNetwork, IntoPortMap, Output, SandboxBuilder, Stdin};
 pub use error::Error;
 pub use net::{
     addresses::{Subnet, SubnetError},
     ports::{PortError, PortMap, Protocol},
 };
+pub use network::{Network, NetworkBuilder};
 pub use outcome::{LeakedProcess, Outcome, Status, Usage};
 pub use publish::Port;
 pub use sandbox::Sandbox;

@@ -23,7 +23,7 @@ use crate::{
     },
     rootfs::{self, Network, SystemFiles, host_view, host_view::Surroundings, normal},
     security::capabilities::{self, CapabilitySet},
-    spec::{ImageRef, Init, MountKind, NetworkMode, Spec, SpecFault},
+    spec::{ImageRef, Init, Link, MountKind, NetworkMode, Spec, SpecFault},
     step::Step,
     units::Bytes,
 };
@@ -174,6 +174,15 @@ fn steps(
     let mut steps = Vec::new();
     if network == Isolation::Own {
         steps.extend([Step::Loopback, Step::AllPorts]);
+        steps.extend(
+            spec.links
+                .iter()
+                .enumerate()
+                .map(|(number, link)| Step::Link {
+                    name: format!("eth{number}"),
+                    link: link.clone(),
+                }),
+        );
     }
     steps.push(Step::Hostname(hostname.to_owned()));
     let system = SystemFiles {
@@ -185,11 +194,19 @@ fn steps(
         },
         tty: spec.tty,
         resolv_conf: &host.resolv_conf,
+        links: &spec.links,
     };
     steps.extend(match &spec.image {
         ImageRef::Host => host_view::steps(&spec.host_view, around, host, size),
         reference => rootfs::layered(image, reference, size, system.etc()),
     });
+    if spec.image == ImageRef::Host && !spec.links.is_empty() {
+        let names = system
+            .etc()
+            .into_iter()
+            .filter(|file| file.name != "hostname");
+        steps.push(Step::CoverEtc(names.collect()));
+    }
     steps.extend(system.mounts());
     steps.extend(spec.mounts.iter().map(|mount| {
         let at = normal(&mount.target);
@@ -306,6 +323,7 @@ fn faults(spec: &Spec, host: &Host) -> Vec<SpecFault> {
         faults.push(SpecFault::new("timeout", "0s", "expected more than zero"));
     }
     port_faults(spec, &mut faults);
+    link_faults(spec, &mut faults);
     if spec.network == NetworkMode::Bridge {
         faults.push(SpecFault::new("network", "bridge", NOT_YET_NETWORK));
     }
@@ -323,6 +341,31 @@ fn published(spec: &Spec) -> Vec<Published> {
         .filter_map(|port| PortMap::tcp(0, *port).ok());
     let all = spec.publish.iter().copied().chain(exposed);
     all.flat_map(PortMap::each).collect()
+}
+
+fn link_faults(spec: &Spec, faults: &mut Vec<SpecFault>) {
+    for alias in &spec.aliases {
+        let why = match names::check_host(alias) {
+            Err(why) => why,
+            Ok(()) if spec.links.is_empty() => "the sandbox is on no network that has names",
+            Ok(()) => continue,
+        };
+        faults.push(SpecFault::new("network alias", alias, why));
+    }
+    if let (NetworkMode::Host, Some(link)) = (&spec.network, spec.links.first()) {
+        let why = "a sandbox on the host's own network cannot be on another";
+        faults.push(SpecFault::new("network", &link.network, why));
+    }
+    for (number, link) in spec.links.iter().enumerate() {
+        let overlap = |other: &&Link| other.subnet.overlaps(link.subnet);
+        if let Some(other) = spec.links[..number].iter().find(overlap) {
+            let why = format!(
+                "its subnet {} overlaps with {} of the network {}, which this sandbox is on too",
+                link.subnet, other.subnet, other.network
+            );
+            faults.push(SpecFault::new("network", &link.network, why));
+        }
+    }
 }
 
 fn port_faults(spec: &Spec, faults: &mut Vec<SpecFault>) {

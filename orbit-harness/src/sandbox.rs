@@ -6,6 +6,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpStream},
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
@@ -18,6 +19,7 @@ use crate::{
     host::Host,
     image::Image,
     names::{self, Claim},
+    network::{Address, Membership, Network},
     outcome::{Outcome, Status},
     plan::{Plan, plan},
     publish::{self, Port, Ports},
@@ -55,6 +57,7 @@ pub struct Sandbox {
     /// Where it has one of its own.
     network: Option<OwnedFd>,
     ports: Ports,
+    memberships: Vec<Membership>,
     /// What was done, to say of a failure where it happened.
     plan: Plan,
     /// Why this host has few ids to give, where it has.
@@ -126,6 +129,15 @@ impl Sandbox {
     /// The ports of the host that lead into this sandbox.
     pub fn ports(&self) -> &[Port] {
         self.ports.all()
+    }
+
+    /// The sandbox's address on `network`; `None` where it is not on it.
+    pub fn address(&self, network: &Network) -> Option<Ipv4Addr> {
+        let mut addresses = self
+            .memberships
+            .iter()
+            .map(|membership| &membership.address);
+        Some(addresses.find(|it| it.network.is(network))?.address)
     }
 
     /// Connects to the TCP port `port` of the sandbox's own loopback: a socket inside of the sandbox's network,
@@ -321,6 +333,7 @@ impl SandboxBuilder {
             stdin,
             stdout,
             stderr,
+            networks,
         } = self;
         let host =
             Host::get().map_err(|e| Error::io("cannot read the facts of this machine", e))?;
@@ -328,6 +341,7 @@ impl SandboxBuilder {
         anchor(&mut spec, &around.working_dir, &mut faults);
         let (image, held) = resolve(&spec, host, &mut faults)?;
         let claim = claim_name(&mut spec)?;
+        let addresses = take_addresses(&networks, &mut spec)?;
         let plan = match plan(&spec, &image, host, &around) {
             Ok(plan) if faults.is_empty() => plan,
             Ok(_) => return Err(Error::spec(faults)),
@@ -347,12 +361,14 @@ impl SandboxBuilder {
         let (output, stdout) = capture::output(stdout, Stream::Output).map_err(cannot_open)?;
         let (error_output, stderr) = capture::output(stderr, Stream::Error).map_err(cannot_open)?;
         let supervisor = Supervisor::get(host)?;
+        let (memberships, connectors) = join(addresses, &spec)?;
         let events = supervisor.launch(
             plan.clone(),
             [input.as_fd(), output.as_fd(), error_output.as_fd()],
+            &connectors,
         )?;
         // Else the ends of captured streams would never come.
-        drop((input, output, error_output));
+        drop((input, output, error_output, connectors));
         let mut sandbox = Sandbox {
             id: random_id(),
             events,
@@ -373,6 +389,7 @@ impl SandboxBuilder {
             },
             network: None,
             ports,
+            memberships,
             _image: held,
         };
         sandbox.await_start()?;
@@ -503,6 +520,34 @@ fn anchor(spec: &mut Spec, here: &Path, faults: &mut Vec<SpecFault>) {
 }
 
 /// Makes the name unique among this user's running sandboxes, where that is asked.
+/// An address on each of `networks`.
+fn take_addresses(networks: &[Network], spec: &mut Spec) -> Result<Vec<Address>, Error> {
+    let addresses = networks
+        .iter()
+        .map(Network::take_address)
+        .collect::<Result<Vec<_>, _>>()?;
+    spec.links = addresses.iter().map(Address::link).collect();
+    Ok(addresses)
+}
+
+/// Makes the sandbox known on its networks. Its init is given the channels, in the order of the links.
+fn join(addresses: Vec<Address>, spec: &Spec) -> Result<(Vec<Membership>, Vec<Channel>), Error> {
+    static LAST_ID: AtomicU64 = AtomicU64::new(0);
+
+    let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
+    let names: Vec<String> = spec
+        .name
+        .iter()
+        .chain(&spec.hostname)
+        .chain(&spec.aliases)
+        .cloned()
+        .collect();
+    addresses
+        .into_iter()
+        .map(|address| address.join(id, &names))
+        .collect()
+}
+
 fn claim_name(spec: &mut Spec) -> Result<Option<Claim>, Error> {
     let Some(name) = spec.name.as_ref().filter(|_| spec.unique_name) else {
         return Ok(None);

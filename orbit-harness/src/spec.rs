@@ -4,12 +4,15 @@
 //! a plan in `plan`. Texts that name something (an image, a capability, a mount) are parsed where they
 //! enter, so that a spec can hold what is wrong with it only as a list of faults.
 
-use std::{collections::BTreeMap, ffi::OsString, fmt, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    collections::BTreeMap, ffi::OsString, fmt, net::Ipv4Addr, path::PathBuf, str::FromStr,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    net::ports::PortMap,
+    net::{addresses::Subnet, ports::PortMap},
     units::{Bytes, CpuQuota},
 };
 
@@ -38,6 +41,10 @@ pub(crate) struct Spec {
     pub(crate) publish: Vec<PortMap>,
     /// Ports of the sandbox for which the kernel chooses one of the host's.
     pub(crate) expose: Vec<u16>,
+    /// Where the sandbox is on the networks it shares; filled when it is started.
+    pub(crate) links: Vec<Link>,
+    /// What it is called there, beside its own name.
+    pub(crate) aliases: Vec<String>,
     /// Size of the writable layer.
     pub(crate) disk: Option<Bytes>,
     pub(crate) timeout: Option<Duration>,
@@ -297,6 +304,15 @@ impl FromStr for NetworkMode {
             )),
         }
     }
+}
+
+/// A sandbox's place on a network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Link {
+    /// What the network is called, for people.
+    pub(crate) network: String,
+    pub(crate) subnet: Subnet,
+    pub(crate) address: Ipv4Addr,
 }
 
 /// What runs as process 1 of the sandbox.

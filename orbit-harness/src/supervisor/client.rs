@@ -139,8 +139,11 @@ impl Supervisor {
         &self,
         plan: Plan,
         stdio: [BorrowedFd<'_>; 3],
+        networks: &[Channel],
     ) -> Result<Channel, SupervisorError> {
-        self.ask(&Request::Launch(Box::new(plan)), &stdio)
+        let mut fds = stdio.to_vec();
+        fds.extend(networks.iter().map(Channel::as_fd));
+        self.ask(&Request::Launch(Box::new(plan)), &fds)
     }
 
     /// Sends `request` with a fresh reply channel before `fds`.

@@ -53,6 +53,8 @@ pub(super) struct Given<'a> {
     pub(super) events: Channel,
     /// Standard input, output and error of the program.
     pub(super) stdio: Vec<OwnedFd>,
+    /// One for each link of the plan.
+    pub(super) networks: Vec<Channel>,
     pub(super) caller_namespace: Option<BorrowedFd<'a>>,
     pub(super) filter: &'a [SockFilter],
 }
@@ -65,11 +67,17 @@ pub(super) fn run(single_threaded: SingleThreaded, plan: &Plan, given: Given<'_>
     let mut keep: Vec<_> = given.stdio.iter().map(AsRawFd::as_raw_fd).collect();
     keep.push(given.events.as_fd().as_raw_fd());
     keep.extend(given.caller_namespace.as_ref().map(AsRawFd::as_raw_fd));
-    let Given { events, stdio, .. } = given;
+    keep.extend(given.networks.iter().map(|it| it.as_fd().as_raw_fd()));
+    let Given {
+        events,
+        stdio,
+        networks,
+        ..
+    } = given;
     let ran = sys::close_inherited(&mut keep)
         .map_err(|error| failure(0, &error))
         .and_then(|()| {
-            let program = prepare(plan, stdio, given.caller_namespace, given.filter)?;
+            let program = prepare(plan, stdio, networks, given.caller_namespace, given.filter)?;
             match plan.program.init {
                 Init::Orbit => run_under(single_threaded, plan, program, &events),
                 Init::Program => become_program(single_threaded, plan, &program, &events),
@@ -87,6 +95,7 @@ pub(super) fn run(single_threaded: SingleThreaded, plan: &Plan, given: Given<'_>
 fn prepare<'a>(
     plan: &Plan,
     stdio: Vec<OwnedFd>,
+    networks: Vec<Channel>,
     caller_namespace: Option<BorrowedFd<'a>>,
     filter: &'a [SockFilter],
 ) -> Result<Ready<'a>, Failure> {
@@ -95,7 +104,7 @@ fn prepare<'a>(
         Isolation::Own => Some(fs::File::open("/proc/self/ns/net").map_err(|e| failure(0, &e))?),
         Isolation::Host => None,
     };
-    let mut maker = Maker::new().map_err(|error| failure(0, &error.into()))?;
+    let mut maker = Maker::new(networks).map_err(|error| failure(0, &error.into()))?;
     for (number, step) in plan.steps.iter().enumerate() {
         maker.carry_out(step).map_err(|cause| Failure {
             line: number + 1,

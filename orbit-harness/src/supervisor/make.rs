@@ -4,8 +4,10 @@
 //! and mounts go onto that descriptor: no link in an image, and none swapped meanwhile, can lead one astray.
 
 use std::{
+    collections::VecDeque,
     ffi::CString,
-    io::Write as _,
+    fs::File,
+    io::{self, Write as _},
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     path::{Path, PathBuf},
 };
@@ -17,10 +19,13 @@ use rustix::{
 };
 
 use super::{
+    channel::Channel,
     home::{HOST, STAGE, below_host},
     protocol::Cause,
 };
 use crate::{
+    netlink::Netlink,
+    spec::Link,
     step::{DEVICES, EtcFile, Lower, Step},
     sys,
     units::Bytes,
@@ -41,6 +46,8 @@ pub(super) struct Maker {
     system: u32,
     /// Writable layers made so far.
     layers: usize,
+    /// To who connects this sandbox to its networks, one for each link.
+    networks: VecDeque<Channel>,
     terminal: Option<TerminalPair>,
 }
 
@@ -57,7 +64,7 @@ impl From<Errno> for Cause {
 }
 
 impl Maker {
-    pub(super) fn new() -> rustix::io::Result<Self> {
+    pub(super) fn new(networks: Vec<Channel>) -> rustix::io::Result<Self> {
         let host = open_directory(HOST)?;
         Ok(Self {
             host,
@@ -65,6 +72,7 @@ impl Maker {
             null: None,
             system: 0,
             layers: 0,
+            networks: networks.into(),
             terminal: None,
         })
     }
@@ -77,6 +85,8 @@ impl Maker {
         match step {
             Step::Loopback => Ok(loopback_up()?),
             Step::AllPorts => Ok(all_ports()?),
+            Step::Link { name, link } => self.link(name, link),
+            Step::CoverEtc(files) => files.iter().try_for_each(|file| self.cover_etc(file)),
             Step::Hostname(name) => Ok(rustix::system::sethostname(name.as_bytes())?),
             Step::Scratch { size, owner } => {
                 self.system = *owner;
@@ -241,6 +251,49 @@ impl Maker {
         sys::set_mount_attributes(tree.as_fd(), attributes, None, true)
             .map_err(|error| Cause::Errno(error.raw_os_error().unwrap_or(0)))?;
         Ok(move_onto(&tree, &target)?)
+    }
+
+    /// Has a link made into this network namespace, and gives it its address.
+    fn link(&mut self, name: &str, link: &Link) -> Done {
+        let cause = |error: io::Error| Cause::Errno(error.raw_os_error().unwrap_or(libc::EIO));
+        let connector = self
+            .networks
+            .pop_front()
+            .ok_or(Cause::Errno(libc::EINVAL))?;
+        // Here `/proc` is still the supervisor's.
+        let here = File::open("/proc/self/ns/net").map_err(cause)?;
+        connector
+            .send(&name.to_owned(), &[here.as_fd()])
+            .map_err(cause)?;
+        match connector.recv::<Result<(), i32>>().map_err(cause)? {
+            Some((made, _)) => made.map_err(Cause::Errno)?,
+            None => return Err(Cause::Errno(libc::EPIPE)),
+        }
+        let netlink = Netlink::open().map_err(cause)?;
+        let index = netlink.index(name).map_err(cause)?;
+        netlink
+            .add_address(index, link.address, link.subnet.prefix())
+            .and_then(|()| netlink.bring_up(index))
+            .map_err(cause)
+    }
+
+    /// Mounts a file over one of the host's `/etc`, or puts it there where there is none.
+    fn cover_etc(&self, file: &EtcFile) -> Done {
+        let own = format!("{STAGE}/etc-{}", file.name);
+        std::fs::write(&own, &file.content)
+            .map_err(|error| Cause::Errno(error.raw_os_error().unwrap_or(0)))?;
+        self.give_to_system(&own)?;
+        let at = Path::new("/etc").join(&file.name);
+        let target = match self.empty_file(&at) {
+            // A link that leads nowhere in here, as one into `/run` does.
+            Err(Cause::Errno(libc::EEXIST)) => {
+                let (parent, name) = self.split(&at)?;
+                rustix::fs::unlinkat(&parent, name, rustix::fs::AtFlags::empty())?;
+                self.empty_file(&at)?
+            }
+            other => other?,
+        };
+        Ok(rustix::mount::mount_bind(own, fd_path(&target))?)
     }
 
     fn sys(&mut self, fresh: bool) -> Done {
@@ -568,7 +621,7 @@ fn write_files(directory: &OwnedFd, files: &[EtcFile]) -> Done {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     for file in files {
         let opened = rustix::fs::openat(directory, &file.name, flags, Mode::from_raw_mode(0o644))?;
-        std::fs::File::from(opened)
+        File::from(opened)
             .write_all(file.content.as_bytes())
             .map_err(|error| Cause::Errno(error.raw_os_error().unwrap_or(0)))?;
     }

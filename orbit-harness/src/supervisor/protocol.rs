@@ -70,7 +70,8 @@ pub(crate) enum StartStep {
 /// What the test process asks of its supervisor.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
-    /// Make a sandbox. Descriptors: its event channel, then standard input, output and error.
+    /// Make a sandbox. Descriptors: its event channel, then standard input, output and error, then for each link
+    /// of the plan a channel to who makes it.
     Launch(Box<Plan>),
     /// Start the broker. Descriptor: its control channel, on which it says when it is ready.
     Broker,

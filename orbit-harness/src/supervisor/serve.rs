@@ -149,9 +149,10 @@ impl Supervisor {
     }
 
     fn launch(&mut self, plan: &Plan, mut fds: Vec<OwnedFd>) -> io::Result<()> {
-        if fds.len() != 4 {
+        if fds.len() < 4 {
             return Ok(()); // As an invalid message.
         }
+        let networks = fds.split_off(4).into_iter().map(Channel::from_fd).collect();
         let stdio = fds.split_off(1);
         let events = Channel::from_fd(fds.remove(0));
         let started = Instant::now();
@@ -177,6 +178,7 @@ impl Supervisor {
                 let given = init::Given {
                     events,
                     stdio,
+                    networks,
                     caller_namespace: self.caller_namespace.as_ref().map(AsFd::as_fd),
                     filter,
                 };

@@ -1,6 +1,7 @@
 //! What runs inside of the sandboxes: small servers and clients, named by the first argument.
 
 use std::{
+    borrow::Cow,
     env,
     io::{self, Read, Write},
     net::{TcpListener, TcpStream, UdpSocket},
@@ -20,9 +21,11 @@ pub(crate) fn run() -> Option<ExitCode> {
         ["serve-echo", at] => echo(at),
         ["serve-text", at, text] => send_text(at, text),
         ["serve-udp-echo", at] => udp_echo(at),
-        ["serve-bytes", at, count] => send_bytes(at, count.parse().ok()?),
+        ["serve-bytes", at, count] => send_bytes(at, count.parse().ok()?, block),
+        ["serve-zeros", at, count] => send_bytes(at, count.parse().ok()?, zeros),
         ["serve-count", at, wait_ms] => count(at, Duration::from_millis(wait_ms.parse().ok()?)),
         ["fetch", at] => fetch(at),
+        ["discard", at] => discard(at),
         _ => return None,
     };
     Some(match done {
@@ -69,29 +72,33 @@ fn send_text(at: &str, text: &str) -> io::Result<()> {
 }
 
 /// Sends this many bytes, each block of a pattern of its own, and ends.
-fn send_bytes(at: &str, count: usize) -> io::Result<()> {
-    let serve = |mut stream: TcpStream, count: &str| {
-        let mut left: usize = count.parse().map_err(io::Error::other)?;
-        let mut number = 0;
-        while left > 0 {
-            let length = left.min(BLOCK);
-            stream.write_all(&block(number)[..length])?;
-            left -= length;
-            number += 1;
-        }
-        Ok(())
-    };
-    each(at, serve, &count.to_string())
+fn send_bytes(at: &str, count: usize, block: fn(u64) -> Cow<'static, [u8]>) -> io::Result<()> {
+    let listener = TcpListener::bind(at)?;
+    loop {
+        let (mut stream, _) = listener.accept()?;
+        thread::spawn(move || -> io::Result<()> {
+            for number in 0..(count / BLOCK) as u64 {
+                stream.write_all(&block(number))?;
+            }
+            Ok(())
+        });
+    }
+}
+
+/// A block that costs nothing to make, to measure the wire.
+fn zeros(_: u64) -> Cow<'static, [u8]> {
+    static ZEROS: [u8; BLOCK] = [0; BLOCK];
+    Cow::Borrowed(&ZEROS)
 }
 
 /// The block of this number: no two neighbours are alike, and no byte is where it was.
-pub(crate) fn block(number: u64) -> Vec<u8> {
+pub(crate) fn block(number: u64) -> Cow<'static, [u8]> {
     let mut block = vec![0u8; BLOCK];
     for (index, word) in block.chunks_exact_mut(8).enumerate() {
         let value = (number << 20 | index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         word.copy_from_slice(&value.to_le_bytes());
     }
-    block
+    block.into()
 }
 
 /// Reads nothing for a while, then all there is; answers with the count.
@@ -111,6 +118,21 @@ fn udp_echo(at: &str) -> io::Result<()> {
     loop {
         let (count, from) = socket.recv_from(&mut buffer)?;
         socket.send_to(&buffer[..count], from)?;
+    }
+}
+
+/// Prints how much a server sends.
+fn discard(at: &str) -> io::Result<()> {
+    let mut stream = TcpStream::connect(at)?;
+    let (mut buffer, mut total) = (vec![0; BLOCK], 0);
+    loop {
+        match stream.read(&mut buffer)? {
+            0 => {
+                print!("{total}");
+                return Ok(());
+            }
+            count => total += count,
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 
 use super::protocol::{Answer, NetRequest};
 use crate::{
-    net::ports::Protocol,
+    net::{addresses::Subnet, ports::Protocol},
     supervisor::channel::{Channel, MAX_FDS},
 };
 
@@ -88,6 +88,32 @@ impl Broker {
         let lease = self.ask(&NetRequest::Publish { ports }, &fds)?;
         answer(&lease)?;
         Ok(Lease(lease))
+    }
+
+    /// Makes a network.
+    pub(crate) fn create_network(&self, id: u64, subnet: Subnet) -> io::Result<Lease> {
+        let lease = self.ask(&NetRequest::CreateNetwork { id, subnet }, &[])?;
+        answer(&lease)?;
+        Ok(Lease(lease))
+    }
+
+    /// Lets a sandbox join a network: what holds its place, and what its init is to be given.
+    pub(crate) fn admit(
+        &self,
+        (network, sandbox): (u64, u64),
+        address: Ipv4Addr,
+        names: &[String],
+    ) -> io::Result<(Lease, Channel)> {
+        let (init, ours) = Channel::pair()?;
+        let request = NetRequest::Admit {
+            network,
+            sandbox,
+            address,
+            names: names.to_vec(),
+        };
+        let lease = self.ask(&request, &[ours.as_fd()])?;
+        answer(&lease)?;
+        Ok((Lease(lease), init))
     }
 
     fn ask(&self, request: &NetRequest, fds: &[BorrowedFd<'_>]) -> io::Result<Channel> {

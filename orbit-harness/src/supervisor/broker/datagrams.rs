@@ -48,7 +48,7 @@ struct Port {
     owner: u64,
     socket: OwnedFd,
     namespace: Rc<OwnedFd>,
-    port: u16,
+    inside: u16,
     /// Where the service was last not refused.
     family: Family,
     clients: HashMap<SocketAddr, u64>,
@@ -80,7 +80,7 @@ impl Datagrams {
                 owner,
                 socket,
                 namespace,
-                port,
+                inside: port,
                 family: Family::V4,
                 clients: HashMap::new(),
             },
@@ -116,7 +116,7 @@ impl Datagrams {
     }
 
     /// Passes on what clients of the host sent to the port `id`.
-    pub(super) fn from_clients(&mut self, id: u64, watch: &mut Watch, namespaces: &Namespaces) {
+    pub(super) fn pass_in(&mut self, id: u64, watch: &mut Watch, namespaces: &Namespaces) {
         for _ in 0..ROUNDS {
             let Some(port) = self.ports.get(&id) else {
                 return;
@@ -135,7 +135,7 @@ impl Datagrams {
             }
             for (from, batch) in batches {
                 // A datagram that cannot be passed on is lost, as datagrams may be.
-                let _ = self.to_target(id, from, &batch, watch, namespaces);
+                let _ = self.pass_on(id, from, &batch, watch, namespaces);
             }
             if !full {
                 return;
@@ -143,7 +143,7 @@ impl Datagrams {
         }
     }
 
-    fn to_target(
+    fn pass_on(
         &mut self,
         id: u64,
         from: SocketAddr,
@@ -199,7 +199,7 @@ impl Datagrams {
             SocketType::DGRAM,
             SocketFlags::NONBLOCK,
         )?;
-        rustix::net::connect(&socket, &family.loopback(port.port))?;
+        rustix::net::connect(&socket, &family.loopback(port.inside))?;
         let client = watch.next_id();
         watch.add(socket.as_fd(), Kind::DatagramClient, client, EventFlags::IN)?;
         port.clients.insert(address, client);
@@ -217,7 +217,7 @@ impl Datagrams {
     }
 
     /// Passes on what the service answered the client `id`.
-    pub(super) fn from_target(&mut self, id: u64) {
+    pub(super) fn pass_back(&mut self, id: u64) {
         for _ in 0..ROUNDS {
             let Some(client) = self.clients.get_mut(&id) else {
                 return;

@@ -17,12 +17,14 @@
 //! | `watch` | the epoll |
 //! | `streams`, `flow` | TCP |
 //! | `datagrams` | UDP |
+//! | `networks` | bridges, links and names of the networks that sandboxes share |
 //! | `client` | the test process's side |
 
 mod client;
 mod datagrams;
 mod flow;
 mod namespaces;
+mod networks;
 mod protocol;
 mod streams;
 mod watch;
@@ -48,6 +50,7 @@ use rustix::{
 use self::{
     datagrams::Datagrams,
     namespaces::{Family, Namespaces},
+    networks::Networks,
     protocol::{Answer, NetRequest},
     streams::Streams,
     watch::{Kind, Watch},
@@ -76,6 +79,7 @@ struct Server {
     leases: HashMap<u64, Channel>,
     streams: Streams,
     datagrams: Datagrams,
+    networks: Networks,
 }
 
 fn refusal(error: &io::Error) -> Answer {
@@ -96,7 +100,7 @@ impl Server {
             Ok(prepared) => prepared,
             Err(error) => return Err((control, error)),
         };
-        let (leases, streams, datagrams) = Default::default();
+        let (leases, streams, datagrams, networks) = Default::default();
         Ok(Self {
             control,
             watch,
@@ -104,6 +108,7 @@ impl Server {
             leases,
             streams,
             datagrams,
+            networks,
         })
     }
 
@@ -131,9 +136,11 @@ impl Server {
                 }
                 Kind::DatagramPort => {
                     self.datagrams
-                        .from_clients(id, &mut self.watch, &self.namespaces);
+                        .pass_in(id, &mut self.watch, &self.namespaces);
                 }
-                Kind::DatagramClient => self.datagrams.from_target(id),
+                Kind::DatagramClient => self.datagrams.pass_back(id),
+                Kind::Resolver => self.networks.resolve(id),
+                Kind::Init => self.networks.connect(id),
             }
         }
         self.streams.take_turns(&mut self.watch, &self.namespaces);
@@ -152,14 +159,45 @@ impl Server {
             // Its sender's channel was closed with the descriptors, which tells it.
             Err(_) => return true,
         };
-        if fds.len() < 2 {
+        if fds.is_empty() {
             return true; // As an invalid message.
         }
-        let rest = fds.split_off(1);
+        let mut rest = fds.split_off(1);
         let reply = Channel::from_fd(fds.remove(0));
-        match request {
-            NetRequest::Sockets => self.make_sockets(&reply, &rest[0]),
-            NetRequest::Publish { ports } => self.publish(reply, rest, &ports),
+        match (request, rest.is_empty()) {
+            (NetRequest::CreateNetwork { id, subnet }, _) => {
+                let lease = self.watch.next_id();
+                let made = self
+                    .networks
+                    .create(&self.watch, &self.namespaces, lease, id, subnet);
+                self.keep(lease, reply, made);
+            }
+            (NetRequest::Sockets, false) => self.make_sockets(&reply, &rest[0]),
+            (NetRequest::Publish { ports }, false) => {
+                let lease = self.watch.next_id();
+                let sockets = rest.split_off(1);
+                let namespace = Rc::new(rest.remove(0));
+                let published = self.publish(lease, &namespace, sockets, &ports);
+                self.keep(lease, reply, published);
+            }
+            (
+                NetRequest::Admit {
+                    network,
+                    sandbox,
+                    address,
+                    names,
+                },
+                false,
+            ) => {
+                let lease = self.watch.next_id();
+                let init = Channel::from_fd(rest.remove(0));
+                let whose = (network, sandbox);
+                let admitted =
+                    self.networks
+                        .admit(&self.watch, lease, whose, address, &names, init);
+                self.keep(lease, reply, admitted);
+            }
+            (_, true) => {} // As an invalid message.
         }
         true
     }
@@ -176,53 +214,49 @@ impl Server {
         };
     }
 
-    fn publish(&mut self, lease: Channel, mut fds: Vec<OwnedFd>, ports: &[(Protocol, u16)]) {
-        let sockets = fds.split_off(1);
-        let owner = self.watch.next_id();
-        if let Err(error) = self.try_publish(owner, &lease, Rc::new(fds.remove(0)), sockets, ports)
-        {
-            self.streams.close(owner);
-            self.datagrams.close(owner);
-            let _ = lease.send(&refusal(&error), &[]);
-            return;
-        }
-        if lease.send(&Answer::Ok(()), &[]).is_ok() {
-            self.leases.insert(owner, lease);
-        } else {
-            self.end_lease(owner);
-        }
-    }
-
-    fn try_publish(
+    fn publish(
         &mut self,
         owner: u64,
-        lease: &Channel,
-        namespace: Rc<OwnedFd>,
+        namespace: &Rc<OwnedFd>,
         sockets: Vec<OwnedFd>,
         ports: &[(Protocol, u16)],
     ) -> io::Result<()> {
-        self.watch
-            .add(lease.as_fd(), Kind::Lease, owner, EventFlags::RDHUP)?;
         for ((protocol, port), socket) in ports.iter().zip(sockets) {
-            let namespace = Rc::clone(&namespace);
+            let (watch, namespace) = (&mut self.watch, Rc::clone(namespace));
             match protocol {
-                Protocol::Tcp => {
-                    self.streams
-                        .listen(&mut self.watch, owner, socket, namespace, *port)?;
-                }
-                Protocol::Udp => {
-                    self.datagrams
-                        .listen(&mut self.watch, owner, socket, namespace, *port)?;
-                }
+                Protocol::Tcp => self
+                    .streams
+                    .listen(watch, owner, socket, namespace, *port)?,
+                Protocol::Udp => self
+                    .datagrams
+                    .listen(watch, owner, socket, namespace, *port)?,
             }
         }
         Ok(())
+    }
+
+    /// Answers, and keeps what was done until the lease is closed.
+    fn keep(&mut self, id: u64, lease: Channel, done: io::Result<()>) {
+        let watched = done.and_then(|()| {
+            self.watch
+                .add(lease.as_fd(), Kind::Lease, id, EventFlags::RDHUP)
+        });
+        let answer = match &watched {
+            Ok(()) => Answer::Ok(()),
+            Err(error) => refusal(error),
+        };
+        if lease.send(&answer, &[]).is_ok() && watched.is_ok() {
+            self.leases.insert(id, lease);
+        } else {
+            self.end_lease(id);
+        }
     }
 
     /// Closes what was asked for with a lease, then the lease: who waits for that knows that all is closed.
     fn end_lease(&mut self, id: u64) {
         self.streams.close(id);
         self.datagrams.close(id);
+        self.networks.close(id);
         self.leases.remove(&id);
     }
 }

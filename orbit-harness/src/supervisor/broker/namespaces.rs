@@ -7,7 +7,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::sys;
@@ -33,12 +33,21 @@ impl Namespaces {
         act: impl FnOnce() -> io::Result<T>,
     ) -> io::Result<T> {
         setns(namespace, CloneFlags::CLONE_NEWNET)?;
-        let done = act();
+        self.and_back(act())
+    }
+
+    fn and_back<T>(&self, done: T) -> T {
         if setns(&self.home, CloneFlags::CLONE_NEWNET).is_err() {
             // What it would do next it would do in the wrong place.
             sys::exit_now(1);
         }
         done
+    }
+
+    /// What `act` does inside of a fresh namespace, which lasts as long as a socket that it made there.
+    pub(super) fn inside_new<T>(&self, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        self.and_back(act())
     }
 
     /// A socket inside of `namespace`, which it stays part of wherever it is used.

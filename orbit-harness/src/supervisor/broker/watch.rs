@@ -21,10 +21,12 @@ pub(super) enum Kind {
     Target,
     DatagramPort,
     DatagramClient,
+    Resolver,
+    Init,
 }
 
 impl Kind {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 9] = [
         Self::Control,
         Self::Lease,
         Self::Listener,
@@ -32,6 +34,8 @@ impl Kind {
         Self::Target,
         Self::DatagramPort,
         Self::DatagramClient,
+        Self::Resolver,
+        Self::Init,
     ];
 }
 
