@@ -6,7 +6,10 @@
 use std::{ffi::OsString, os::fd::OwnedFd, path::PathBuf, str::FromStr, time::Duration};
 
 use crate::{
-    net::ports::{PortError, PortMap},
+    net::{
+        names,
+        ports::{PortError, PortMap},
+    },
     network::Network,
     spec::{ImageRef, Init, Mount, NetworkMode, PullPolicy, Spec, SpecFault},
     units::Bytes,
@@ -232,6 +235,24 @@ impl SandboxBuilder {
     /// shares with other sandboxes; those may be several.
     pub fn network(self, network: impl IntoNetwork) -> Self {
         network.join(self)
+    }
+
+    /// The bridge that [`NetworkMode::Bridge`] means: `myruntime0` unless this says otherwise. As root it is a
+    /// link of the host, shared by all processes; for others it is this process's own.
+    pub fn bridge(mut self, name: &str) -> Self {
+        match names::check_bridge(name) {
+            Ok(()) => name.clone_into(&mut self.spec.bridge.name),
+            Err(why) => self.faults.push(SpecFault::new("bridge", name, why)),
+        }
+        self
+    }
+
+    /// The addresses of that bridge: 172.25.0.0/16 unless this says otherwise.
+    pub fn bridge_cidr(mut self, subnet: &str) -> Self {
+        if let Some(subnet) = self.parse_as("bridge cidr", subnet) {
+            self.spec.bridge.subnet = subnet;
+        }
+        self
     }
 
     /// One more name by which sandboxes on its networks reach this one, beside its [name](Self::name) and its

@@ -5,6 +5,7 @@
 use std::{fmt, io};
 
 use crate::{
+    bridge::BridgeError,
     net::addresses::Subnet,
     publish::PublishError,
     spec::SpecFault,
@@ -35,6 +36,8 @@ pub(crate) enum Kind {
         subnet: Subnet,
         capacity: u32,
     },
+    #[error(transparent)]
+    Bridge(#[from] BridgeError),
     #[error(transparent)]
     Publish(#[from] PublishError),
     #[error("cannot connect to port {port} of the sandbox: {}", connect_text(.source))]

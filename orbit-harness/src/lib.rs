@@ -53,6 +53,8 @@ mod supervisor;
 
 mod publish;
 
+mod bridge;
+
 mod entry;
 
 mod error;

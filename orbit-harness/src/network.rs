@@ -4,7 +4,7 @@ use std::{
     fmt,
     net::Ipv4Addr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -16,7 +16,7 @@ use crate::{
         addresses::{Pool, Subnet},
         names,
     },
-    spec::{Link, SpecFault},
+    spec::{Bridge, Link, LinkNames, SpecFault},
     supervisor::{Broker, Channel, Lease, Supervisor},
 };
 
@@ -125,6 +125,25 @@ impl Network {
         self.0.subnet
     }
 
+    /// What an ordinary user's sandboxes share in place of a bridge on the host: one for each name and subnet,
+    /// as long as somebody is on it.
+    pub(crate) fn in_place_of(bridge: &Bridge) -> Result<Self, Error> {
+        static BRIDGES: Mutex<Vec<(Bridge, Weak<Inner>)>> = Mutex::new(Vec::new());
+
+        let mut bridges = BRIDGES.lock().unwrap_or_else(PoisonError::into_inner);
+        bridges.retain(|(_, network)| network.strong_count() > 0);
+        let found = bridges.iter().find(|(known, _)| known == bridge);
+        if let Some(network) = found.and_then(|(_, network)| network.upgrade()) {
+            return Ok(Self(network));
+        }
+        let network = NetworkBuilder::default()
+            .name(&bridge.name)
+            .subnet(&bridge.subnet.to_string())
+            .create()?;
+        bridges.push((bridge.clone(), Arc::downgrade(&network.0)));
+        Ok(network)
+    }
+
     pub(crate) fn is(&self, other: &Self) -> bool {
         self.0.id == other.0.id
     }
@@ -188,6 +207,7 @@ impl Address {
             network: self.network.0.name.clone(),
             subnet: self.network.0.subnet,
             address: self.address,
+            names: LinkNames::Server,
         }
     }
 

@@ -324,14 +324,9 @@ fn faults(spec: &Spec, host: &Host) -> Vec<SpecFault> {
     }
     port_faults(spec, &mut faults);
     link_faults(spec, &mut faults);
-    if spec.network == NetworkMode::Bridge {
-        faults.push(SpecFault::new("network", "bridge", NOT_YET_NETWORK));
-    }
     limit_faults(spec, host, &mut faults);
     faults
 }
-
-const NOT_YET_NETWORK: &str = "bridges are not built yet; expected none (loopback only) or host";
 
 /// The ports of the host that lead into the sandbox: those published, then those exposed.
 fn published(spec: &Spec) -> Vec<Published> {

@@ -13,6 +13,7 @@ use std::{
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::{
+    bridge::{self, Place},
     builder::SandboxBuilder,
     capture::{self, Capture, Stream},
     error::{Error, Kind},
@@ -25,7 +26,7 @@ use crate::{
     publish::{self, Port, Ports},
     rootfs::host_view::Surroundings,
     security::idmap::plan::Writer,
-    spec::{ImageRef, MountKind, NetworkMode, Spec, SpecFault},
+    spec::{ImageRef, Link, LinkNames, MountKind, NetworkMode, Spec, SpecFault},
     supervisor::{Cause, Channel, Control, Event, Exit, Failure, Gone, Supervisor},
 };
 
@@ -58,6 +59,9 @@ pub struct Sandbox {
     network: Option<OwnedFd>,
     ports: Ports,
     memberships: Vec<Membership>,
+    /// On the host's bridge.
+    place: Option<Place>,
+    is_on_bridge: bool,
     /// What was done, to say of a failure where it happened.
     plan: Plan,
     /// Why this host has few ids to give, where it has.
@@ -138,6 +142,16 @@ impl Sandbox {
             .iter()
             .map(|membership| &membership.address);
         Some(addresses.find(|it| it.network.is(network))?.address)
+    }
+
+    /// The sandbox's address on the bridge of [`NetworkMode::Bridge`]. As root, the host reaches it there too.
+    pub fn bridge_address(&self) -> Option<Ipv4Addr> {
+        let in_place = self.memberships.iter().map(|it| it.address.address).next();
+        let asked = self.is_on_bridge;
+        self.place
+            .as_ref()
+            .map(Place::address)
+            .or(in_place.filter(|_| asked))
     }
 
     /// Connects to the TCP port `port` of the sandbox's own loopback: a socket inside of the sandbox's network,
@@ -341,7 +355,11 @@ impl SandboxBuilder {
         anchor(&mut spec, &around.working_dir, &mut faults);
         let (image, held) = resolve(&spec, host, &mut faults)?;
         let claim = claim_name(&mut spec)?;
-        let addresses = take_addresses(&networks, &mut spec)?;
+        let (addresses, place) = if faults.is_empty() {
+            take_addresses(networks, &mut spec, host)?
+        } else {
+            Default::default()
+        };
         let plan = match plan(&spec, &image, host, &around) {
             Ok(plan) if faults.is_empty() => plan,
             Ok(_) => return Err(Error::spec(faults)),
@@ -361,7 +379,14 @@ impl SandboxBuilder {
         let (output, stdout) = capture::output(stdout, Stream::Output).map_err(cannot_open)?;
         let (error_output, stderr) = capture::output(stderr, Stream::Error).map_err(cannot_open)?;
         let supervisor = Supervisor::get(host)?;
-        let (memberships, connectors) = join(addresses, &spec)?;
+        let (memberships, mut connectors) = join(addresses, &spec)?;
+        let mut on_bridge = None;
+        if let Some(place) = &place {
+            let (init, ours) =
+                Channel::pair().map_err(|error| Error::io("cannot join the bridge", error))?;
+            connectors.push(init);
+            on_bridge = Some((place, ours));
+        }
         let events = supervisor.launch(
             plan.clone(),
             [input.as_fd(), output.as_fd(), error_output.as_fd()],
@@ -369,6 +394,11 @@ impl SandboxBuilder {
         )?;
         // Else the ends of captured streams would never come.
         drop((input, output, error_output, connectors));
+        if let Some((place, init)) = on_bridge {
+            place
+                .connect(&init)
+                .map_err(|error| Error::io("cannot join the bridge", error))?;
+        }
         let mut sandbox = Sandbox {
             id: random_id(),
             events,
@@ -381,6 +411,7 @@ impl SandboxBuilder {
             failure: None,
             outcome: None,
             plan,
+            is_on_bridge: spec.network == NetworkMode::Bridge,
             name: spec.name,
             _claim: claim,
             few_ids: match &host.ids.writer {
@@ -390,6 +421,7 @@ impl SandboxBuilder {
             network: None,
             ports,
             memberships,
+            place,
             _image: held,
         };
         sandbox.await_start()?;
@@ -520,14 +552,42 @@ fn anchor(spec: &mut Spec, here: &Path, faults: &mut Vec<SpecFault>) {
 }
 
 /// Makes the name unique among this user's running sandboxes, where that is asked.
-/// An address on each of `networks`.
-fn take_addresses(networks: &[Network], spec: &mut Spec) -> Result<Vec<Address>, Error> {
+/// An address on each of `networks`, and on the bridge where one is asked for: as root it is the host's, for others
+/// it is the first of the networks.
+fn take_addresses(
+    mut networks: Vec<Network>,
+    spec: &mut Spec,
+    host: &Host,
+) -> Result<(Vec<Address>, Option<Place>), Error> {
+    let on_bridge = spec.network == NetworkMode::Bridge;
+    if on_bridge && host.uid != 0 {
+        networks.insert(0, Network::in_place_of(&spec.bridge)?);
+    }
     let addresses = networks
         .iter()
         .map(Network::take_address)
         .collect::<Result<Vec<_>, _>>()?;
     spec.links = addresses.iter().map(Address::link).collect();
-    Ok(addresses)
+    let place = (on_bridge && host.uid == 0)
+        .then(|| bridge::join(&spec.bridge.name, spec.bridge.subnet, &names_of(spec)))
+        .transpose()?;
+    spec.links.extend(place.as_ref().map(|place| Link {
+        network: spec.bridge.name.clone(),
+        subnet: spec.bridge.subnet,
+        address: place.address(),
+        names: LinkNames::Hosts(place.neighbours().to_vec()),
+    }));
+    Ok((addresses, place))
+}
+
+/// What others on its networks call a sandbox.
+fn names_of(spec: &Spec) -> Vec<String> {
+    spec.name
+        .iter()
+        .chain(&spec.hostname)
+        .chain(&spec.aliases)
+        .cloned()
+        .collect()
 }
 
 /// Makes the sandbox known on its networks. Its init is given the channels, in the order of the links.
@@ -535,13 +595,7 @@ fn join(addresses: Vec<Address>, spec: &Spec) -> Result<(Vec<Membership>, Vec<Ch
     static LAST_ID: AtomicU64 = AtomicU64::new(0);
 
     let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
-    let names: Vec<String> = spec
-        .name
-        .iter()
-        .chain(&spec.hostname)
-        .chain(&spec.aliases)
-        .cloned()
-        .collect();
+    let names = names_of(spec);
     addresses
         .into_iter()
         .map(|address| address.join(id, &names))

@@ -45,6 +45,8 @@ pub(crate) struct Spec {
     pub(crate) links: Vec<Link>,
     /// What it is called there, beside its own name.
     pub(crate) aliases: Vec<String>,
+    /// The bridge to join where a bridge is asked for.
+    pub(crate) bridge: Bridge,
     /// Size of the writable layer.
     pub(crate) disk: Option<Bytes>,
     pub(crate) timeout: Option<Duration>,
@@ -306,6 +308,23 @@ impl FromStr for NetworkMode {
     }
 }
 
+/// The bridge that sandboxes share which ask for no network of their own making.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Bridge {
+    pub(crate) name: String,
+    pub(crate) subnet: Subnet,
+}
+
+impl Default for Bridge {
+    fn default() -> Self {
+        Self {
+            name: "myruntime0".to_owned(),
+            subnet: Subnet::DEFAULT,
+        }
+    }
+}
+
 /// A sandbox's place on a network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Link {
@@ -313,6 +332,16 @@ pub(crate) struct Link {
     pub(crate) network: String,
     pub(crate) subnet: Subnet,
     pub(crate) address: Ipv4Addr,
+    pub(crate) names: LinkNames,
+}
+
+/// How a sandbox learns the names of others on a network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum LinkNames {
+    /// It asks the network's first address.
+    Server,
+    /// It is told those that were there before it.
+    Hosts(Vec<(Ipv4Addr, String)>),
 }
 
 /// What runs as process 1 of the sandbox.

@@ -38,6 +38,12 @@ pub enum SubnetError {
 }
 
 impl Subnet {
+    /// 172.25.0.0/16: of the bridge, where no other is asked for.
+    pub(crate) const DEFAULT: Self = Self {
+        network: Ipv4Addr::new(172, 25, 0, 0),
+        prefix: 16,
+    };
+
     pub(crate) fn new(network: Ipv4Addr, prefix: u8) -> Result<Self, SubnetError> {
         if !(8..=30).contains(&prefix) {
             return Err(SubnetError::Prefix(prefix));
@@ -143,6 +149,21 @@ impl Pool {
             subnet,
             used: BTreeSet::new(),
             last: subnet.gateway(),
+        }
+    }
+
+    /// As it was left, with `used` in use and `last` the one given out last.
+    pub(crate) fn resumed(
+        subnet: Subnet,
+        used: impl IntoIterator<Item = Ipv4Addr>,
+        last: Option<Ipv4Addr>,
+    ) -> Self {
+        Self {
+            subnet,
+            used: used.into_iter().collect(),
+            last: last
+                .filter(|last| subnet.contains(*last) && *last != subnet.broadcast())
+                .unwrap_or(subnet.gateway()),
         }
     }
 

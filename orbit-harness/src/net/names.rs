@@ -18,11 +18,12 @@ pub(crate) fn check_host(name: &str) -> Result<(), &'static str> {
     }
 }
 
-/// Checks the name of a bridge as the kernel checks that of a link.
+/// Checks the name of a bridge, which the kernel takes for a link, and nftables in a rule.
 ///
 /// Source: Linux, net/core/dev.c, `dev_valid_name`, and `IFNAMSIZ` less its NUL byte.
 pub(crate) fn check_bridge(name: &str) -> Result<(), &'static str> {
-    let plain = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'/' | b':' | b'%');
+    // Stricter than the kernel: the name is part of nftables rules and of paths.
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     if name.len() > 15 {
         Err("it is longer than the 15 bytes that the kernel takes for the name of a link")
     } else if name.is_empty() || name == "." || name == ".." || !name.bytes().all(plain) {
@@ -74,6 +75,8 @@ mod tests {
             "sixteen-bytes-xx",
             "brücke",
             "veth%d",
+            "a;b",
+            "a\"b",
         ] {
             assert!(check_bridge(bad).is_err(), "{bad:?}");
         }

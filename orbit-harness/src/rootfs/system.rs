@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, path::PathBuf};
 
 use crate::{
-    spec::Link,
+    spec::{Link, LinkNames},
     step::{EtcFile, Step},
     units::Bytes,
 };
@@ -63,6 +63,12 @@ impl SystemFiles<'_> {
             format!("127.0.0.1\tlocalhost{own}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
         for link in self.links {
             let _ = writeln!(hosts, "{}\t{hostname}", link.address);
+            if let LinkNames::Hosts(known) = &link.names {
+                for (address, name) in known.iter().filter(|(address, _)| *address != link.address)
+                {
+                    let _ = writeln!(hosts, "{address}\t{name}");
+                }
+            }
         }
         let mut files = vec![
             file("hostname", format!("{hostname}\n")),
@@ -75,6 +81,7 @@ impl SystemFiles<'_> {
                 Network::Own => self
                     .links
                     .iter()
+                    .filter(|link| link.names == LinkNames::Server)
                     .take(MAX_NAME_SERVERS)
                     .fold(String::new(), |text, link| {
                         format!("{text}nameserver {}\n", link.subnet.gateway())

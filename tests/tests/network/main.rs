@@ -2,6 +2,7 @@
 //!
 //! The services are this very binary, run in the sandbox over the host's files: see `service`.
 
+mod bridge;
 mod named;
 mod publish;
 mod scale;
@@ -16,5 +17,13 @@ fn main() -> ExitCode {
     if let Some(done) = service::run() {
         return done;
     }
-    main_loop::run([publish::cases(), named::cases(), scale::cases()].concat())
+    main_loop::run(
+        [
+            publish::cases(),
+            named::cases(),
+            bridge::cases(),
+            scale::cases(),
+        ]
+        .concat(),
+    )
 }
