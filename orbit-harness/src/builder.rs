@@ -6,6 +6,11 @@
 use std::{ffi::OsString, os::fd::OwnedFd, path::PathBuf, str::FromStr, time::Duration};
 
 use crate::{
+    net::{
+        names,
+        ports::{PortError, PortMap},
+    },
+    network::Network,
     spec::{ImageRef, Init, Mount, NetworkMode, PullPolicy, Spec, SpecFault},
     units::Bytes,
 };
@@ -33,6 +38,7 @@ pub struct SandboxBuilder {
     pub(crate) stdin: Stdin,
     pub(crate) stdout: Output,
     pub(crate) stderr: Output,
+    pub(crate) networks: Vec<Network>,
 }
 
 /// What a program reads from its standard input.
@@ -225,15 +231,57 @@ impl SandboxBuilder {
         self
     }
 
-    /// The network the program sees: loopback alone by default.
-    pub fn network(mut self, mode: NetworkMode) -> Self {
-        self.spec.network = mode;
+    /// The network the program sees: loopback alone by default. A [`NetworkMode`], or a [`Network`] that it
+    /// shares with other sandboxes; those may be several.
+    pub fn network(self, network: impl IntoNetwork) -> Self {
+        network.join(self)
+    }
+
+    /// The bridge that [`NetworkMode::Bridge`] means: `myruntime0` unless this says otherwise. As root it is a
+    /// link of the host, shared by all processes; for others it is this process's own.
+    pub fn bridge(mut self, name: &str) -> Self {
+        match names::check_bridge(name) {
+            Ok(()) => name.clone_into(&mut self.spec.bridge.name),
+            Err(why) => self.faults.push(SpecFault::new("bridge", name, why)),
+        }
         self
     }
 
-    /// Publishes a port of the sandbox on the host: `8080:80`, `127.0.0.1:8080:80/tcp`.
-    pub fn publish(mut self, ports: &str) -> Self {
-        self.spec.publish.push(ports.to_owned());
+    /// The addresses of that bridge: 172.25.0.0/16 unless this says otherwise.
+    pub fn bridge_cidr(mut self, subnet: &str) -> Self {
+        if let Some(subnet) = self.parse_as("bridge cidr", subnet) {
+            self.spec.bridge.subnet = subnet;
+        }
+        self
+    }
+
+    /// One more name by which sandboxes on its networks reach this one, beside its [name](Self::name) and its
+    /// [host name](Self::hostname).
+    pub fn network_alias(mut self, alias: impl Into<String>) -> Self {
+        self.spec.aliases.push(alias.into());
+        self
+    }
+
+    /// Publishes ports of the sandbox on the host: `"8080:80"`, `"127.0.0.1:8080:80/tcp"`, `"8000-8010:80-90"` as
+    /// [`PortMap`] reads it, or a pair of host port and port, `(8080, 80)`.
+    ///
+    /// The ports accept connections before [`start`](Self::start) returns, and lead to loopback inside, where a
+    /// service listens that listens everywhere.
+    pub fn publish(mut self, ports: impl IntoPortMap) -> Self {
+        match ports.into_port_map() {
+            Ok(ports) => self.spec.publish.push(ports),
+            Err((given, error)) => {
+                let fault = SpecFault::new("publish", given, error.to_string());
+                self.faults.push(fault);
+            }
+        }
+        self
+    }
+
+    /// Makes a TCP port of the sandbox reachable from the host, on a loopback port that the kernel chooses:
+    /// [`Sandbox::addr`](crate::Sandbox::addr) says which.
+    pub fn expose(mut self, port: u16) -> Self {
+        self.spec.expose.push(port);
         self
     }
 
@@ -310,5 +358,60 @@ impl SandboxBuilder {
         text.parse()
             .map_err(|error| self.faults.push(fault(error)))
             .ok()
+    }
+}
+
+/// What [`SandboxBuilder::publish`] takes.
+pub trait IntoPortMap {
+    /// The ports, or what was given and what is wrong with it.
+    ///
+    /// # Errors
+    /// The text as given, and why it is no port map.
+    fn into_port_map(self) -> Result<PortMap, (String, PortError)>;
+}
+
+impl IntoPortMap for PortMap {
+    fn into_port_map(self) -> Result<PortMap, (String, PortError)> {
+        Ok(self)
+    }
+}
+
+impl IntoPortMap for &str {
+    fn into_port_map(self) -> Result<PortMap, (String, PortError)> {
+        self.parse().map_err(|error| (self.to_owned(), error))
+    }
+}
+
+impl IntoPortMap for &String {
+    fn into_port_map(self) -> Result<PortMap, (String, PortError)> {
+        self.as_str().into_port_map()
+    }
+}
+
+/// A port of the host, 0 where the kernel is to choose it, and a port of the sandbox.
+impl IntoPortMap for (u16, u16) {
+    fn into_port_map(self) -> Result<PortMap, (String, PortError)> {
+        let (host, inside) = self;
+        PortMap::tcp(host, inside).map_err(|error| (format!("{host}:{inside}"), error))
+    }
+}
+
+/// What [`SandboxBuilder::network`] takes.
+pub trait IntoNetwork {
+    /// Puts the sandbox on this network.
+    fn join(self, sandbox: SandboxBuilder) -> SandboxBuilder;
+}
+
+impl IntoNetwork for NetworkMode {
+    fn join(self, mut sandbox: SandboxBuilder) -> SandboxBuilder {
+        sandbox.spec.network = self;
+        sandbox
+    }
+}
+
+impl IntoNetwork for &Network {
+    fn join(self, mut sandbox: SandboxBuilder) -> SandboxBuilder {
+        sandbox.networks.push(self.clone());
+        sandbox
     }
 }

@@ -5,6 +5,9 @@
 use std::{fmt, io};
 
 use crate::{
+    bridge::BridgeError,
+    net::addresses::Subnet,
+    publish::PublishError,
     spec::SpecFault,
     supervisor::{Cause, Failure, SupervisorError},
     sys::{ExecFailure, ExecStep},
@@ -24,6 +27,21 @@ pub(crate) enum Kind {
     Io { doing: String, source: io::Error },
     #[error(transparent)]
     Supervisor(#[from] SupervisorError),
+    #[error(
+        "the network {network} ({subnet}) is full: each of its {capacity} addresses is a sandbox's; give it a \
+         larger subnet"
+    )]
+    NetworkFull {
+        network: String,
+        subnet: Subnet,
+        capacity: u32,
+    },
+    #[error(transparent)]
+    Bridge(#[from] BridgeError),
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    #[error("cannot connect to port {port} of the sandbox: {}", connect_text(.source))]
+    Connect { port: u16, source: io::Error },
     #[cfg(feature = "images")]
     #[error(transparent)]
     Store(#[from] crate::store::StoreError),
@@ -65,6 +83,16 @@ impl Error {
         matches!(*self.0, Kind::Spec(_))
     }
 
+    /// Whether a port of the host that was to be published is another program's.
+    pub fn is_port_taken(&self) -> bool {
+        matches!(&*self.0, Kind::Publish(error) if error.is_port_taken())
+    }
+
+    /// Whether nobody listens on the port of the sandbox that was to be connected to: perhaps not yet.
+    pub fn is_connection_refused(&self) -> bool {
+        matches!(&*self.0, Kind::Connect { source, .. } if source.kind() == io::ErrorKind::ConnectionRefused)
+    }
+
     /// Whether the program to run is not there.
     pub fn is_program_not_found(&self) -> bool {
         self.exec_errno()
@@ -100,6 +128,16 @@ fn faults_text(faults: &[SpecFault]) -> String {
             many.len(),
             many.join("\n  - ")
         ),
+    }
+}
+
+fn connect_text(source: &io::Error) -> String {
+    match source.kind() {
+        io::ErrorKind::ConnectionRefused => format!(
+            "{source}. Nothing listens there on the sandbox's loopback: the program may not be ready yet, or \
+             listen on another port"
+        ),
+        _ => source.to_string(),
     }
 }
 
@@ -173,6 +211,7 @@ fn cause_text(failure: &Failure, step: &str) -> String {
             "{why}. Parts of the host's /proc or /sys are covered, as in most containers, and the kernel then \
              refuses a new one; start the outer container with `--security-opt systempaths=unconfined`"
         ),
+        ("link", libc::EEXIST) => format!("{why}. The address or the link is there already"),
         ("mount", libc::ENOENT) => format!("{why}. What is to be mounted is not there"),
         ("mount", libc::ENOSPC) => format!("{why}. Too many mounts: see `sysctl fs.mount-max`"),
         (_, libc::ENOSPC) => format!("{why}. The sandbox's writable layer is full: raise `disk`"),

@@ -21,21 +21,22 @@
 // In this order: a module imports only from what stands above it.
 mod units;
 
+mod net;
+
 mod spec;
 
 mod image;
 
 #[cfg(feature = "images")]
-#[allow(dead_code, unused_imports)] // what uses it is not written yet
 mod store;
 
 mod outcome;
 
-mod builder;
-
 mod security;
 
 mod sys;
+
+mod netlink;
 
 mod host;
 
@@ -49,9 +50,17 @@ mod plan;
 
 mod supervisor;
 
+mod publish;
+
+mod bridge;
+
 mod entry;
 
 mod error;
+
+mod network;
+
+mod builder;
 
 mod capture;
 
@@ -70,9 +79,15 @@ pub mod __private;
 pub use attribute::sandboxed;
 #[cfg(feature = "libtest-mimic")]
 pub use attribute::trial::trial;
-pub use builder::{Output, SandboxBuilder, Stdin};
+pub use builder::{IntoNetwork, IntoPortMap, Output, SandboxBuilder, Stdin};
 pub use error::Error;
+pub use net::{
+    addresses::{Subnet, SubnetError},
+    ports::{PortError, PortMap, Protocol},
+};
+pub use network::{Network, NetworkBuilder};
 pub use outcome::{LeakedProcess, Outcome, Status, Usage};
+pub use publish::Port;
 pub use sandbox::Sandbox;
 pub use spec::{ImageRef, Init, Mount, NetworkMode, PullPolicy, SpecFault};
 pub use units::{Bytes, CpuQuota, UnitError};

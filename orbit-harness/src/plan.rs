@@ -17,9 +17,13 @@ use serde::{Deserialize, Serialize};
 use crate::{
     host::{Cgroups, Host},
     image::Image,
+    net::{
+        names,
+        ports::{self, PortMap, Published},
+    },
     rootfs::{self, Network, SystemFiles, host_view, host_view::Surroundings, normal},
     security::capabilities::{self, CapabilitySet},
-    spec::{ImageRef, Init, MountKind, NetworkMode, Spec, SpecFault},
+    spec::{ImageRef, Init, Link, MountKind, NetworkMode, Spec, SpecFault},
     step::Step,
     units::Bytes,
 };
@@ -29,6 +33,8 @@ use crate::{
 pub(crate) struct Plan {
     pub(crate) network: Isolation,
     pub(crate) steps: Vec<Step>,
+    /// What of the host leads into the sandbox.
+    pub(crate) publish: Vec<Published>,
     pub(crate) program: ProgramPlan,
     pub(crate) timeout: Option<Duration>,
 }
@@ -101,7 +107,7 @@ pub(crate) fn plan(
         (None, _) => spec.name.clone().unwrap_or_else(|| "orbit".to_owned()),
     };
     if hostname != host.hostname
-        && let Err(why) = check_hostname(&hostname)
+        && let Err(why) = names::check_host(&hostname)
     {
         faults.push(SpecFault::new("hostname", &hostname, why));
     }
@@ -146,6 +152,10 @@ pub(crate) fn plan(
     Ok(Plan {
         network,
         steps,
+        publish: match network {
+            Isolation::Own => published(spec),
+            Isolation::Host => Vec::new(),
+        },
         program,
         timeout: spec.timeout,
     })
@@ -163,7 +173,16 @@ fn steps(
     let size = spec.disk.unwrap_or(DEFAULT_DISK);
     let mut steps = Vec::new();
     if network == Isolation::Own {
-        steps.push(Step::Loopback);
+        steps.extend([Step::Loopback, Step::AllPorts]);
+        steps.extend(
+            spec.links
+                .iter()
+                .enumerate()
+                .map(|(number, link)| Step::Link {
+                    name: format!("eth{number}"),
+                    link: link.clone(),
+                }),
+        );
     }
     steps.push(Step::Hostname(hostname.to_owned()));
     let system = SystemFiles {
@@ -175,6 +194,7 @@ fn steps(
         },
         tty: spec.tty,
         resolv_conf: &host.resolv_conf,
+        links: &spec.links,
     };
     steps.extend(match &spec.image {
         ImageRef::Host => {
@@ -186,6 +206,13 @@ fn steps(
         }
         reference => rootfs::layered(image, reference, size, system.etc()),
     });
+    if spec.image == ImageRef::Host && !spec.links.is_empty() {
+        let names = system
+            .etc()
+            .into_iter()
+            .filter(|file| file.name != "hostname");
+        steps.push(Step::CoverEtc(names.collect()));
+    }
     steps.extend(system.mounts());
     steps.extend(spec.mounts.iter().map(|mount| {
         let at = normal(&mount.target);
@@ -301,35 +328,61 @@ fn faults(spec: &Spec, host: &Host) -> Vec<SpecFault> {
     if spec.timeout == Some(Duration::ZERO) {
         faults.push(SpecFault::new("timeout", "0s", "expected more than zero"));
     }
-    for ports in &spec.publish {
-        faults.push(check_publish(ports));
-    }
-    if spec.network == NetworkMode::Bridge {
-        faults.push(SpecFault::new("network", "bridge", NOT_YET_NETWORK));
-    }
+    port_faults(spec, &mut faults);
+    link_faults(spec, &mut faults);
     limit_faults(spec, host, &mut faults);
     faults
 }
 
-const NOT_YET_NETWORK: &str =
-    "bridges and published ports are not built yet; expected none (loopback only) or host";
+/// The ports of the host that lead into the sandbox: those published, then those exposed.
+fn published(spec: &Spec) -> Vec<Published> {
+    let exposed = spec
+        .expose
+        .iter()
+        .filter_map(|port| PortMap::tcp(0, *port).ok());
+    let all = spec.publish.iter().copied().chain(exposed);
+    all.flat_map(PortMap::each).collect()
+}
 
-/// A port map is read so that a wrong one is told from one that comes too early.
-fn check_publish(ports: &str) -> SpecFault {
-    let port = |text: &str| text.parse::<u16>().is_ok_and(|port| port > 0);
-    let shape = match ports.rsplit_once(':') {
-        Some((host, inside)) => {
-            let inside = inside.split_once('/').map_or(inside, |(number, _)| number);
-            port(inside) && host.rsplit(':').next().is_some_and(port)
+fn link_faults(spec: &Spec, faults: &mut Vec<SpecFault>) {
+    for alias in &spec.aliases {
+        let why = match names::check_host(alias) {
+            Err(why) => why,
+            Ok(()) if spec.links.is_empty() => "the sandbox is on no network that has names",
+            Ok(()) => continue,
+        };
+        faults.push(SpecFault::new("network alias", alias, why));
+    }
+    if let (NetworkMode::Host, Some(link)) = (&spec.network, spec.links.first()) {
+        let why = "a sandbox on the host's own network cannot be on another";
+        faults.push(SpecFault::new("network", &link.network, why));
+    }
+    for (number, link) in spec.links.iter().enumerate() {
+        let overlap = |other: &&Link| other.subnet.overlaps(link.subnet);
+        if let Some(other) = spec.links[..number].iter().find(overlap) {
+            let why = format!(
+                "its subnet {} overlaps with {} of the network {}, which this sandbox is on too",
+                link.subnet, other.subnet, other.network
+            );
+            faults.push(SpecFault::new("network", &link.network, why));
         }
-        None => false,
-    };
-    let why = if shape {
-        NOT_YET_NETWORK
-    } else {
-        "expected HOST_PORT:PORT with ports from 1 to 65535, such as 8080:80"
-    };
-    SpecFault::new("publish", ports, why)
+    }
+}
+
+fn port_faults(spec: &Spec, faults: &mut Vec<SpecFault>) {
+    for port in spec.expose.iter().filter(|port| **port == 0) {
+        let why = "a port is a number from 1 to 65535";
+        faults.push(SpecFault::new("expose", port.to_string(), why));
+    }
+    if let (NetworkMode::Host, Some(ports)) = (&spec.network, spec.publish.first()) {
+        let why = "on the host's own network the program listens on the host itself; leave publish out, or \
+                   leave out the host's network";
+        faults.push(SpecFault::new("publish", ports.to_string(), why));
+    }
+    if let Some((host, protocol)) = ports::first_conflict(&published(spec)) {
+        let why = "this port of the host is published twice";
+        faults.push(SpecFault::new("publish", format!("{host}/{protocol}"), why));
+    }
 }
 
 fn limit_faults(spec: &Spec, host: &Host, faults: &mut Vec<SpecFault>) {
@@ -354,23 +407,6 @@ fn limit_faults(spec: &Spec, host: &Host, faults: &mut Vec<SpecFault>) {
 
 fn has_nul(text: &OsStr) -> bool {
     text.as_bytes().contains(&0)
-}
-
-/// A host name, as RFC 1123 and sethostname(2) bound it.
-fn check_hostname(name: &str) -> Result<(), &'static str> {
-    let label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && label
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
-    };
-    if name.len() > 64 {
-        Err("it is longer than the 64 bytes that the kernel takes")
-    } else if !name.split('.').all(label) {
-        Err("expected labels of letters, digits, `-` and `_`, joined by dots")
-    } else {
-        Ok(())
-    }
 }
 
 /// The words to execute: Docker's rule for entrypoint and cmd, then what was appended.
@@ -484,6 +520,14 @@ impl Plan {
             SeccompPlan::Default => "seccomp default".to_owned(),
             SeccompPlan::Nested => "seccomp default, with user namespaces".to_owned(),
         });
+        for Published {
+            host,
+            port,
+            protocol,
+        } in &self.publish
+        {
+            lines.push(format!("publish {host} to {port}/{protocol}"));
+        }
         if let Some(timeout) = self.timeout {
             lines.push(format!("timeout {timeout:?}"));
         }

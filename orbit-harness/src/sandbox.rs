@@ -3,25 +3,30 @@
 use std::{
     fmt, fs,
     io::{self, Read as _},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::{
+    bridge::{self, Place},
     builder::SandboxBuilder,
     capture::{self, Capture, Stream},
     error::{Error, Kind},
     host::Host,
     image::Image,
     names::{self, Claim},
+    network::{Address, Membership, Network},
     outcome::{Outcome, Status},
     plan::{Plan, plan},
+    publish::{self, Port, Ports},
     rootfs::host_view::Surroundings,
     security::idmap::plan::Writer,
-    spec::{ImageRef, Init, MountKind, Spec, SpecFault},
+    spec::{ImageRef, Init, Link, LinkNames, MountKind, NetworkMode, Spec, SpecFault},
     supervisor::{Cause, Channel, Control, Event, Exit, Failure, Gone, Supervisor},
 };
 
@@ -50,6 +55,13 @@ pub struct Sandbox {
     gone: Option<Gone>,
     failure: Option<Failure>,
     outcome: Option<Outcome>,
+    /// Where it has one of its own.
+    network: Option<OwnedFd>,
+    ports: Ports,
+    memberships: Vec<Membership>,
+    /// On the host's bridge.
+    place: Option<Place>,
+    is_on_bridge: bool,
     /// What was done, to say of a failure where it happened.
     plan: Plan,
     /// Why this host has few ids to give, where it has.
@@ -95,6 +107,67 @@ impl Sandbox {
             .trim()
             .parse()
             .ok()
+    }
+
+    /// The address of the host that leads to the TCP port `port` of the sandbox, which was
+    /// [exposed](SandboxBuilder::expose) or [published](SandboxBuilder::publish).
+    ///
+    /// ```no_run
+    /// let redis = orbit::Sandbox::builder().image("redis:8").expose(6379).start()?;
+    /// let stream = std::net::TcpStream::connect(redis.addr(6379))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Panics
+    /// Where `port` was neither exposed nor published; [`ports`](Self::ports) lists those that were.
+    #[track_caller]
+    pub fn addr(&self, port: u16) -> SocketAddr {
+        match self.ports.address(port) {
+            Some(address) => address,
+            None => panic!(
+                "port {port} of this sandbox is not exposed: add `.expose({port})` to its builder"
+            ),
+        }
+    }
+
+    /// The ports of the host that lead into this sandbox.
+    pub fn ports(&self) -> &[Port] {
+        self.ports.all()
+    }
+
+    /// The sandbox's address on `network`; `None` where it is not on it.
+    pub fn address(&self, network: &Network) -> Option<Ipv4Addr> {
+        let mut addresses = self
+            .memberships
+            .iter()
+            .map(|membership| &membership.address);
+        Some(addresses.find(|it| it.network.is(network))?.address)
+    }
+
+    /// The sandbox's address on the bridge of [`NetworkMode::Bridge`]. As root, the host reaches it there too.
+    pub fn bridge_address(&self) -> Option<Ipv4Addr> {
+        let in_place = self.memberships.iter().map(|it| it.address.address).next();
+        let asked = self.is_on_bridge;
+        self.place
+            .as_ref()
+            .map(Place::address)
+            .or(in_place.filter(|_| asked))
+    }
+
+    /// Connects to the TCP port `port` of the sandbox's own loopback: a socket inside of the sandbox's network,
+    /// with nothing in between. The port need not be exposed.
+    ///
+    /// # Errors
+    /// Where nobody listens there ([`Error::is_connection_refused`]), or the sandbox's network is gone.
+    pub fn connect(&self, port: u16) -> Result<TcpStream, Error> {
+        let failed = |source| Error::from(Kind::Connect { port, source });
+        let Some(network) = &self.network else {
+            return TcpStream::connect((Ipv4Addr::LOCALHOST, port)).map_err(failed);
+        };
+        let host =
+            Host::get().map_err(|e| Error::io("cannot read the facts of this machine", e))?;
+        let broker = Supervisor::get(host)?.broker()?;
+        broker.connect(network.as_fd(), port).map_err(failed)
     }
 
     /// Sends `signal`, as numbered in signal(7), to the program. Nothing happens if it has ended.
@@ -218,6 +291,7 @@ impl Sandbox {
         let stdout = self.stdout.as_mut().map(Capture::take).unwrap_or_default();
         let stderr = self.stderr.as_mut().map(Capture::take).unwrap_or_default();
         self.pidfd = None;
+        self.ports.close();
         if let Some(failure) = self.failure.take() {
             return Err(self.failed(failure));
         }
@@ -282,6 +356,7 @@ impl SandboxBuilder {
             stdin,
             stdout,
             stderr,
+            networks,
         } = self;
         let host =
             Host::get().map_err(|e| Error::io("cannot read the facts of this machine", e))?;
@@ -289,6 +364,11 @@ impl SandboxBuilder {
         anchor(&mut spec, &around.working_dir, &mut faults);
         let (image, held) = resolve(&spec, host, &mut faults)?;
         let claim = claim_name(&mut spec)?;
+        let (addresses, place) = if faults.is_empty() {
+            take_addresses(networks, &mut spec, host)?
+        } else {
+            Default::default()
+        };
         let plan = match plan(&spec, &image, host, &around) {
             Ok(plan) if faults.is_empty() => plan,
             Ok(_) => return Err(Error::spec(faults)),
@@ -297,17 +377,37 @@ impl SandboxBuilder {
                 return Err(Error::spec(faults));
             }
         };
+        let ports = match spec.network {
+            NetworkMode::Host => Ports::of_host(&spec.expose),
+            _ => Ports::default(),
+        };
+        // First of all: what cannot be published is not worth a sandbox.
+        let bound = publish::bind(&plan.publish)?;
         let cannot_open = |error| Error::io("cannot open the program's standard streams", error);
         let input = capture::input(stdin).map_err(cannot_open)?;
         let (output, stdout) = capture::output(stdout, Stream::Output).map_err(cannot_open)?;
         let (error_output, stderr) = capture::output(stderr, Stream::Error).map_err(cannot_open)?;
         let supervisor = Supervisor::get(host)?;
+        let (memberships, mut connectors) = join(addresses, &spec)?;
+        let mut on_bridge = None;
+        if let Some(place) = &place {
+            let (init, ours) =
+                Channel::pair().map_err(|error| Error::io("cannot join the bridge", error))?;
+            connectors.push(init);
+            on_bridge = Some((place, ours));
+        }
         let events = supervisor.launch(
             plan.clone(),
             [input.as_fd(), output.as_fd(), error_output.as_fd()],
+            &connectors,
         )?;
         // Else the ends of captured streams would never come.
-        drop((input, output, error_output));
+        drop((input, output, error_output, connectors));
+        if let Some((place, init)) = on_bridge {
+            place
+                .connect(&init)
+                .map_err(|error| Error::io("cannot join the bridge", error))?;
+        }
         let mut sandbox = Sandbox {
             id: random_id(),
             events,
@@ -320,15 +420,23 @@ impl SandboxBuilder {
             failure: None,
             outcome: None,
             plan,
+            is_on_bridge: spec.network == NetworkMode::Bridge,
             name: spec.name,
             _claim: claim,
             few_ids: match &host.ids.writer {
                 Writer::Caller(single) => Some(format!("{single}; {}", single.fix())),
                 Writer::Helpers | Writer::Privileged => None,
             },
+            network: None,
+            ports,
+            memberships,
+            place,
             _image: held,
         };
         sandbox.await_start()?;
+        if let (false, Some(network)) = (bound.is_empty(), &sandbox.network) {
+            sandbox.ports = bound.forward(&*supervisor.broker()?, network.as_fd())?;
+        }
         Ok(sandbox)
     }
 }
@@ -342,18 +450,20 @@ impl Sandbox {
                     has_pidfd,
                     has_terminal,
                     executes_later,
+                    has_network,
                 },
-                fds,
+                mut fds,
             )) => {
+                self.network = if has_network { fds.pop() } else { None };
                 let mut fds = fds.into_iter();
                 self.pidfd = if has_pidfd { fds.next() } else { None };
-                if let Some(terminal) = if has_terminal { fds.next() } else { None } {
+                if let Some(terminal) = has_terminal.then(|| fds.next()).flatten() {
                     let cannot = |error| Error::io("cannot read the program's terminal", error);
                     let reader = terminal.try_clone().map_err(cannot)?;
                     self.stdout = Some(Capture::new(reader).map_err(cannot)?);
                     self.terminal = Some(terminal);
                 }
-                match fds.next().filter(|_| executes_later) {
+                match executes_later.then(|| fds.next()).flatten() {
                     Some(executing) => self.await_execution(executing),
                     None => Ok(()),
                 }
@@ -451,6 +561,56 @@ fn anchor(spec: &mut Spec, here: &Path, faults: &mut Vec<SpecFault>) {
 }
 
 /// Makes the name unique among this user's running sandboxes, where that is asked.
+/// An address on each of `networks`, and on the bridge where one is asked for: as root it is the host's, for others
+/// it is the first of the networks.
+fn take_addresses(
+    mut networks: Vec<Network>,
+    spec: &mut Spec,
+    host: &Host,
+) -> Result<(Vec<Address>, Option<Place>), Error> {
+    let on_bridge = spec.network == NetworkMode::Bridge;
+    if on_bridge && host.uid != 0 {
+        networks.insert(0, Network::in_place_of(&spec.bridge)?);
+    }
+    let addresses = networks
+        .iter()
+        .map(Network::take_address)
+        .collect::<Result<Vec<_>, _>>()?;
+    spec.links = addresses.iter().map(Address::link).collect();
+    let place = (on_bridge && host.uid == 0)
+        .then(|| bridge::join(&spec.bridge.name, spec.bridge.subnet, &names_of(spec)))
+        .transpose()?;
+    spec.links.extend(place.as_ref().map(|place| Link {
+        network: spec.bridge.name.clone(),
+        subnet: spec.bridge.subnet,
+        address: place.address(),
+        names: LinkNames::Hosts(place.neighbours().to_vec()),
+    }));
+    Ok((addresses, place))
+}
+
+/// What others on its networks call a sandbox.
+fn names_of(spec: &Spec) -> Vec<String> {
+    spec.name
+        .iter()
+        .chain(&spec.hostname)
+        .chain(&spec.aliases)
+        .cloned()
+        .collect()
+}
+
+/// Makes the sandbox known on its networks. Its init is given the channels, in the order of the links.
+fn join(addresses: Vec<Address>, spec: &Spec) -> Result<(Vec<Membership>, Vec<Channel>), Error> {
+    static LAST_ID: AtomicU64 = AtomicU64::new(0);
+
+    let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
+    let names = names_of(spec);
+    addresses
+        .into_iter()
+        .map(|address| address.join(id, &names))
+        .collect()
+}
+
 fn claim_name(spec: &mut Spec) -> Result<Option<Claim>, Error> {
     let Some(name) = spec.name.as_ref().filter(|_| spec.unique_name) else {
         return Ok(None);

@@ -4,11 +4,17 @@
 //! a plan in `plan`. Texts that name something (an image, a capability, a mount) are parsed where they
 //! enter, so that a spec can hold what is wrong with it only as a list of faults.
 
-use std::{collections::BTreeMap, ffi::OsString, fmt, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    collections::BTreeMap, ffi::OsString, fmt, net::Ipv4Addr, path::PathBuf, str::FromStr,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
-use crate::units::{Bytes, CpuQuota};
+use crate::{
+    net::{addresses::Subnet, ports::PortMap},
+    units::{Bytes, CpuQuota},
+};
 
 /// Everything that was asked of one sandbox.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -32,7 +38,15 @@ pub(crate) struct Spec {
     pub(crate) cap_drop: Vec<String>,
     pub(crate) network: NetworkMode,
     pub(crate) limits: Limits,
-    pub(crate) publish: Vec<String>,
+    pub(crate) publish: Vec<PortMap>,
+    /// Ports of the sandbox for which the kernel chooses one of the host's.
+    pub(crate) expose: Vec<u16>,
+    /// Where the sandbox is on the networks it shares; filled when it is started.
+    pub(crate) links: Vec<Link>,
+    /// What it is called there, beside its own name.
+    pub(crate) aliases: Vec<String>,
+    /// The bridge to join where a bridge is asked for.
+    pub(crate) bridge: Bridge,
     /// Size of the writable layer.
     pub(crate) disk: Option<Bytes>,
     pub(crate) timeout: Option<Duration>,
@@ -292,6 +306,42 @@ impl FromStr for NetworkMode {
             )),
         }
     }
+}
+
+/// The bridge that sandboxes share which ask for no network of their own making.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Bridge {
+    pub(crate) name: String,
+    pub(crate) subnet: Subnet,
+}
+
+impl Default for Bridge {
+    fn default() -> Self {
+        Self {
+            name: "myruntime0".to_owned(),
+            subnet: Subnet::DEFAULT,
+        }
+    }
+}
+
+/// A sandbox's place on a network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Link {
+    /// What the network is called, for people.
+    pub(crate) network: String,
+    pub(crate) subnet: Subnet,
+    pub(crate) address: Ipv4Addr,
+    pub(crate) names: LinkNames,
+}
+
+/// How a sandbox learns the names of others on a network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum LinkNames {
+    /// It asks the network's first address.
+    Server,
+    /// It is told those that were there before it.
+    Hosts(Vec<(Ipv4Addr, String)>),
 }
 
 /// What runs as process 1 of the sandbox.

@@ -8,13 +8,17 @@ use std::{fmt, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::units::Bytes;
+use crate::{spec::Link, units::Bytes};
 
 /// One thing to do inside the new namespaces, before the program starts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Step {
     /// Bring `lo` up.
     Loopback,
+    /// Let everybody bind every port: a network of one's own has no ports to guard.
+    AllPorts,
+    /// Be on a network: a link with this name, and an address.
+    Link { name: String, link: Link },
     /// Set the host name.
     Hostname(String),
     /// A filesystem in memory that holds everything the sandbox writes. What Orbit makes in it that stands for
@@ -31,6 +35,8 @@ pub(crate) enum Step {
     Fresh { at: PathBuf, mode: u32 },
     /// The private home directory of who the program runs as.
     Home { at: PathBuf },
+    /// Files of `/etc`, mounted over those of the host.
+    CoverEtc(Vec<EtcFile>),
     /// A symbolic link.
     Symlink { at: PathBuf, target: PathBuf },
     /// A directory of the host under a writable layer in the scratch.
@@ -93,6 +99,14 @@ impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Loopback => f.write_str("link lo up"),
+            Self::AllPorts => f.write_str("sysctl net.ipv4.ip_unprivileged_port_start=0"),
+            Self::Link { name, link } => write!(
+                f,
+                "link {name} network={} address={}/{}",
+                link.network,
+                link.address,
+                link.subnet.prefix()
+            ),
             Self::Hostname(name) => write!(f, "hostname {name}"),
             Self::Scratch { size, owner } => {
                 write!(f, "mount tmpfs scratch size={size} owner={owner}")
@@ -116,6 +130,12 @@ impl fmt::Display for Step {
                 write!(f, "mount bind {} from=scratch mode={mode:o}", at.display())
             }
             Self::Home { at } => write!(f, "home {} mode=700", at.display()),
+            Self::CoverEtc(files) => {
+                f.write_str("mount bind over")?;
+                files
+                    .iter()
+                    .try_for_each(|file| write!(f, " /etc/{}={:?}", file.name, file.content))
+            }
             Self::Symlink { at, target } => {
                 write!(f, "symlink {} to={}", at.display(), target.display())
             }

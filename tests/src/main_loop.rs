@@ -165,7 +165,13 @@ impl Stage {
             Some(0) if finished.output_held_open => {
                 bail!("something held the output open: {finished}")
             }
-            Some(0) => Ok(Completion::Completed),
+            Some(0) => {
+                // Figures, as a rule: what a case measured.
+                for line in finished.stdout.lines() {
+                    println!("    {}: {line}", case.name_as(who));
+                }
+                Ok(Completion::Completed)
+            }
             Some(code) if code == i32::from(SKIPPED) => Ok(Completion::ignored_with(
                 finished.stdout.lines().next_back().unwrap_or_default(),
             )),

@@ -8,7 +8,6 @@ mod terminal;
 use std::{
     ffi::OsString,
     io::{self, IsTerminal as _},
-    net::Ipv4Addr,
     process::ExitCode,
 };
 
@@ -17,19 +16,13 @@ use orbit::{Init, NetworkMode, Outcome, Output, PullPolicy, Sandbox, SandboxBuil
 use rustix::process::Pid;
 
 use self::{
-    args::{Args, Cidr, Pull},
+    args::{Args, Pull},
     terminal::Connection,
 };
 use crate::{exit, signals, variables};
 
 /// The program where neither `--cmd` nor `--entrypoint` nor `-- CMD` says otherwise.
 const DEFAULT_CMD: &str = "sh";
-
-const DEFAULT_BRIDGE: &str = "myruntime0";
-const DEFAULT_BRIDGE_CIDR: Cidr = Cidr {
-    address: Ipv4Addr::new(172, 25, 0, 0),
-    prefix: 16,
-};
 
 /// Runs what `args` ask for, to its end.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -117,6 +110,12 @@ fn sandbox(args: &Args) -> anyhow::Result<SandboxBuilder> {
         sandbox = sandbox.entrypoint(Some(program).filter(|program| !program.is_empty()));
     }
     sandbox = sandbox.cmd(command(args));
+    if let Some(name) = &args.bridge {
+        sandbox = sandbox.bridge(name);
+    }
+    if let Some(subnet) = args.bridge_cidr {
+        sandbox = sandbox.bridge_cidr(&subnet.to_string());
+    }
     if let Some(user) = &args.user {
         sandbox = sandbox.user(user);
     }
@@ -167,7 +166,6 @@ fn command(args: &Args) -> Vec<OsString> {
 }
 
 fn network(args: &Args) -> anyhow::Result<NetworkMode> {
-    refuse_other_bridges(args)?;
     let bridge_asked = args.bridge.is_some() || args.bridge_cidr.is_some();
     match &args.network {
         None if bridge_asked => Ok(NetworkMode::Bridge),
@@ -179,28 +177,6 @@ fn network(args: &Args) -> anyhow::Result<NetworkMode> {
         ),
         Some(mode) => Ok(mode.clone()),
     }
-}
-
-/// Refuses a bridge the library cannot make: it has one, and cannot be told of another yet.
-fn refuse_other_bridges(args: &Args) -> anyhow::Result<()> {
-    if let Some(name) = args
-        .bridge
-        .as_deref()
-        .filter(|name| *name != DEFAULT_BRIDGE)
-    {
-        bail!(
-            "--bridge {name}: there is only the bridge {DEFAULT_BRIDGE} so far; leave --bridge out"
-        );
-    }
-    if args
-        .bridge_cidr
-        .is_some_and(|cidr| cidr != DEFAULT_BRIDGE_CIDR)
-    {
-        bail!(
-            "--bridge-cidr: the bridge {DEFAULT_BRIDGE} is always 172.25.0.0/16 so far; leave it out"
-        );
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -264,13 +240,7 @@ mod tests {
             NetworkMode::Bridge
         );
         assert_eq!(asked("--network host").unwrap(), NetworkMode::Host);
-        for contradiction in [
-            "--network none --bridge myruntime0",
-            "--bridge br7",
-            "--bridge-cidr 10.0.0.0/8",
-        ] {
-            assert!(asked(contradiction).is_err(), "{contradiction}");
-        }
+        assert!(asked("--network none --bridge myruntime0").is_err());
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! What every sandbox has, whatever its root: `/proc`, `/sys`, `/dev`, and the files that name it.
 
-use std::path::PathBuf;
+use std::{fmt::Write as _, path::PathBuf};
 
 use crate::{
+    spec::{Link, LinkNames},
     step::{EtcFile, Step},
     units::Bytes,
 };
@@ -22,7 +23,12 @@ pub(crate) struct SystemFiles<'a> {
     pub(crate) tty: bool,
     /// What the host's `/etc/resolv.conf` holds: what holds on the host's network.
     pub(crate) resolv_conf: &'a str,
+    /// The networks it shares with other sandboxes.
+    pub(crate) links: &'a [Link],
 }
+
+/// What resolv.conf(5) takes; each knows the names of all networks that a sandbox is on.
+const MAX_NAME_SERVERS: usize = 3;
 
 /// What Docker gives `/dev/shm`.
 const SHM: Bytes = Bytes::mib(64);
@@ -49,8 +55,21 @@ impl SystemFiles<'_> {
             content,
         };
         let hostname = self.hostname;
-        let hosts =
-            format!("127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+        let own = match self.links {
+            [] => format!(" {hostname}"),
+            _ => String::new(),
+        };
+        let mut hosts =
+            format!("127.0.0.1\tlocalhost{own}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+        for link in self.links {
+            let _ = writeln!(hosts, "{}\t{hostname}", link.address);
+            if let LinkNames::Hosts(known) = &link.names {
+                for (address, name) in known.iter().filter(|(address, _)| *address != link.address)
+                {
+                    let _ = writeln!(hosts, "{address}\t{name}");
+                }
+            }
+        }
         let mut files = vec![
             file("hostname", format!("{hostname}\n")),
             file("hosts", hosts),
@@ -59,7 +78,14 @@ impl SystemFiles<'_> {
             "resolv.conf",
             match self.network {
                 // No network, no name servers: a lookup fails at once rather than after a timeout.
-                Network::Own => String::new(),
+                Network::Own => self
+                    .links
+                    .iter()
+                    .filter(|link| link.names == LinkNames::Server)
+                    .take(MAX_NAME_SERVERS)
+                    .fold(String::new(), |text, link| {
+                        format!("{text}nameserver {}\n", link.subnet.gateway())
+                    }),
                 Network::Host => self.resolv_conf.to_owned(),
             },
         ));

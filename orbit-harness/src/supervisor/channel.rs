@@ -154,6 +154,17 @@ impl Channel {
         )))
     }
 
+    /// Whether the other end is open.
+    pub(crate) fn is_open(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let mut polled = [PollFd::new(&self.0, PollFlags::RDHUP)];
+        poll(&mut polled, Some(&now)).is_ok_and(|ready| ready == 0)
+    }
+
     /// Closes this end for sending: the other end reads an end of file, this one can still receive.
     pub(crate) fn shutdown_send(&self) -> io::Result<()> {
         Ok(rustix::net::shutdown(

@@ -13,6 +13,7 @@ use std::{
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
 use super::{
+    broker::Broker,
     channel::Channel,
     protocol::{Hello, Mapping, Request, StartFailure, StartStep, Welcome},
 };
@@ -36,12 +37,16 @@ pub(crate) enum SupervisorError {
     Vanished,
     #[error("cannot reach the supervisor process: {0}")]
     Lost(#[source] io::Error),
+    #[error("cannot start the process that connects this test's sandboxes to the host: {0}")]
+    Broker(#[source] io::Error),
 }
 
 /// The supervisor of this process.
 #[derive(Debug)]
 pub(crate) struct Supervisor {
     control: Channel,
+    /// Started with the first sandbox that needs it.
+    broker: Mutex<Option<Arc<Broker>>>,
     /// Of the test process that started it: a fork of that process is not its owner.
     owner: u32,
 }
@@ -94,6 +99,7 @@ impl Supervisor {
         match greeted.map_err(Lost)? {
             Some(Welcome::Ready { .. }) => Ok(Self {
                 control,
+                broker: Mutex::new(None),
                 owner: std::process::id(),
             }),
             Some(Welcome::Failed(failure)) => Err(SupervisorError::Start(failure)),
@@ -113,13 +119,19 @@ impl Supervisor {
 
     /// Whether it can still be asked. Its end of the channel is closed when it is gone.
     fn is_alive(&self) -> bool {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let now = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        let mut polled = [PollFd::new(&self.control, PollFlags::RDHUP)];
-        poll(&mut polled, Some(&now)).is_ok_and(|ready| ready == 0)
+        self.control.is_open()
+    }
+
+    /// The broker of this supervisor's sandboxes, started with the first call.
+    pub(crate) fn broker(&self) -> Result<Arc<Broker>, SupervisorError> {
+        let mut current = self.broker.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(broker) = current.as_ref().filter(|broker| broker.is_alive()) {
+            return Ok(Arc::clone(broker));
+        }
+        let channel = self.ask(&Request::Broker, &[])?;
+        let broker = Arc::new(Broker::greet(channel).map_err(SupervisorError::Broker)?);
+        *current = Some(Arc::clone(&broker));
+        Ok(broker)
     }
 
     /// Asks for a sandbox. Its events arrive on the channel that is returned; to drop that is to end it.
@@ -127,8 +139,11 @@ impl Supervisor {
         &self,
         plan: Plan,
         stdio: [BorrowedFd<'_>; 3],
+        networks: &[Channel],
     ) -> Result<Channel, SupervisorError> {
-        self.ask(&Request::Launch(Box::new(plan)), &stdio)
+        let mut fds = stdio.to_vec();
+        fds.extend(networks.iter().map(Channel::as_fd));
+        self.ask(&Request::Launch(Box::new(plan)), &fds)
     }
 
     /// Sends `request` with a fresh reply channel before `fds`.

@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     outcome::{LeakedProcess, Status, Usage},
-    plan::{Plan, ProgramPlan, UserPlan},
+    plan::{Isolation, Plan, ProgramPlan, UserPlan},
     security::{seccomp::bpf::SockFilter, user::UserSpec},
     spec::Init,
     sys::{self, Program, SingleThreaded, Terminal, Waited},
@@ -53,6 +53,8 @@ pub(super) struct Given<'a> {
     pub(super) events: Channel,
     /// Standard input, output and error of the program.
     pub(super) stdio: Vec<OwnedFd>,
+    /// One for each link of the plan.
+    pub(super) networks: Vec<Channel>,
     pub(super) caller_namespace: Option<BorrowedFd<'a>>,
     pub(super) filter: &'a [SockFilter],
 }
@@ -65,11 +67,17 @@ pub(super) fn run(single_threaded: SingleThreaded, plan: &Plan, given: Given<'_>
     let mut keep: Vec<_> = given.stdio.iter().map(AsRawFd::as_raw_fd).collect();
     keep.push(given.events.as_fd().as_raw_fd());
     keep.extend(given.caller_namespace.as_ref().map(AsRawFd::as_raw_fd));
-    let Given { events, stdio, .. } = given;
+    keep.extend(given.networks.iter().map(|it| it.as_fd().as_raw_fd()));
+    let Given {
+        events,
+        stdio,
+        networks,
+        ..
+    } = given;
     let ran = sys::close_inherited(&mut keep)
         .map_err(|error| failure(0, &error))
         .and_then(|()| {
-            let program = prepare(plan, stdio, given.caller_namespace, given.filter)?;
+            let program = prepare(plan, stdio, networks, given.caller_namespace, given.filter)?;
             match plan.program.init {
                 Init::Orbit => run_under(single_threaded, plan, program, &events),
                 Init::Program => become_program(single_threaded, plan, &program, &events),
@@ -87,10 +95,16 @@ pub(super) fn run(single_threaded: SingleThreaded, plan: &Plan, given: Given<'_>
 fn prepare<'a>(
     plan: &Plan,
     stdio: Vec<OwnedFd>,
+    networks: Vec<Channel>,
     caller_namespace: Option<BorrowedFd<'a>>,
     filter: &'a [SockFilter],
 ) -> Result<Ready<'a>, Failure> {
-    let mut maker = Maker::new().map_err(|error| failure(0, &error.into()))?;
+    // Opened here, where /proc is the supervisor's, and for the test process: no program has it.
+    let network = match plan.network {
+        Isolation::Own => Some(fs::File::open("/proc/self/ns/net").map_err(|e| failure(0, &e))?),
+        Isolation::Host => None,
+    };
+    let mut maker = Maker::new(networks).map_err(|error| failure(0, &error.into()))?;
     for (number, step) in plan.steps.iter().enumerate() {
         maker.carry_out(step).map_err(|cause| Failure {
             line: number + 1,
@@ -106,6 +120,10 @@ fn prepare<'a>(
         namespace,
         filter,
     )
+    .map(|ready| Ready {
+        network: network.map(OwnedFd::from),
+        ..ready
+    })
     .map_err(|cause| Failure {
         line: plan.steps.len() + 1,
         cause,
@@ -172,12 +190,14 @@ fn tell_started(events: &Channel, pid: i32, ready: &Ready<'_>, executing: Option
         has_pidfd: pidfd.is_some(),
         has_terminal: terminal.is_some(),
         executes_later: executing.is_some(),
+        has_network: ready.network.is_some(),
     };
     let fds: Vec<_> = pidfd
         .iter()
         .map(AsFd::as_fd)
         .chain(terminal)
         .chain(executing)
+        .chain(ready.network.as_ref().map(AsFd::as_fd))
         .collect();
     let _ = events.send(&started, &fds);
 }
@@ -311,6 +331,8 @@ struct Ready<'a> {
     capabilities: u64,
     stdio: Vec<OwnedFd>,
     terminal: Option<TerminalPair>,
+    /// For who asked for the sandbox, where it has one of its own.
+    network: Option<OwnedFd>,
     user_namespace: Option<BorrowedFd<'a>>,
     filter: &'a [SockFilter],
 }
@@ -373,6 +395,7 @@ impl<'a> Ready<'a> {
             capabilities: plan.capabilities.bits(),
             stdio,
             terminal,
+            network: None,
             user_namespace,
             filter,
         })

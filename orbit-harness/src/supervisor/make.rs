@@ -6,10 +6,11 @@
 mod covers;
 mod devices;
 mod layers;
+mod links;
 mod paths;
 mod syscalls;
 
-use std::os::fd::OwnedFd;
+use std::{collections::VecDeque, os::fd::OwnedFd};
 
 use rustix::{
     fs::Mode,
@@ -19,8 +20,8 @@ use rustix::{
 
 pub(super) use self::devices::TerminalPair;
 use self::syscalls::{INERT, chown, fd_path, mount, open_directory, tmpfs_options};
-use super::{home::HOST, protocol::Cause};
-use crate::{step::Step, sys};
+use super::{channel::Channel, home::HOST, protocol::Cause};
+use crate::step::Step;
 
 type Done = Result<(), Cause>;
 
@@ -37,6 +38,8 @@ pub(super) struct Maker {
     system: u32,
     /// Writable layers made so far.
     layers: usize,
+    /// To who connects this sandbox to its networks, one for each link.
+    networks: VecDeque<Channel>,
     terminal: Option<TerminalPair>,
 }
 
@@ -47,7 +50,7 @@ impl From<Errno> for Cause {
 }
 
 impl Maker {
-    pub(super) fn new() -> rustix::io::Result<Self> {
+    pub(super) fn new(networks: Vec<Channel>) -> rustix::io::Result<Self> {
         let host = open_directory(HOST)?;
         Ok(Self {
             host,
@@ -55,6 +58,7 @@ impl Maker {
             null: None,
             system: 0,
             layers: 0,
+            networks: networks.into(),
             terminal: None,
         })
     }
@@ -65,7 +69,10 @@ impl Maker {
 
     pub(super) fn carry_out(&mut self, step: &Step) -> Done {
         match step {
-            Step::Loopback => Ok(loopback_up()?),
+            Step::Loopback => Ok(links::loopback_up()?),
+            Step::AllPorts => Ok(links::all_ports()?),
+            Step::Link { name, link } => self.link(name, link),
+            Step::CoverEtc(files) => files.iter().try_for_each(|file| self.cover_etc(file)),
             Step::Hostname(name) => Ok(rustix::system::sethostname(name.as_bytes())?),
             Step::Scratch { size, owner } => {
                 self.system = *owner;
@@ -127,9 +134,4 @@ impl Maker {
         rustix::process::chdir("/")?;
         Ok(())
     }
-}
-
-/// `ip link set lo up`. Source: netdevice(7).
-fn loopback_up() -> rustix::io::Result<()> {
-    sys::bring_up(c"lo").map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }

@@ -5,9 +5,12 @@
 //!   client.rs              start.rs                        home.rs, serve.rs     init.rs, make.rs
 //! ```
 //!
+//! The broker, in `broker`, is a fork of the supervisor that reaches into sandboxes' networks.
+//!
 //! The starter lives as long as it takes to write the id maps. The supervisor is process 1 of a pid namespace
 //! that holds all sandboxes, so that its end is theirs.
 
+mod broker;
 mod channel;
 mod client;
 mod home;
@@ -19,6 +22,7 @@ mod start;
 #[cfg(feature = "images")]
 mod work;
 
+pub(crate) use broker::{Broker, Lease, MAX_PORTS};
 pub(crate) use channel::Channel;
 pub(crate) use client::{Supervisor, SupervisorError};
 #[cfg(feature = "images")]

@@ -70,8 +70,11 @@ pub(crate) enum StartStep {
 /// What the test process asks of its supervisor.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
-    /// Make a sandbox. Descriptors: its event channel, then standard input, output and error.
+    /// Make a sandbox. Descriptors: its event channel, then standard input, output and error, then for each link
+    /// of the plan a channel to who makes it.
     Launch(Box<Plan>),
+    /// Start the broker. Descriptor: its control channel, on which it says when it is ready.
+    Broker,
     /// Unpack a layer, inside the user namespace. Descriptors: the reply channel, the blob.
     #[cfg(feature = "images")]
     Unpack {
@@ -87,11 +90,12 @@ pub(crate) enum Request {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Event {
     /// The program runs. Descriptors, as far as the fields say: a pidfd of it; the other side of its terminal;
-    /// a pipe that ends when a program that is process 1 itself executes.
+    /// a pipe that ends when a program that is process 1 itself executes; last, its network namespace.
     Started {
         has_pidfd: bool,
         has_terminal: bool,
         executes_later: bool,
+        has_network: bool,
     },
     /// A step failed, and nothing is left.
     Failed(Failure),

@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, hash_map::Entry},
     io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
     time::{Duration, Instant},
 };
 
@@ -13,6 +13,7 @@ use rustix::{
 };
 
 use super::{
+    broker,
     channel::Channel,
     init,
     protocol::{Cause, Event, Failure, Gone, Request},
@@ -132,6 +133,7 @@ impl Supervisor {
         };
         match request {
             Request::Launch(plan) => self.launch(&plan, fds)?,
+            Request::Broker => self.start_broker(fds)?,
             #[cfg(feature = "images")]
             Request::Unpack { order, destination } => {
                 self.work(fds, |mut fds| {
@@ -147,9 +149,10 @@ impl Supervisor {
     }
 
     fn launch(&mut self, plan: &Plan, mut fds: Vec<OwnedFd>) -> io::Result<()> {
-        if fds.len() != 4 {
+        if fds.len() < 4 {
             return Ok(()); // As an invalid message.
         }
+        let networks = fds.split_off(4).into_iter().map(Channel::from_fd).collect();
         let stdio = fds.split_off(1);
         let events = Channel::from_fd(fds.remove(0));
         let started = Instant::now();
@@ -175,6 +178,7 @@ impl Supervisor {
                 let given = init::Given {
                     events,
                     stdio,
+                    networks,
                     caller_namespace: self.caller_namespace.as_ref().map(AsFd::as_fd),
                     filter,
                 };
@@ -194,6 +198,35 @@ impl Supervisor {
             Err(error) => {
                 let cause = Cause::Errno(error.raw_os_error().unwrap_or(0));
                 let _ = events.send(&Event::Failed(Failure { line: 0, cause }), &[]);
+                Ok(())
+            }
+        }
+    }
+
+    /// Forks the broker, into a network namespace of its own.
+    fn start_broker(&mut self, mut fds: Vec<OwnedFd>) -> io::Result<()> {
+        let Some(control) = fds.pop().map(Channel::from_fd) else {
+            return Ok(()); // As an invalid message.
+        };
+        match self.single_threaded.fork(libc::CLONE_NEWNET, None) {
+            Ok(Fork::Child) => {
+                if sys::close_inherited(&mut [control.as_fd().as_raw_fd()]).is_ok() {
+                    broker::serve(control);
+                }
+                sys::exit_now(0)
+            }
+            Ok(Fork::Parent { pid, pidfd }) => self.adopt(Child {
+                pid,
+                pidfd,
+                events: None,
+                started: Instant::now(),
+                timeout: None,
+                timed_out: false,
+            }),
+            Err(error) => {
+                let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                // Who asked may be gone.
+                let _ = control.send(&Err::<(), i32>(errno), &[]);
                 Ok(())
             }
         }

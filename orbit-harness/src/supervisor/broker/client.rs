@@ -1,0 +1,137 @@
+//! The test process's side of the broker.
+
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+};
+
+use super::protocol::{Answer, NetRequest};
+use crate::{
+    net::{addresses::Subnet, ports::Protocol},
+    supervisor::channel::{Channel, MAX_FDS},
+};
+
+/// Ports that one message can carry, beside the lease and the namespace.
+pub(crate) const MAX_PORTS: usize = MAX_FDS - 2;
+
+/// The broker of this process's supervisor.
+#[derive(Debug)]
+pub(crate) struct Broker(Channel);
+
+/// Something that the broker does until this is dropped, and has stopped doing when the drop returns.
+#[derive(Debug)]
+pub(crate) struct Lease(Channel);
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if self.0.shutdown_send().is_ok() {
+            // Nothing more is said: this waits for the end.
+            while let Ok(Some(_)) = self.0.recv::<Answer>() {}
+        }
+    }
+}
+
+impl Broker {
+    /// The broker at the other end of `channel`, once it is ready.
+    ///
+    /// # Errors
+    /// What it, or the supervisor for it, answered.
+    pub(crate) fn greet(channel: Channel) -> io::Result<Self> {
+        answer(&channel)?;
+        Ok(Self(channel))
+    }
+
+    /// Whether it can still be asked.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.0.is_open()
+    }
+
+    /// Connects to `port` of the loopback inside of `namespace`: of IPv4, or of IPv6 where the service listens
+    /// there alone.
+    ///
+    /// # Errors
+    /// What `connect` answers: ECONNREFUSED where nobody listens.
+    pub(crate) fn connect(&self, namespace: BorrowedFd<'_>, port: u16) -> io::Result<TcpStream> {
+        let reply = self.ask(&NetRequest::Sockets, &[namespace])?;
+        let mut sockets = answer(&reply)?.into_iter();
+        let v4 = sockets.next().ok_or(rustix::io::Errno::NOENT)?;
+        let to = |address: SocketAddr, socket: OwnedFd| {
+            rustix::net::connect(&socket, &address).map(|()| TcpStream::from(socket))
+        };
+        let refused = match to((Ipv4Addr::LOCALHOST, port).into(), v4) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => error,
+        };
+        let v6 = sockets
+            .next()
+            .filter(|_| refused == rustix::io::Errno::CONNREFUSED);
+        match v6.map(|v6| to((Ipv6Addr::LOCALHOST, port).into(), v6)) {
+            Some(Ok(stream)) => Ok(stream),
+            _ => Err(refused.into()),
+        }
+    }
+
+    /// Forwards what arrives at each of the host's sockets to a port inside of `namespace`. At most
+    /// [`MAX_PORTS`] of them.
+    pub(crate) fn publish(
+        &self,
+        namespace: BorrowedFd<'_>,
+        sockets: &[(Protocol, u16, OwnedFd)],
+    ) -> io::Result<Lease> {
+        let ports = sockets
+            .iter()
+            .map(|(protocol, port, _)| (*protocol, *port))
+            .collect();
+        let mut fds = vec![namespace];
+        fds.extend(sockets.iter().map(|(_, _, socket)| socket.as_fd()));
+        let lease = self.ask(&NetRequest::Publish { ports }, &fds)?;
+        answer(&lease)?;
+        Ok(Lease(lease))
+    }
+
+    /// Makes a network.
+    pub(crate) fn create_network(&self, id: u64, subnet: Subnet) -> io::Result<Lease> {
+        let lease = self.ask(&NetRequest::CreateNetwork { id, subnet }, &[])?;
+        answer(&lease)?;
+        Ok(Lease(lease))
+    }
+
+    /// Lets a sandbox join a network: what holds its place, and what its init is to be given.
+    pub(crate) fn admit(
+        &self,
+        (network, sandbox): (u64, u64),
+        address: Ipv4Addr,
+        names: &[String],
+    ) -> io::Result<(Lease, Channel)> {
+        let (init, ours) = Channel::pair()?;
+        let request = NetRequest::Admit {
+            network,
+            sandbox,
+            address,
+            names: names.to_vec(),
+        };
+        let lease = self.ask(&request, &[ours.as_fd()])?;
+        answer(&lease)?;
+        Ok((Lease(lease), init))
+    }
+
+    fn ask(&self, request: &NetRequest, fds: &[BorrowedFd<'_>]) -> io::Result<Channel> {
+        let (ours, theirs) = Channel::pair()?;
+        let mut all = vec![theirs.as_fd()];
+        all.extend_from_slice(fds);
+        self.0.send(request, &all)?;
+        Ok(ours)
+    }
+}
+
+fn answer(channel: &Channel) -> io::Result<Vec<OwnedFd>> {
+    match channel.recv::<Answer>()? {
+        Some((Ok(()), fds)) => Ok(fds),
+        Some((Err(errno), _)) => Err(io::Error::from_raw_os_error(errno)),
+        None => Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "the process that owns the network of this test's sandboxes ended",
+        )),
+    }
+}
