@@ -45,13 +45,11 @@ use crate::{
 /// }
 /// ```
 ///
-/// It adds `#[test]` where there is no test attribute below it. With one, it keeps to it:
+/// It adds `#[test]` where there is no test attribute below it. What else is there stays:
 ///
 /// ```
-/// # mod tokio { pub use core::prelude::v1::test; }
 /// # #[allow(dead_code)]
 /// #[orbit::sandboxed(timeout = "10s", env(GREETING = "hello", PORT = "8080"), cap_drop("NET_RAW"))]
-/// #[test]
 /// #[should_panic(expected = "hello")]
 /// fn panics_inside() {
 ///     panic!("{}", std::env::var("GREETING").unwrap());
@@ -102,6 +100,8 @@ use crate::{
 ///
 /// One start of a sandbox and of the test program, a few milliseconds, for each test. A test that `cargo orbit test`
 /// or `cargo orbit runner` has given a sandbox of its own already runs in that one, unless a key asks for something.
+/// Where `cargo orbit test` runs all tests of a program in one sandbox, this test has its own in that one, so that
+/// it shares nothing with the others. The kernel stacks overlays two deep: such a test cannot make a third.
 ///
 /// The test runs in a process of its own: statics, thread-locals and what a harness measures in its own process
 /// are not shared with other tests. Fixtures that stand in the arguments of rstest are made on both sides.
