@@ -29,7 +29,7 @@ use crate::{
     builder::{SandboxBuilder, Stdin},
     outcome::Outcome,
     sandbox::{Sandbox, random_id},
-    spec::{ImageRef, Init, NetworkMode},
+    spec::{Init, NetworkMode},
     variables::{SANDBOX_OF, SANDBOX_OF_TEST},
 };
 
@@ -425,17 +425,13 @@ fn run(name: &str, keys: Keys) -> Result<(Record, Outcome), String> {
     let record = Outer::new(&asked).map_err(io("cannot hold its record in memory"))?;
     let stdin = record.for_inner().map_err(io("its record"))?;
     let executable = env::current_exe().map_err(io("cannot find this test program"))?;
-    let image = sandbox.spec.image.clone();
     let outcome = view::complete(sandbox, &executable, &passed)
         .map_err(io("cannot find what it needs"))?
         .cmd([executable.as_os_str()])
         .args([name, "--exact", "--nocapture", "--include-ignored"])
         .stdin(Stdin::Fd(stdin))
         .run()
-        .map_err(|error| match image {
-            ImageRef::Host => error.to_string(),
-            image => format!("{image}: {error}"),
-        })?;
+        .map_err(|error| error.to_string())?;
     let told = record
         .read()
         .map_err(io("cannot read its record, which it may have broken"))?;
