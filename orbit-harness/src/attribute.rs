@@ -29,7 +29,7 @@ use crate::{
     builder::{SandboxBuilder, Stdin},
     outcome::Outcome,
     sandbox::{Sandbox, random_id},
-    spec::{ImageRef, Init, NetworkMode},
+    spec::{Init, NetworkMode},
     variables::{SANDBOX_OF, SANDBOX_OF_TEST},
 };
 
@@ -45,13 +45,11 @@ use crate::{
 /// }
 /// ```
 ///
-/// It adds `#[test]` where there is no test attribute below it. With one, it keeps to it:
+/// It adds `#[test]` where there is no test attribute below it. What else is there stays:
 ///
 /// ```
-/// # mod tokio { pub use core::prelude::v1::test; }
 /// # #[allow(dead_code)]
 /// #[orbit::sandboxed(timeout = "10s", env(GREETING = "hello", PORT = "8080"), cap_drop("NET_RAW"))]
-/// #[test]
 /// #[should_panic(expected = "hello")]
 /// fn panics_inside() {
 ///     panic!("{}", std::env::var("GREETING").unwrap());
@@ -102,6 +100,8 @@ use crate::{
 ///
 /// One start of a sandbox and of the test program, a few milliseconds, for each test. A test that `cargo orbit test`
 /// or `cargo orbit runner` has given a sandbox of its own already runs in that one, unless a key asks for something.
+/// Where `cargo orbit test` runs all tests of a program in one sandbox, this test has its own in that one, so that
+/// it shares nothing with the others. The kernel stacks overlays two deep: such a test cannot make a third.
 ///
 /// The test runs in a process of its own: statics, thread-locals and what a harness measures in its own process
 /// are not shared with other tests. Fixtures that stand in the arguments of rstest are made on both sides.
@@ -425,17 +425,13 @@ fn run(name: &str, keys: Keys) -> Result<(Record, Outcome), String> {
     let record = Outer::new(&asked).map_err(io("cannot hold its record in memory"))?;
     let stdin = record.for_inner().map_err(io("its record"))?;
     let executable = env::current_exe().map_err(io("cannot find this test program"))?;
-    let image = sandbox.spec.image.clone();
     let outcome = view::complete(sandbox, &executable, &passed)
         .map_err(io("cannot find what it needs"))?
         .cmd([executable.as_os_str()])
         .args([name, "--exact", "--nocapture", "--include-ignored"])
         .stdin(Stdin::Fd(stdin))
         .run()
-        .map_err(|error| match image {
-            ImageRef::Host => error.to_string(),
-            image => format!("{image}: {error}"),
-        })?;
+        .map_err(|error| error.to_string())?;
     let told = record
         .read()
         .map_err(io("cannot read its record, which it may have broken"))?;

@@ -5,7 +5,7 @@
 //! the function it knows: its name, its arguments, its attributes, `async` or not.
 
 use proc_macro2::{Span, TokenStream};
-use quote::{ToTokens as _, quote, quote_spanned};
+use quote::{TokenStreamExt as _, quote, quote_spanned};
 use syn::{
     Attribute, Error, FnArg, ItemFn, ReturnType, Type, ext::IdentExt as _, spanned::Spanned as _,
 };
@@ -25,14 +25,11 @@ const TESTS: [&str; 9] = [
     "wasm_bindgen_test",
 ];
 
-pub(crate) fn expand(arguments: TokenStream, item: TokenStream) -> TokenStream {
-    let function = match syn::parse2::<ItemFn>(item.clone()) {
-        Ok(function) => function,
-        Err(_) => {
-            let why = "`#[orbit::sandboxed]` goes on a test function";
-            let error = Error::new(Span::call_site(), why).into_compile_error();
-            return quote!(#error #item);
-        }
+pub(crate) fn expand(arguments: TokenStream, item: &TokenStream) -> TokenStream {
+    let Ok(function) = syn::parse2::<ItemFn>(item.clone()) else {
+        let why = "`#[orbit::sandboxed]` goes on a test function";
+        let error = Error::new(Span::call_site(), why).into_compile_error();
+        return quote!(#error #item);
     };
     match Keys::parse(arguments).and_then(|keys| sandboxed(&function, &keys)) {
         Ok(expanded) => expanded,
@@ -93,9 +90,7 @@ fn sandboxed(function: &ItemFn, keys: &Keys) -> Result<TokenStream, Error> {
     // With the braces of the original, so that the end of the function is where it was.
     block.brace_token.surround(&mut body, |inner| {
         inner.extend(enter);
-        statements
-            .iter()
-            .for_each(|statement| statement.to_tokens(inner));
+        inner.append_all(statements);
     });
     Ok(quote! {
         #(#attrs)*

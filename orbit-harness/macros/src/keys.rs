@@ -203,16 +203,12 @@ impl Entry {
     fn calls(&self, name: &str, form: Form) -> Result<TokenStream, Error> {
         let method = Ident::new(name, Span::mixed_site());
         match (form, &self.behind) {
-            (Form::Text(check), Behind::Value(value)) => {
+            (Form::Text(check) | Form::Texts(check), Behind::Value(value)) => {
                 let value = text(value, check, false)?;
                 Ok(quote!(.#method(#value)))
             }
             (Form::Number(check), Behind::Value(value)) => {
                 let value = text(value, check, true)?;
-                Ok(quote!(.#method(#value)))
-            }
-            (Form::Texts(check), Behind::Value(value)) => {
-                let value = text(value, check, false)?;
                 Ok(quote!(.#method(#value)))
             }
             (Form::Texts(check), Behind::List(list, span)) => {

@@ -13,5 +13,5 @@ use proc_macro::TokenStream;
 /// Runs a test in a sandbox of its own, under any runner.
 #[proc_macro_attribute]
 pub fn sandboxed(arguments: TokenStream, item: TokenStream) -> TokenStream {
-    expand::expand(arguments.into(), item.into()).into()
+    expand::expand(arguments.into(), &item.into()).into()
 }

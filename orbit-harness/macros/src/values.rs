@@ -173,11 +173,11 @@ pub(crate) fn cpu(text: &str) -> Check {
 pub(crate) fn mount(text: &str) -> Check {
     let words: Vec<&str> = text.split(':').collect();
     let target = match words[..] {
-        ["tmpfs", target] => target,
         ["tmpfs", target, size] => {
             bytes(size)?;
             target
         }
+        // `tmpfs:TARGET` too.
         [_, target] | [_, target, "ro" | "rw" | "overlay"] => target,
         [_, _, _] => return Err("the third word is none of ro, rw, overlay".to_owned()),
         _ => {

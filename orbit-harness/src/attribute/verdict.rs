@@ -16,9 +16,8 @@ pub(super) enum Verdict {
 
 /// `should_panic`: whether the test is marked so. A body that returned then is for the harness outside to judge.
 pub(super) fn verdict(record: &Record, status: Status, should_panic: bool) -> Verdict {
-    let code = match status {
-        Status::Exited(code) => code,
-        _ => return Verdict::Broken(ended(record, status)),
+    let Status::Exited(code) = status else {
+        return Verdict::Broken(ended(record, status));
     };
     if !record.entered {
         return Verdict::Broken(format!(
