@@ -54,6 +54,7 @@ fn offset(name: &str) -> i64 {
 ///
 /// C: `fcntl(fd, F_OFD_SETLK, &lock)`. Source: fcntl_locking(2), "Open file description locks".
 fn lock(file: &File, offset: i64) -> io::Result<bool> {
+    #[expect(clippy::cast_possible_truncation, reason = "constants below 5")]
     let lock = libc::flock {
         l_type: libc::F_WRLCK as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,

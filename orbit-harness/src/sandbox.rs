@@ -624,6 +624,7 @@ fn claim_name(spec: &mut Spec) -> Result<Option<Claim>, Error> {
 
 const NO_CACHE_DIR: &str = "none of ORBIT_CACHE_DIR, XDG_CACHE_HOME and HOME is set to an absolute path; set ORBIT_CACHE_DIR";
 
+#[cfg_attr(not(feature = "images"), expect(clippy::unnecessary_wraps))]
 fn resolve(
     spec: &Spec,
     host: &'static Host,

@@ -55,7 +55,7 @@ impl Imports {
 
     fn of(text: &str) -> BTreeSet<String> {
         let mut imports = Self::default();
-        imports.visit_file(&syn::parse_file(text).unwrap());
+        imports.visit_file(&syn::parse_file(text).expect("a file of Rust"));
         imports.0
     }
 }
@@ -67,7 +67,7 @@ fn files(module: &Path) -> Vec<PathBuf> {
         .into_iter()
         .collect();
     for entry in fs::read_dir(module).into_iter().flatten() {
-        let path = entry.unwrap().path();
+        let path = entry.expect("a directory that can be read").path();
         if path.is_dir() {
             found.extend(files(&path));
         } else if path.extension().is_some_and(|extension| extension == "rs") {

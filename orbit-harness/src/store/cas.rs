@@ -4,7 +4,8 @@
 //! ROOT/v1/                    mode 0700
 //!   blobs/HEX                 manifests and configurations, by digest
 //!   images/HEX.json           which manifest a reference led to, by the digest of the reference
-//!   images/HEX.lock           shared while the image is in use, exclusive while it is pulled or removed
+//!   images/HEX.lock           exclusive while somebody asks the registry: the others wait for the answer
+//!   images/HEX.use            shared while the image is in use, exclusive while it is removed; nobody waits for it
 //!   partial/HEX               a layer's blob on its way; exclusive while it is written or unpacked
 //!   layers/KEY/…              see `layers`
 //!   tmp/NAME                  documents being written; locked as long as their writer lives
@@ -98,19 +99,25 @@ impl Cas {
         Digest::of(format!("{reference} {platform}").as_bytes()).hex()
     }
 
-    pub(super) fn lock_record(
-        &self,
-        name: &str,
-        mode: Mode,
-        on_wait: impl FnOnce(),
-    ) -> Result<FileLock, StoreError> {
-        let path = self.record_lock_path(name);
-        FileLock::take(&path, mode, on_wait).map_err(StoreError::io("lock", path))
+    /// The right to ask the registry where a reference leads; waits for whoever asks already.
+    pub(super) fn lock_record(&self, name: &str) -> Result<FileLock, StoreError> {
+        let path = self.record_file(name, "lock");
+        FileLock::take(&path, Mode::Exclusive, || ()).map_err(StoreError::io("lock", path))
+    }
+
+    /// Keeps a record from being removed. Not the lock above: who uses an image must not keep others from asking
+    /// what its tag leads to by now.
+    pub(super) fn use_record(&self, name: &str) -> Result<FileLock, StoreError> {
+        let path = self.record_file(name, "use");
+        let lock =
+            FileLock::take(&path, Mode::Shared, || ()).map_err(StoreError::io("lock", path))?;
+        lock.touch();
+        Ok(lock)
     }
 
     /// The record, where there is one and nobody is about to change it, kept from being removed.
     pub(super) fn lease_record(&self, name: &str) -> Result<Option<LeasedRecord>, StoreError> {
-        let path = self.record_lock_path(name);
+        let path = self.record_file(name, "use");
         if !path.exists() {
             return Ok(None);
         }
@@ -124,22 +131,19 @@ impl Cas {
         Ok(record.map(|record| LeasedRecord { record, lock }))
     }
 
-    pub(super) fn record_lock_path(&self, name: &str) -> PathBuf {
-        self.root.join("images").join(format!("{name}.lock"))
-    }
-
-    pub(super) fn record_path(&self, name: &str) -> PathBuf {
-        self.root.join("images").join(format!("{name}.json"))
+    /// `json`, `lock` or `use`: see above.
+    pub(super) fn record_file(&self, name: &str, suffix: &str) -> PathBuf {
+        self.root.join("images").join(format!("{name}.{suffix}"))
     }
 
     /// What is recorded, if it can be read: a damaged record is as good as none, the registry knows better.
     pub(super) fn read_record(&self, name: &str) -> Result<Option<ImageRecord>, StoreError> {
-        let content = read_bounded(&self.record_path(name), MAX_DOCUMENT_BYTES)?;
+        let content = read_bounded(&self.record_file(name, "json"), MAX_DOCUMENT_BYTES)?;
         Ok(content.and_then(|content| serde_json::from_slice(&content).ok()))
     }
 
     pub(super) fn write_record(&self, name: &str, record: &ImageRecord) -> Result<(), StoreError> {
-        let path = self.record_path(name);
+        let path = self.record_file(name, "json");
         let content = serde_json::to_vec(record)
             .map_err(|error| StoreError::io("write", &path)(io::Error::other(error)))?;
         self.write(&path, &content)

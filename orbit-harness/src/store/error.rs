@@ -4,12 +4,7 @@
 
 use std::{io, path::PathBuf};
 
-use super::{
-    digest::{Digest, DigestError},
-    platform::Platform,
-    reference::ReferenceError,
-    worker::WorkerError,
-};
+use super::{digest::Digest, platform::Platform, reference::ReferenceError, worker::WorkerError};
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
@@ -102,15 +97,11 @@ impl StoreError {
         }
     }
 
-    pub(super) fn malformed(what: &'static str, image: &str, why: impl ToString) -> Self {
+    pub(super) fn malformed(what: &'static str, image: &str, why: impl Into<String>) -> Self {
         Self::Malformed {
             what,
             image: image.to_owned(),
-            why: why.to_string(),
+            why: why.into(),
         }
-    }
-
-    pub(super) fn digest(what: &'static str, image: &str) -> impl FnOnce(DigestError) -> Self {
-        move |error| Self::malformed(what, image, error)
     }
 }

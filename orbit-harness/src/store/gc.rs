@@ -58,7 +58,7 @@ impl Store {
             let Some(record) = self.cas.read_record(&name)? else {
                 continue;
             };
-            let path = self.cas.record_path(&name);
+            let path = self.cas.record_file(&name, "json");
             let pulled = fs::metadata(&path).and_then(|meta| meta.modified());
             images.push(StoredImage {
                 reference: record.reference,
@@ -156,19 +156,22 @@ impl Store {
         name: &str,
         is_due: impl Fn(SystemTime) -> bool,
     ) -> Result<Option<bool>, StoreError> {
-        let lock_path = self.cas.record_lock_path(name);
-        let lock = FileLock::try_take(&lock_path, Mode::Exclusive)
-            .map_err(StoreError::io("lock", &lock_path))?;
-        let Some(lock) = lock else {
-            return Ok(None);
-        };
-        // Each use touches the lock; see `pull`.
-        let used = lock.file().metadata().and_then(|meta| meta.modified());
+        let mut locks = Vec::new();
+        for suffix in ["lock", "use"] {
+            let path = self.cas.record_file(name, suffix);
+            let taken = FileLock::try_take(&path, Mode::Exclusive);
+            let Some(lock) = taken.map_err(StoreError::io("lock", path))? else {
+                return Ok(None);
+            };
+            locks.push(lock);
+        }
+        // Each use touches the second.
+        let used = locks[1].file().metadata().and_then(|meta| meta.modified());
         if !is_due(used.unwrap_or(SystemTime::UNIX_EPOCH)) {
             return Ok(Some(false));
         }
-        for path in [self.cas.record_path(name), lock_path] {
-            remove_file(&path)?;
+        for suffix in ["json", "use", "lock"] {
+            remove_file(&self.cas.record_file(name, suffix))?;
         }
         Ok(Some(true))
     }
@@ -228,13 +231,16 @@ fn collect(
     match claim.made() {
         Some((_, used)) if !is_due(used) => claim.sweep(worker),
         Some((LayerMeta { stats, .. }, _)) => {
-            claim.remove(worker)?;
-            report.layers += 1;
-            report.bytes += stats.content_bytes;
+            if claim.remove(worker)? {
+                report.layers += 1;
+                report.bytes += stats.content_bytes;
+            } else {
+                report.in_use += 1;
+            }
             Ok(())
         }
         // Never finished: nobody can use it.
-        None => claim.remove(worker),
+        None => claim.remove(worker).map(drop),
     }
 }
 

@@ -3,17 +3,22 @@
 //! ```text
 //! layers/KEY/NAME        the layer; NAME is half of its diff id in hexadecimal. It is there or it is not: what
 //!                        has this name is complete, verified and durable
-//! layers/KEY/NAME.lock   what the layer is, as JSON; shared while it is in use, exclusive while it is made or
+//! layers/KEY/NAME.use    what the layer is, as JSON; locked shared while it is in use, exclusively while it is
 //!                        removed
-//! layers/KEY/NAME.new    being unpacked by whoever has the lock exclusively. Found by somebody who just got the
-//!                        lock, it is what a dead process left
+//! layers/KEY/NAME.make   locked exclusively by whoever makes or removes the layer
+//! layers/KEY/NAME.new    being unpacked by whoever has `.make`. Found by somebody who just got it, it is what a
+//!                        dead process left
 //! layers/KEY/NAME.old    being removed; the same holds
 //! ```
 //!
 //! So no temporary name needs its owner's pid, and what a kill leaves behind is found by its lock being free.
 //!
+//! **No deadlock.** Only `.make` is ever waited for, and whoever has one waits for no other; a layer in use is
+//! locked by `.use`, which nobody waits for. With one lock for both, two processes that each had one layer of an
+//! image in use and wanted to make the other's would wait forever.
+//!
 //! **Durability.** Files are not synced one by one. When a layer is unpacked, one `syncfs` writes it and its
-//! `.lock` file out; only then is it renamed, and then the directory synced. A power cut leaves the whole layer or
+//! `.use` file out; only then is it renamed, and then the directory synced. A power cut leaves the whole layer or
 //! a `.new` directory.
 
 use std::{
@@ -21,7 +26,7 @@ use std::{
     io::{self, Read, Write},
     os::{
         fd::OwnedFd,
-        unix::fs::{DirBuilderExt, PermissionsExt},
+        unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     },
     path::{Path, PathBuf},
     time::SystemTime,
@@ -90,7 +95,7 @@ impl Layers {
     /// The layer, where it is there and nobody is about to remove it.
     pub(super) fn lease(&self, diff_id: &Digest) -> Result<Option<LayerLease>, StoreError> {
         let name = diff_id.short_name();
-        let path = self.path(&name, ".lock");
+        let path = self.path(&name, ".use");
         let fault = |error| StoreError::io("lock", &path)(error);
         // Opening does not create: a miss leaves nothing behind, and works on a read-only store.
         if !path.exists() {
@@ -116,25 +121,25 @@ impl Layers {
         on_wait: impl FnOnce(),
     ) -> Result<LayerClaim<'_>, StoreError> {
         let name = diff_id.short_name();
-        let path = self.path(&name, ".lock");
+        let path = self.path(&name, ".make");
         let lock = FileLock::take(&path, Mode::Exclusive, on_wait)
             .map_err(StoreError::io("lock", &path))?;
         Ok(LayerClaim {
             layers: self,
             name,
-            lock,
+            _lock: lock,
         })
     }
 
-    /// The right to remove what has this name, where nobody uses it.
+    /// The right to remove what has this name, where nobody makes it.
     pub(super) fn try_claim_name(&self, name: &str) -> Result<Option<LayerClaim<'_>>, StoreError> {
-        let path = self.path(name, ".lock");
+        let path = self.path(name, ".make");
         let lock =
             FileLock::try_take(&path, Mode::Exclusive).map_err(StoreError::io("lock", &path))?;
         Ok(lock.map(|lock| LayerClaim {
             layers: self,
             name: name.to_owned(),
-            lock,
+            _lock: lock,
         }))
     }
 
@@ -161,7 +166,7 @@ impl Layers {
 pub(super) struct LayerClaim<'a> {
     layers: &'a Layers,
     name: String,
-    lock: FileLock,
+    _lock: FileLock,
 }
 
 impl LayerClaim<'_> {
@@ -169,16 +174,11 @@ impl LayerClaim<'_> {
         self.layers.path(&self.name, suffix)
     }
 
-    /// Whether the layer is there, and is the one of `diff_id`.
-    pub(super) fn is_made(&self, diff_id: &Digest) -> bool {
-        self.path("").is_dir()
-            && matches!(read_meta(self.lock.file()), Ok(Some(meta)) if meta.diff_id == *diff_id)
-    }
-
     /// What the layer is and when it was last used, where it is there.
     pub(super) fn made(&self) -> Option<(LayerMeta, SystemTime)> {
-        let meta = read_meta(self.lock.file()).ok()??;
-        let used = self.lock.file().metadata().ok()?.modified().ok()?;
+        let file = File::open(self.path(".use")).ok()?;
+        let meta = read_meta(&file).ok()??;
+        let used = file.metadata().ok()?.modified().ok()?;
         self.path("").is_dir().then_some((meta, used))
     }
 
@@ -207,19 +207,27 @@ impl LayerClaim<'_> {
     pub(super) fn publish(&self, meta: &LayerMeta) -> Result<(), StoreError> {
         let path = self.path("");
         let published = (|| {
-            let mut file = self.lock.file();
-            file.set_len(0)?;
-            io::Seek::rewind(&mut file)?;
+            let mut file = File::options()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(self.path(".use"))?;
             file.write_all(&serde_json::to_vec(meta).map_err(io::Error::other)?)?;
-            rustix::fs::syncfs(file)?;
+            rustix::fs::syncfs(&file)?;
             fs::rename(self.path(".new"), &path)?;
             File::open(&self.layers.directory)?.sync_all()
         })();
         published.map_err(StoreError::io("put in place the layer", path))
     }
 
-    /// Removes the layer, what is half made of it, and its lock.
-    pub(super) fn remove(self, worker: &dyn LayerWorker) -> Result<(), StoreError> {
+    /// Removes the layer, what is half made of it, and its locks. Returns whether it did: a layer in use stays.
+    pub(super) fn remove(self, worker: &dyn LayerWorker) -> Result<bool, StoreError> {
+        let in_use = self.path(".use");
+        let lock = FileLock::try_take(&in_use, Mode::Exclusive);
+        let Some(_lock) = lock.map_err(StoreError::io("lock", &in_use))? else {
+            return Ok(false);
+        };
         self.sweep(worker)?;
         let path = self.path("");
         match fs::rename(&path, self.path(".old")) {
@@ -227,8 +235,10 @@ impl LayerClaim<'_> {
             other => other.map_err(StoreError::io("remove", &path))?,
         }
         self.remove_tree(".old", worker)?;
-        let lock = self.path(".lock");
-        fs::remove_file(&lock).map_err(StoreError::io("remove", &lock))
+        for path in [in_use, self.path(".make")] {
+            fs::remove_file(&path).map_err(StoreError::io("remove", &path))?;
+        }
+        Ok(true)
     }
 
     /// Removes what is half made or half removed: whoever has the claim knows that its maker is dead.

@@ -253,7 +253,8 @@ struct RawConfig {
     #[serde(deserialize_with = "null_is_default")]
     user: String,
     #[serde(deserialize_with = "null_is_default")]
-    exposed_ports: BTreeMap<String, serde::de::IgnoredAny>,
+    /// In Go a set is a map to nothing.
+    exposed_ports: BTreeMap<String, serde_json::Value>,
     stop_signal: Option<String>,
 }
 

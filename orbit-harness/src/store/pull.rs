@@ -205,7 +205,10 @@ impl Store {
                 return Ok(lease);
             }
             let claim = self.layers.claim(diff_id, || tell(Phase::Waiting, 0))?;
-            if claim.is_made(diff_id) {
+            if claim
+                .made()
+                .is_some_and(|(meta, _)| meta.diff_id == *diff_id)
+            {
                 continue;
             }
             let blob = source.layer(descriptor, hands.progress)?;

@@ -214,6 +214,13 @@ impl TestStore {
         )
     }
 
+    /// Whether something half made or half removed lies about.
+    pub(super) fn has_leftovers(&self) -> bool {
+        self.layer_files()
+            .iter()
+            .any(|name| matches!(name.split_once('.'), Some((_, "new" | "old"))))
+    }
+
     /// Everything in the layers' directory, sorted.
     pub(super) fn layer_files(&self) -> Vec<String> {
         let mut names: Vec<String> = fs::read_dir(self.store.layers_dir())
@@ -226,7 +233,7 @@ impl TestStore {
 }
 
 pub(super) fn test_ids() -> IdKey {
-    IdKey::new("test", OwnershipPolicy::Keep).unwrap()
+    IdKey::new("test", ownership()).unwrap()
 }
 
 /// Counts what it unpacks, and fails or dies on request.
@@ -248,5 +255,14 @@ impl LayerWorker for CountingWorker {
 
     fn remove_tree(&self, parent: std::os::fd::OwnedFd, name: &str) -> Result<(), WorkerError> {
         InProcessWorker.remove_tree(parent, name)
+    }
+}
+
+/// Only root can give files away; for everybody else there is no user namespace here to do it in.
+pub(super) fn ownership() -> OwnershipPolicy {
+    if nix::unistd::geteuid().is_root() {
+        OwnershipPolicy::Keep
+    } else {
+        OwnershipPolicy::Squash
     }
 }

@@ -42,11 +42,18 @@ impl UnpackJob {
 /// Why a worker did not do its job.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WorkerError {
+    /// Boxed: it is large, and every result of the store would be.
     #[error("{0}")]
-    Unpack(#[from] UnpackError),
+    Unpack(Box<UnpackError>),
     /// The worker could not be started or reached, or died.
     #[error("the process that unpacks layers could not do its work: {0}")]
     Lost(#[source] io::Error),
+}
+
+impl From<UnpackError> for WorkerError {
+    fn from(error: UnpackError) -> Self {
+        Self::Unpack(Box::new(error))
+    }
 }
 
 /// Unpacks and removes layers; called from several threads at once, where one layer is unpacked while another is.

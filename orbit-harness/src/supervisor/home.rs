@@ -134,7 +134,11 @@ fn settle_root(mapping: Mapping, trees: Vec<(PathBuf, OwnedFd)>) -> Result<(), S
 fn attach_tree(path: &Path, tree: &OwnedFd) -> Result<(), StartFailure> {
     let target = below_host(path);
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    match rustix::mount::move_mount(tree, "", rustix::fs::CWD, &target, flags) {
+    let attached = rustix::mount::move_mount(tree, "", rustix::fs::CWD, &target, flags)
+        // A copy of a shared mount is its peer: what is mounted on it, or detached, would be on the host too.
+        // At once, as the next one may be attached below this one.
+        .and_then(|()| rustix::mount::mount_change(&target, MountPropagationFlags::PRIVATE));
+    match attached {
         Ok(()) => Ok(()),
         // Its place lies in a directory that the container's root may not enter, or is gone: then nothing in
         // a sandbox could be asked for below it either.

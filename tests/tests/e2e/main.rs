@@ -1,8 +1,15 @@
 //! The end-to-end tests: one module for each subject, each with its table of cases.
 
+mod host_view;
 mod images;
+mod inside;
+mod kit;
+mod library;
 mod published;
+mod raw;
 mod registry;
+mod roles;
+mod run;
 mod support;
 
 use std::process::ExitCode;
@@ -10,11 +17,18 @@ use std::process::ExitCode;
 use orbit_tests::main_loop;
 
 fn main() -> ExitCode {
+    if let Some(role) = std::env::var_os(kit::ROLE) {
+        return roles::run(&role.to_string_lossy());
+    }
     main_loop::run(
         [
             support::cases(),
             images::cases(),
             registry::cases(),
+            inside::cases(),
+            host_view::cases(),
+            library::cases(),
+            run::cases(),
             published::cases(),
         ]
         .concat(),

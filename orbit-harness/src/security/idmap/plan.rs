@@ -126,6 +126,7 @@ pub(crate) struct IdPlan {
 impl IdPlan {
     /// A short name of the maps, for files on disk whose owners depend on them: `range-1000-100000-65536`,
     /// `single-1000`, `root-1879048192`. Equal keys mean equal maps.
+    #[cfg(any(test, feature = "images"))]
     pub(crate) fn key(&self) -> &str {
         &self.key
     }

@@ -19,7 +19,8 @@ use super::{
         manifest::Descriptor,
     },
     error::RegistryError,
-    http::{Client, Paced},
+    http::Client,
+    pace::Paced,
 };
 
 const COPY_BYTES: usize = 64 << 10;

@@ -35,7 +35,7 @@ pub(crate) enum RegistryError {
     },
     #[error(
         "{registry} allows no more requests for now{}; wait, or log in with `docker login {registry}` for a higher limit",
-        wait_hint(.retry_after)
+        wait_hint(*.retry_after)
     )]
     Throttled {
         registry: String,
@@ -68,7 +68,7 @@ fn login_hint(had_credentials: bool, registry: &str) -> String {
     }
 }
 
-fn wait_hint(retry_after: &Option<Duration>) -> String {
+fn wait_hint(retry_after: Option<Duration>) -> String {
     retry_after.map_or_else(String::new, |wait| {
         format!(", and asks to wait {} seconds", wait.as_secs())
     })

@@ -6,7 +6,7 @@ use std::{
     io::{self, Read},
     sync::{Arc, Mutex, PoisonError},
     thread,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
 use serde::Deserialize;
@@ -18,49 +18,16 @@ use ureq::{
 };
 
 use super::{
-    super::reference::Reference, challenge::Challenge, credentials::Credentials,
+    super::reference::Reference,
+    challenge::Challenge,
+    credentials::Credentials,
     error::RegistryError,
+    pace::{Paced, Timing},
 };
 
 const MAX_REDIRECTS: u32 = 5;
 const MAX_TOKEN_BYTES: u64 = 1 << 20;
 const MAX_MESSAGE_BYTES: u64 = 4096;
-
-/// How long to wait for what. Tests have less patience.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Timing {
-    pub(crate) connect: Duration,
-    /// Until the headers of an answer are there.
-    pub(crate) response: Duration,
-    /// Without a single byte.
-    pub(crate) silence: Duration,
-    /// In each such time at least [`Timing::MIN_WINDOW_BYTES`] must come.
-    pub(crate) window: Duration,
-    /// The first pause before another attempt; each is twice the one before.
-    pub(crate) backoff: Duration,
-    /// A registry that asks to wait longer is not waited for.
-    pub(crate) max_retry_after: Duration,
-    pub(crate) attempts: u32,
-}
-
-impl Timing {
-    /// Slower than a modem: nobody waits for an image that long, but a test would hang.
-    const MIN_WINDOW_BYTES: u64 = 32 << 10;
-}
-
-impl Default for Timing {
-    fn default() -> Self {
-        Self {
-            connect: Duration::from_secs(15),
-            response: Duration::from_secs(30),
-            silence: Duration::from_secs(30),
-            window: Duration::from_secs(30),
-            backoff: Duration::from_millis(400),
-            max_retry_after: Duration::from_secs(60),
-            attempts: 5,
-        }
-    }
-}
 
 /// A connection pool to the registry of one reference, and what proves who the user is.
 pub(super) struct Client {
@@ -80,7 +47,8 @@ impl Client {
             // Also holds for where a registry redirects to.
             .https_only(!is_loopback)
             .max_redirects(MAX_REDIRECTS)
-            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
+            // Also not to another port of the same host, which `SameHost` would take for the registry.
+            .redirect_auth_headers(RedirectAuthHeaders::Never)
             .user_agent(concat!("orbit/", env!("CARGO_PKG_VERSION")))
             .timeout_resolve(Some(timing.connect))
             .timeout_connect(Some(timing.connect))
@@ -147,7 +115,7 @@ impl Client {
                 request = request.header(header::AUTHORIZATION, value);
             }
             let failure = match request.call() {
-                Err(error) => self.transport_error(url, error, attempt)?,
+                Err(error) => transport_error(url, error, attempt)?,
                 Ok(mut response) => match response.status() {
                     StatusCode::OK
                     | StatusCode::PARTIAL_CONTENT
@@ -222,52 +190,6 @@ impl Client {
             return Err(error);
         }
         Ok(Failure { error, wait })
-    }
-
-    fn transport_error(
-        &self,
-        url: &str,
-        error: ureq::Error,
-        attempts: u32,
-    ) -> Result<Failure, RegistryError> {
-        let url = url.to_owned();
-        let error = match error {
-            ureq::Error::TooManyRedirects | ureq::Error::RedirectFailed => {
-                return Err(RegistryError::RedirectLoop { url });
-            }
-            ureq::Error::RequireHttpsOnly(target) => {
-                return Err(RegistryError::Protocol {
-                    url,
-                    why: format!("it redirects to {target}, which is not encrypted"),
-                });
-            }
-            ureq::Error::Rustls(error) => {
-                return Err(RegistryError::Tls {
-                    url,
-                    why: error.to_string(),
-                });
-            }
-            ureq::Error::Tls(why) => {
-                return Err(RegistryError::Tls {
-                    url,
-                    why: why.to_owned(),
-                });
-            }
-            // A wrong certificate arrives wrapped.
-            ureq::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => {
-                return Err(RegistryError::Tls {
-                    url,
-                    why: error.to_string(),
-                });
-            }
-            ureq::Error::BadUri(why) => return Err(RegistryError::Protocol { url, why }),
-            other => RegistryError::Unreachable {
-                url,
-                why: other.to_string(),
-                attempts,
-            },
-        };
-        Ok(Failure { error, wait: None })
     }
 
     fn denied(&self) -> RegistryError {
@@ -359,7 +281,7 @@ impl Client {
             }
         };
         let mut response = sent.map_err(|error| {
-            self.transport_error(realm, error, attempt)
+            transport_error(realm, error, attempt)
                 .map_or_else(|error| error, |failure| failure.error)
         })?;
         let protocol = |why: String| RegistryError::Protocol {
@@ -423,50 +345,51 @@ impl Client {
     }
 }
 
+fn transport_error(url: &str, error: ureq::Error, attempts: u32) -> Result<Failure, RegistryError> {
+    let url = url.to_owned();
+    let error = match error {
+        ureq::Error::TooManyRedirects | ureq::Error::RedirectFailed => {
+            return Err(RegistryError::RedirectLoop { url });
+        }
+        ureq::Error::RequireHttpsOnly(target) => {
+            return Err(RegistryError::Protocol {
+                url,
+                why: format!("it redirects to {target}, which is not encrypted"),
+            });
+        }
+        ureq::Error::Rustls(error) => {
+            return Err(RegistryError::Tls {
+                url,
+                why: error.to_string(),
+            });
+        }
+        ureq::Error::Tls(why) => {
+            return Err(RegistryError::Tls {
+                url,
+                why: why.to_owned(),
+            });
+        }
+        // A wrong certificate arrives wrapped.
+        ureq::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => {
+            return Err(RegistryError::Tls {
+                url,
+                why: error.to_string(),
+            });
+        }
+        ureq::Error::BadUri(why) => return Err(RegistryError::Protocol { url, why }),
+        other => RegistryError::Unreachable {
+            url,
+            why: other.to_string(),
+            attempts,
+        },
+    };
+    Ok(Failure { error, wait: None })
+}
+
 /// An attempt that may be repeated: the error if it is not, and how long the registry asks to wait.
 struct Failure {
     error: RegistryError,
     wait: Option<Duration>,
-}
-
-/// Fails where too little comes: a registry that sends a byte a second is as good as one that is silent.
-pub(super) struct Paced<R> {
-    inner: R,
-    window: Duration,
-    started: Instant,
-    count: u64,
-}
-
-impl<R> Paced<R> {
-    pub(super) fn new(inner: R, timing: &Timing) -> Self {
-        Self {
-            inner,
-            window: timing.window,
-            started: Instant::now(),
-            count: 0,
-        }
-    }
-}
-
-impl<R: Read> Read for Paced<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let length = self.inner.read(buffer)?;
-        self.count += length as u64;
-        if length > 0 && self.started.elapsed() > self.window {
-            if self.count < Timing::MIN_WINDOW_BYTES {
-                return Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    format!(
-                        "only {} bytes came in {} seconds",
-                        self.count,
-                        self.window.as_secs()
-                    ),
-                ));
-            }
-            (self.started, self.count) = (Instant::now(), 0);
-        }
-        Ok(length)
-    }
 }
 
 /// The system's, so that a company's own are among them; the bundled ones where the system has none.

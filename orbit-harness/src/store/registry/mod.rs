@@ -11,6 +11,9 @@ mod credentials;
 mod download;
 mod error;
 mod http;
+mod pace;
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;
 
@@ -19,13 +22,12 @@ use std::sync::OnceLock;
 use ureq::http::StatusCode;
 
 use self::{download::Download, http::Client};
-pub(crate) use self::{error::RegistryError, http::Timing};
+pub(crate) use self::{error::RegistryError, pace::Timing};
 use super::{
     ImageLease, PullPolicy, Store,
     cas::{Cas, ImageRecord},
     digest::Digest,
     error::StoreError,
-    lock::Mode,
     manifest::{self, Descriptor, MAX_DOCUMENT_BYTES},
     platform::Platform,
     progress::{Event, Phase, Progress},
@@ -206,26 +208,25 @@ impl Store {
         }
 
         // Alone, so that of many processes that want the same image one asks for it.
-        let lock = self.cas.lock_record(&record_name, Mode::Exclusive, || {})?;
+        let asking = self.cas.lock_record(&record_name)?;
         let recorded = match self.policy {
             PullPolicy::Missing => self.cas.read_record(&record_name)?,
             _ => None,
         };
-        let described = match recorded {
-            Some(record) => describe(&source, record.manifest, platform)?,
-            None => {
-                let described = describe(&source, source.ask()?, platform)?;
-                let record = ImageRecord {
-                    reference: name,
-                    platform: platform.clone(),
-                    manifest: described.manifest.clone(),
-                };
-                self.cas.write_record(&record_name, &record)?;
-                described
-            }
+        let described = if let Some(record) = recorded {
+            describe(&source, record.manifest, platform)?
+        } else {
+            let described = describe(&source, source.ask()?, platform)?;
+            let record = ImageRecord {
+                reference: name,
+                platform: platform.clone(),
+                manifest: described.manifest.clone(),
+            };
+            self.cas.write_record(&record_name, &record)?;
+            described
         };
-        drop(lock);
-        let lock = self.cas.lock_record(&record_name, Mode::Shared, || {})?;
+        let lock = self.cas.use_record(&record_name)?;
+        drop(asking);
         self.bring(&source, described, hands, vec![lock])
     }
 }

@@ -62,7 +62,7 @@ pub(crate) enum Reason {
     System,
     /// The compressed stream is damaged or ends early.
     Damaged,
-    /// The archive ends in the middle of an entry.
+    /// The archive, or its compressed stream, ends in the middle of an entry.
     Truncated,
     /// A header's checksum is wrong: this is no tar archive, or not any more.
     BadChecksum,
@@ -190,7 +190,7 @@ impl fmt::Display for UnpackError {
         match &self.reason {
             Reason::System => write!(f, "{}", io::Error::from_raw_os_error(self.errno)),
             Reason::Damaged => f.write_str("the compressed data is damaged"),
-            Reason::Truncated => f.write_str("the archive ends in the middle of an entry"),
+            Reason::Truncated => f.write_str("the data ends in the middle of an entry"),
             Reason::BadChecksum => {
                 f.write_str("a header's checksum is wrong, so this is not a tar archive")
             }

@@ -347,7 +347,7 @@ impl<R: Read> Members<R> {
         let mut line = Some(0_u64);
         let mut digits = 0;
         loop {
-            let mut block = [0; BLOCK_BYTES as usize];
+            let mut block = [0; 512];
             if self.content_left < BLOCK_BYTES {
                 return Err(bad());
             }

@@ -3,6 +3,9 @@
 //! [`unpack_layer`] is all a worker runs, inside the user namespace of the containers, where the owners of files
 //! have their meaning. It sees a blob and an empty directory and nothing else of the system; it takes no lock,
 //! makes nothing durable and leaves what it made where it fails: that is the business of the store.
+//!
+//! One thread: of 3.1 s for a layer of 611 MB in 54,000 entries on tmpfs (GNU tar with gzip: 4.4 s), inflating takes
+//! 1.5 s and hashing 0.5 s. A thread for those would help one layer alone, but layers come several at a time.
 
 mod apply;
 mod decode;

@@ -16,7 +16,7 @@ impl SparseMap {
 
     /// Offset, length, offset, length …
     pub(super) fn new(numbers: &[u64], real_size: u64) -> Result<Self, Reason> {
-        if numbers.len() % 2 != 0 || numbers.len() > Self::MAX_NUMBERS {
+        if !numbers.len().is_multiple_of(2) || numbers.len() > Self::MAX_NUMBERS {
             return Err(Reason::BadSparseMap);
         }
         let mut end = 0;

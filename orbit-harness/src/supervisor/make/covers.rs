@@ -1,0 +1,82 @@
+//! What shows something of the host, and what covers or closes something inside.
+
+use std::{os::fd::AsFd as _, path::Path};
+
+use rustix::mount::MountFlags;
+
+use super::{
+    Done, Maker,
+    syscalls::{INERT, clone_tree, fd_path, is_directory, mount, move_onto, open_if_there},
+};
+use crate::{supervisor::protocol::Cause, sys};
+
+impl Maker {
+    pub(super) fn bind(&mut self, source: &Path, at: &Path, read_only: bool) -> Done {
+        let source = self.open_host(source)?;
+        let is_directory = is_directory(&source)?;
+        let target = if is_directory {
+            self.directory(at, 0o755)?
+        } else {
+            self.empty_file(at)?
+        };
+        let mut attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+        if read_only {
+            attributes |= libc::MOUNT_ATTR_RDONLY;
+        }
+        let tree = clone_tree(&source)?;
+        sys::set_mount_attributes(tree.as_fd(), attributes, None, true)
+            .map_err(|error| Cause::Errno(error.raw_os_error().unwrap_or(0)))?;
+        Ok(move_onto(&tree, &target)?)
+    }
+
+    pub(super) fn sys(&mut self, fresh: bool) -> Done {
+        let target = self.own_directory("sys")?;
+        if fresh {
+            return Ok(mount(
+                Some("sysfs"),
+                &target,
+                "sysfs",
+                INERT.union(MountFlags::RDONLY),
+                "",
+            )?);
+        }
+        let attributes = libc::MOUNT_ATTR_NOSUID
+            | libc::MOUNT_ATTR_NODEV
+            | libc::MOUNT_ATTR_NOEXEC
+            | libc::MOUNT_ATTR_RDONLY;
+        let tree = clone_tree(&self.open_host(Path::new("/sys"))?)?;
+        sys::set_mount_attributes(tree.as_fd(), attributes, None, true)
+            .map_err(|error| Cause::Errno(error.raw_os_error().unwrap_or(0)))?;
+        Ok(move_onto(&tree, &target)?)
+    }
+
+    /// Covers `path`. Called after `pivot_root`, when no path leads out of the sandbox any more.
+    pub(super) fn mask(&self, path: &Path) -> Done {
+        let Some(target) = open_if_there(path)? else {
+            return Ok(());
+        };
+        if is_directory(&target)? {
+            let flags = INERT.union(MountFlags::RDONLY);
+            return Ok(mount(
+                Some("tmpfs"),
+                &target,
+                "tmpfs",
+                flags,
+                "size=0,nr_inodes=1,mode=755",
+            )?);
+        }
+        let null = self.null.as_ref().ok_or(Cause::Errno(libc::EINVAL))?;
+        Ok(rustix::mount::mount_bind(fd_path(null), fd_path(&target))?)
+    }
+}
+
+/// Makes `path` read-only. Called after `pivot_root`.
+pub(super) fn read_only(path: &Path) -> Done {
+    let Some(target) = open_if_there(path)? else {
+        return Ok(());
+    };
+    rustix::mount::mount_bind_recursive(fd_path(&target), fd_path(&target))?;
+    // Opened again: the descriptor is of what the new mount covers.
+    let flags = INERT | MountFlags::BIND | MountFlags::RDONLY;
+    Ok(rustix::mount::mount_remount(path, flags, c"")?)
+}

@@ -1,0 +1,92 @@
+//! `/dev`: a tmpfs with a few of the host's devices, and this sandbox's own terminals and shared memory.
+
+use std::os::fd::OwnedFd;
+
+use rustix::{
+    fs::{Mode, OFlags},
+    mount::MountFlags,
+};
+
+use super::{
+    Done, Maker,
+    syscalls::{INERT, PATH, c_string, fd_path, mount, tmpfs_options},
+};
+use crate::{step::DEVICES, supervisor::home::HOST, units::Bytes};
+
+/// A terminal of the sandbox.
+pub(in crate::supervisor) struct TerminalPair {
+    pub(in crate::supervisor) caller_side: OwnedFd,
+    pub(in crate::supervisor) program_side: OwnedFd,
+}
+
+impl Maker {
+    pub(super) fn dev(&mut self, shm: Bytes, console: bool) -> Done {
+        let target = self.own_directory("dev")?;
+        let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
+        mount(Some("tmpfs"), &target, "tmpfs", flags, "size=64k,mode=755")?;
+        let dev = self.own_directory("dev")?;
+        let inside = |name: &str| format!("{}/{name}", fd_path(&dev));
+        for name in DEVICES {
+            rustix::fs::openat(
+                &dev,
+                name,
+                OFlags::CREATE | OFlags::CLOEXEC,
+                Mode::from_raw_mode(0o666),
+            )?;
+            rustix::mount::mount_bind(format!("{HOST}/dev/{name}"), inside(name))?;
+        }
+        for (name, link) in [
+            ("fd", "/proc/self/fd"),
+            ("stdin", "/proc/self/fd/0"),
+            ("stdout", "/proc/self/fd/1"),
+            ("stderr", "/proc/self/fd/2"),
+            ("ptmx", "pts/ptmx"),
+        ] {
+            rustix::fs::symlinkat(link, &dev, name)?;
+        }
+        for name in ["pts", "shm", "mqueue"] {
+            rustix::fs::mkdirat(&dev, name, Mode::from_raw_mode(0o755))?;
+        }
+        let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
+        rustix::mount::mount(
+            "devpts",
+            inside("pts"),
+            "devpts",
+            flags,
+            c"newinstance,ptmxmode=0666,mode=620",
+        )?;
+        let options = c_string(tmpfs_options(shm, 0o1777))?;
+        rustix::mount::mount("shm", inside("shm"), "tmpfs", INERT, options.as_c_str())?;
+        rustix::mount::mount("mqueue", inside("mqueue"), "mqueue", INERT, None)?;
+        if console {
+            self.terminal = Some(open_terminal(&dev)?);
+        }
+        self.null = Some(rustix::fs::openat(&dev, "null", PATH, Mode::empty())?);
+        Ok(())
+    }
+}
+
+/// A new terminal of the `devpts` in `dev`, whose name inside is right, also at `/dev/console`.
+fn open_terminal(dev: &OwnedFd) -> rustix::io::Result<TerminalPair> {
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let caller_side = rustix::fs::openat(dev, "pts/ptmx", flags, Mode::empty())?;
+    rustix::pty::unlockpt(&caller_side)?;
+    let program_side = rustix::pty::ioctl_tiocgptpeer(
+        &caller_side,
+        rustix::pty::OpenptFlags::RDWR
+            | rustix::pty::OpenptFlags::NOCTTY
+            | rustix::pty::OpenptFlags::CLOEXEC,
+    )?;
+    rustix::fs::openat(
+        dev,
+        "console",
+        OFlags::CREATE | OFlags::CLOEXEC,
+        Mode::from_raw_mode(0o600),
+    )?;
+    let console = format!("{}/console", fd_path(dev));
+    rustix::mount::mount_bind(fd_path(&program_side), console)?;
+    Ok(TerminalPair {
+        caller_side,
+        program_side,
+    })
+}

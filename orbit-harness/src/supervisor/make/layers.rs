@@ -1,0 +1,195 @@
+//! The root, and every writable layer: directories of one tmpfs, under overlays.
+
+use std::{io::Write as _, os::fd::OwnedFd, path::Path};
+
+use rustix::{
+    fs::{AtFlags, FileType, Mode, OFlags},
+    io::Errno,
+    mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags},
+};
+
+use super::{
+    Done, Maker,
+    syscalls::{c_string, chown, fd_path, open_directory, open_in, tmpfs_options},
+};
+use crate::{
+    step::{EtcFile, Lower},
+    supervisor::{home::STAGE, protocol::Cause},
+    units::Bytes,
+};
+
+/// What an id that has no counterpart in this user namespace shows as. Source: user_namespaces(7).
+const OVERFLOW_ID: u32 = 65534;
+
+impl Maker {
+    pub(super) fn overlay_root(&mut self, lower: &Lower, etc: &[EtcFile]) -> Done {
+        let target = format!("{STAGE}/root");
+        let (directory, lowers) = match lower {
+            Lower::Directory(path) => (self.open_host(path)?, vec!["."]),
+            Lower::Layers { dir, names } => (
+                self.open_host(dir)?,
+                names.iter().rev().map(String::as_str).collect(),
+            ),
+        };
+        let upper = self.new_layer()?;
+        let plain = has_plain_etc(&directory, lower)?;
+        if plain {
+            write_etc(&upper, etc)?;
+        }
+        rustix::process::fchdir(&directory)?;
+        self.mount_overlay(&lowers, Path::new(&target))?;
+        rustix::process::chdir("/")?;
+        let root = open_directory(&target)?;
+        if !plain {
+            // Some image's `/etc` is a link: the files go where it leads, inside.
+            write_etc_inside(&root, etc)?;
+        }
+        self.root = Some(root);
+        Ok(())
+    }
+
+    pub(super) fn empty_root(&mut self) -> Done {
+        let target = format!("{STAGE}/root");
+        self.give_to_system(&target)?;
+        rustix::mount::mount_bind(&target, &target)?;
+        self.root = Some(open_directory(&target)?);
+        Ok(())
+    }
+
+    /// A fresh writable layer: its directory.
+    pub(super) fn new_layer(&mut self) -> rustix::io::Result<String> {
+        self.layers += 1;
+        let upper = format!("{STAGE}/upper{}", self.layers);
+        rustix::fs::mkdir(&upper, Mode::from_raw_mode(0o755))?;
+        rustix::fs::mkdir(
+            format!("{STAGE}/work{}", self.layers),
+            Mode::from_raw_mode(0o700),
+        )?;
+        Ok(upper)
+    }
+
+    /// An overlay at `target` with the newest layer over `lower`, topmost first. Names are relative to the
+    /// working directory.
+    fn mount_overlay(&self, lower: &[&str], target: &Path) -> rustix::io::Result<()> {
+        /// What mount(2) takes of options is one page, of at least this size.
+        const PAGE: usize = 4096;
+
+        let number = self.layers;
+        let (upper, work) = (
+            format!("{STAGE}/upper{number}"),
+            format!("{STAGE}/work{number}"),
+        );
+        let lowers = lower.join(":");
+        let options = format!("lowerdir={lowers},upperdir={upper},workdir={work},userxattr");
+        if options.len() < PAGE {
+            let options = c_string(options)?;
+            return rustix::mount::mount(
+                "orbit",
+                target,
+                "overlay",
+                MountFlags::NODEV,
+                options.as_c_str(),
+            );
+        }
+        // More than a hundred layers: each is said on its own (Linux 6.7; before, EINVAL).
+        let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        for layer in lower {
+            rustix::mount::fsconfig_set_string(&context, "lowerdir+", *layer)?;
+        }
+        rustix::mount::fsconfig_set_string(&context, "upperdir", &upper)?;
+        rustix::mount::fsconfig_set_string(&context, "workdir", &work)?;
+        rustix::mount::fsconfig_set_flag(&context, "userxattr")?;
+        rustix::mount::fsconfig_create(&context)?;
+        let attributes = MountAttrFlags::MOUNT_ATTR_NODEV;
+        let tree = rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        rustix::mount::move_mount(&tree, "", rustix::fs::CWD, target, flags)
+    }
+
+    pub(super) fn fresh(&mut self, at: &Path, mode: u32) -> Done {
+        let target = self.directory(at, 0o755)?;
+        let source = self.new_layer()?;
+        rustix::fs::chmod(&source, Mode::from_raw_mode(mode))?;
+        self.give_to_system(&source)?;
+        Ok(rustix::mount::mount_bind(&source, fd_path(&target))?)
+    }
+
+    pub(super) fn overlay(&mut self, source: &Path, at: &Path) -> Done {
+        let source = self.open_host(source)?;
+        let target = self.directory(at, 0o755)?;
+        // The layer's root stands for the directory it covers.
+        let stat = rustix::fs::fstat(&source)?;
+        let upper = self.new_layer()?;
+        rustix::fs::chmod(&upper, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
+        // An owner without an id here shows as the overflow id; it is the host's root, as a rule.
+        let owner = |id| if id == OVERFLOW_ID { self.system } else { id };
+        let (uid, gid) = (owner(stat.st_uid), owner(stat.st_gid));
+        if (uid, gid) != (0, 0) {
+            chown(&upper, uid, gid)?;
+        }
+        Ok(self.mount_overlay(&[&fd_path(&source)], Path::new(&fd_path(&target)))?)
+    }
+}
+
+/// The filesystem that holds all a sandbox writes, and in it the place of the root.
+pub(super) fn scratch(size: Bytes) -> rustix::io::Result<()> {
+    let options = c_string(tmpfs_options(size, 0o755))?;
+    rustix::mount::mount(
+        "orbit",
+        STAGE,
+        "tmpfs",
+        MountFlags::NODEV,
+        options.as_c_str(),
+    )?;
+    rustix::fs::mkdir(format!("{STAGE}/root"), Mode::from_raw_mode(0o755))
+}
+
+/// Whether the topmost `/etc` of what lies below is a directory, or there is none.
+fn has_plain_etc(directory: &OwnedFd, lower: &Lower) -> rustix::io::Result<bool> {
+    let candidates = match lower {
+        Lower::Directory(_) => vec!["etc".to_owned()],
+        Lower::Layers { names, .. } => names
+            .iter()
+            .rev()
+            .map(|name| format!("{name}/etc"))
+            .collect(),
+    };
+    for path in candidates {
+        match rustix::fs::statat(directory, path, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => return Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Directory),
+            Err(Errno::NOENT) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(true)
+}
+
+/// Puts files into the `/etc` of a writable layer that is not mounted yet.
+fn write_etc(upper: &str, files: &[EtcFile]) -> Done {
+    let path = format!("{upper}/etc");
+    rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755))?;
+    write_files(&open_directory(&path)?, files)
+}
+
+/// Puts files into the `/etc` of a mounted root, in place of what is there.
+fn write_etc_inside(root: &OwnedFd, files: &[EtcFile]) -> Done {
+    let directory = open_in(root, Path::new("/etc"))?;
+    for file in files {
+        match rustix::fs::unlinkat(&directory, &file.name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    write_files(&directory, files)
+}
+
+fn write_files(directory: &OwnedFd, files: &[EtcFile]) -> Done {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    for file in files {
+        let opened = rustix::fs::openat(directory, &file.name, flags, Mode::from_raw_mode(0o644))?;
+        std::fs::File::from(opened)
+            .write_all(file.content.as_bytes())
+            .map_err(|error| Cause::Errno(error.raw_os_error().unwrap_or(0)))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,79 @@
+//! The sandbox's network: loopback, links to the networks it shares, and the files that name who is there.
+
+use std::{fs::File, io, os::fd::AsFd as _, path::Path};
+
+use rustix::{
+    fs::{AtFlags, Mode, OFlags},
+    io::Errno,
+};
+
+use super::{Done, Maker, syscalls::fd_path};
+use crate::{
+    netlink::Netlink,
+    spec::Link,
+    step::EtcFile,
+    supervisor::{home::STAGE, protocol::Cause},
+    sys,
+};
+
+impl Maker {
+    /// Has a link made into this network namespace, and gives it its address.
+    pub(super) fn link(&mut self, name: &str, link: &Link) -> Done {
+        let connector = self
+            .networks
+            .pop_front()
+            .ok_or(Cause::Errno(libc::EINVAL))?;
+        // Here `/proc` is still the supervisor's.
+        let here = File::open("/proc/self/ns/net").map_err(cause)?;
+        connector
+            .send(&name.to_owned(), &[here.as_fd()])
+            .map_err(cause)?;
+        match connector.recv::<Result<(), i32>>().map_err(cause)? {
+            Some((made, _)) => made.map_err(Cause::Errno)?,
+            None => return Err(Cause::Errno(libc::EPIPE)),
+        }
+        let netlink = Netlink::open().map_err(cause)?;
+        let index = netlink.index(name).map_err(cause)?;
+        netlink
+            .add_address(index, link.address, link.subnet.prefix())
+            .and_then(|()| netlink.bring_up(index))
+            .map_err(cause)
+    }
+
+    /// Mounts a file over one of the host's `/etc`, or puts it there where there is none.
+    pub(super) fn cover_etc(&self, file: &EtcFile) -> Done {
+        let own = format!("{STAGE}/etc-{}", file.name);
+        std::fs::write(&own, &file.content).map_err(cause)?;
+        self.give_to_system(&own)?;
+        let at = Path::new("/etc").join(&file.name);
+        let target = match self.empty_file(&at) {
+            // A link that leads nowhere in here, as one into `/run` does.
+            Err(Cause::Errno(libc::EEXIST)) => {
+                let (parent, name) = self.split(&at)?;
+                rustix::fs::unlinkat(&parent, name, AtFlags::empty())?;
+                self.empty_file(&at)?
+            }
+            other => other?,
+        };
+        Ok(rustix::mount::mount_bind(own, fd_path(&target))?)
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "as map_err passes it")]
+fn cause(error: io::Error) -> Cause {
+    Cause::Errno(error.raw_os_error().unwrap_or(libc::EIO))
+}
+
+/// `ip link set lo up`. Source: netdevice(7).
+pub(super) fn loopback_up() -> rustix::io::Result<()> {
+    sys::bring_up(c"lo").map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+}
+
+/// Lets everybody bind every port. Here `/proc` is still the supervisor's, whose `sys/net` is that of the network
+/// the writer is in.
+pub(super) fn all_ports() -> rustix::io::Result<()> {
+    let path = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
+    let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(&file, b"0")?;
+    Ok(())
+}

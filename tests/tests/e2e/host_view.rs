@@ -1,0 +1,253 @@
+//! The host view: the host's files behave for the program as they do for the caller, and nothing it writes is
+//! kept.
+
+use std::{
+    fs,
+    os::unix::{fs::PermissionsExt as _, net::UnixListener},
+};
+
+use anyhow::{Result, ensure};
+use orbit::{Mount, Sandbox};
+use orbit_tests::{Case, Context, Who};
+
+use crate::kit::{View, printed};
+
+pub(crate) fn cases() -> Vec<Case> {
+    let case = |name: &str, run: fn(&Context) -> Result<()>| {
+        Case::new(format!("host_view::{name}"), run).deadline(std::time::Duration::from_secs(20))
+    };
+    vec![
+        case("files_are_whose_they_are", files_are_whose_they_are),
+        case("permissions_hold", permissions_hold).who(Who::ROOTLESS),
+        case("roots_writes_are_thrown_away", roots_writes_are_thrown_away).who(&[Who::Root]),
+        case(
+            "the_working_directory_is_there_to_be_written",
+            the_working_directory_is_there_to_be_written,
+        ),
+        case("temporary_files_are_private", temporary_files_are_private),
+        case("home_is_empty_and_private", home_is_empty_and_private),
+        case("homes_and_run_are_hidden", homes_and_run_are_hidden),
+        case(
+            "a_secret_of_the_host_stays_one",
+            a_secret_of_the_host_stays_one,
+        )
+        .who(Who::ROOTLESS),
+        case(
+            "a_socket_in_the_workspace_is_no_door",
+            a_socket_in_the_workspace_is_no_door,
+        ),
+        case(
+            "what_is_shown_and_hidden_is_what_was_asked",
+            what_is_shown_and_hidden_is_what_was_asked,
+        ),
+        case(
+            "two_sandboxes_do_not_see_each_other",
+            two_sandboxes_do_not_see_each_other,
+        ),
+    ]
+}
+
+fn files_are_whose_they_are(context: &Context) -> Result<()> {
+    let user = context.who.user()?;
+    fs::write(context.work().join("mine"), "")?;
+    let found = View::Host
+        .read("stat -c %u:%g mine . $HOME; id -u; id -g; touch new; stat -c %u:%g new")?;
+    let own = format!("{}:{}", user.uid, user.gid);
+    let expected = format!("{own}\n{own}\n{own}\n{}\n{}\n{own}\n", user.uid, user.gid);
+    ensure!(found == expected, "{found}\nand not\n{expected}");
+    // The account has its name inside.
+    let name = View::Host.read("id -un")?;
+    ensure!(name.trim() == user.name, "{name}");
+    Ok(())
+}
+
+fn permissions_hold(context: &Context) -> Result<()> {
+    // EACCES as outside; EROFS would send a program another way.
+    let script = "for f in /etc/orbit-e2e /usr/orbit-e2e /usr/bin/orbit-e2e /orbit-e2e /var/lib/orbit-e2e; do \
+                  (: >$f) 2>&1; done; (: >>/etc/passwd) 2>&1; rm /etc/passwd 2>&1; chmod 777 /etc/passwd 2>&1; \
+                  (: >/root/x) 2>&1; ls /root 2>&1; true";
+    let found = View::Host.read(script)?;
+    if context.who == Who::User {
+        for line in found.lines() {
+            ensure!(
+                line.contains("ermission denied") || line.contains("not permitted"),
+                "not refused as on the host: {line}\n{found}"
+            );
+        }
+        ensure!(found.lines().count() == 10, "{found}");
+    }
+    ensure!(
+        !found.contains("ead-only"),
+        "EROFS where the host says EACCES: {found}"
+    );
+    Ok(())
+}
+
+fn roots_writes_are_thrown_away(_: &Context) -> Result<()> {
+    let before = fs::read("/etc/passwd")?;
+    let script = "echo x >/etc/orbit-e2e && echo y >>/etc/passwd && rm /usr/bin/env && mkdir /usr/orbit-e2e && \
+                  chmod 700 /etc && mv /etc/hosts /etc/hosts.old && tail -1 /etc/passwd";
+    ensure!(View::Host.read(script)? == "y\n");
+    ensure!(fs::read("/etc/passwd")? == before, "/etc/passwd changed");
+    for path in ["/etc/orbit-e2e", "/usr/orbit-e2e", "/etc/hosts.old"] {
+        ensure!(
+            fs::symlink_metadata(path).is_err(),
+            "{path} was made on the host"
+        );
+    }
+    ensure!(
+        fs::metadata("/usr/bin/env").is_ok(),
+        "/usr/bin/env is gone from the host"
+    );
+    ensure!(fs::metadata("/etc")?.permissions().mode() & 0o777 == 0o755);
+    Ok(())
+}
+
+fn the_working_directory_is_there_to_be_written(context: &Context) -> Result<()> {
+    let work = context.work();
+    fs::write(work.join("old"), "old\n")?;
+    fs::write(work.join("gone"), "")?;
+    fs::create_dir(work.join("dir"))?;
+    fs::write(work.join("dir/deep"), "deep\n")?;
+    std::os::unix::fs::symlink("old", work.join("link"))?;
+    let script = "cat link dir/deep && echo new >new && echo changed >old && rm gone && mv dir other && \
+                  cat new old other/deep && ln old hard && stat -c %h hard && ls";
+    let found = View::Host.read(script)?;
+    ensure!(
+        found == "old\ndeep\nnew\nchanged\ndeep\n2\nhard\nlink\nnew\nold\nother\n",
+        "{found}"
+    );
+    let names: Vec<_> = fs::read_dir(&work)?
+        .map(|entry| Ok(entry?.file_name()))
+        .collect::<Result<_>>()?;
+    ensure!(
+        names.len() == 4 && fs::read_to_string(work.join("old"))? == "old\n",
+        "{names:?}"
+    );
+    // A fresh one each time.
+    ensure!(View::Host.read("cat old; ls new 2>/dev/null || echo none")? == "old\nnone\n");
+    Ok(())
+}
+
+fn temporary_files_are_private(context: &Context) -> Result<()> {
+    fs::write(context.tmp().join("host"), "")?;
+    let shared = tempfile::Builder::new()
+        .prefix("oe-host-")
+        .tempfile_in("/tmp")?;
+    let path = shared.path().display();
+    let script = format!(
+        "[ ! -e {path} ] && for d in /tmp /var/tmp /dev/shm /run/lock; do stat -c %a $d; echo x >$d/orbit-inside; done; \
+         ls -A /tmp"
+    );
+    let found = View::Host.read(&script)?;
+    ensure!(found == "1777\n1777\n1777\n1777\norbit-inside\n", "{found}");
+    for place in ["/tmp", "/var/tmp", "/dev/shm", "/run/lock"] {
+        ensure!(
+            !fs::exists(format!("{place}/orbit-inside"))?,
+            "{place} is the host's"
+        );
+    }
+    fs::remove_file(context.tmp().join("host"))?;
+    Ok(())
+}
+
+fn home_is_empty_and_private(context: &Context) -> Result<()> {
+    let home = context.home();
+    fs::write(home.join(".netrc"), "secret")?;
+    let found =
+        View::Host.read("cd && pwd && ls -A && stat -c %a . && echo x >.cache && cat .cache")?;
+    ensure!(found == format!("{}\n700\nx\n", home.display()), "{found}");
+    ensure!(!home.join(".cache").exists());
+    let elsewhere = View::Host
+        .sh("cd && pwd && echo x >y && ls -A")?
+        .home("/home/other");
+    ensure!(printed(elsewhere)? == "/home/other\ny\n");
+    fs::remove_file(home.join(".netrc"))?;
+    Ok(())
+}
+
+fn homes_and_run_are_hidden(context: &Context) -> Result<()> {
+    // The case's own directory lies in /var/tmp: nothing of any home is asked for.
+    let found = View::Host.read("ls -A /home /root /run 2>&1; true")?;
+    let unexpected: Vec<&str> = found
+        .lines()
+        .filter(|line| !["", "/home:", "/root:", "/run:", "lock"].contains(line))
+        .filter(|line| !line.contains("/root") || !line.contains("ermission denied"))
+        .collect();
+    ensure!(unexpected.is_empty(), "{}: {unexpected:?}", context.who);
+    let found = View::Host.read("ls -A /var/run/ /var/lock/; ls -A /mnt 2>/dev/null | head -0")?;
+    ensure!(
+        !found.contains(".sock") && !found.contains("dbus"),
+        "{found}"
+    );
+    Ok(())
+}
+
+fn a_secret_of_the_host_stays_one(_: &Context) -> Result<()> {
+    let found = View::Host.read("cat /etc/shadow /etc/sudoers 2>/dev/null; true")?;
+    ensure!(found.is_empty(), "it reads what its caller may not");
+    Ok(())
+}
+
+fn a_socket_in_the_workspace_is_no_door(context: &Context) -> Result<()> {
+    let path = context.work().join("s");
+    let listener = UnixListener::bind(&path)?;
+    let role = format!("connect {}", path.display());
+    let found = printed(View::Host.role(&role)?)?;
+    ensure!(found == "ECONNREFUSED\n", "over the workspace: {found}");
+    // Bound on purpose, it is one: the payload's own try can succeed.
+    let bound = View::Host
+        .role(&role)?
+        .mount(Mount::bind(context.work(), context.work()));
+    let found = printed(bound)?;
+    ensure!(found == "ok\n", "bound: {found}");
+    drop(listener);
+    Ok(())
+}
+
+fn what_is_shown_and_hidden_is_what_was_asked(context: &Context) -> Result<()> {
+    let (shown, fixed) = (context.home().join("shown"), context.home().join("fixed"));
+    for directory in [&shown, &fixed] {
+        fs::create_dir(directory)?;
+        fs::write(directory.join("file"), "here\n")?;
+        fs::write(directory.join("secret"), "secret\n")?;
+    }
+    fs::write(context.home().join("beside"), "")?;
+    let script = format!(
+        "cd {0} && cat file && echo x >new && cat secret; cd {1} && cat file; (echo x >new) 2>&1 | grep -o 'ead-only'; \
+         cat secret; ls -A {2}",
+        shown.display(),
+        fixed.display(),
+        context.home().display()
+    );
+    let sandbox = View::Host
+        .sh(&script)?
+        .host_path(&shown)
+        .host_path_read_only(&fixed)
+        .hide(shown.join("secret"))
+        .hide(fixed.join("secret"));
+    let found = printed(sandbox)?;
+    ensure!(found == "here\nhere\nead-only\nfixed\nshown\n", "{found}");
+    ensure!(!shown.join("new").exists() && !fixed.join("new").exists());
+    Ok(())
+}
+
+fn two_sandboxes_do_not_see_each_other(_: &Context) -> Result<()> {
+    let mut one = Sandbox::builder()
+        .cmd([
+            "sh",
+            "-c",
+            "echo x >/tmp/one; echo x >/dev/shm/one; exec sleep 60",
+        ])
+        .start()?;
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    let found =
+        View::Host.read("ls -A /tmp /dev/shm; cat /proc/*/comm | sort | uniq | tr '\\n' ' '")?;
+    ensure!(
+        !found.contains("one") && !found.contains("sleep"),
+        "{found}"
+    );
+    one.kill();
+    one.wait()?;
+    Ok(())
+}
