@@ -69,6 +69,8 @@ mod images;
 
 mod sandbox;
 
+mod wire;
+
 mod variables;
 
 mod attribute;

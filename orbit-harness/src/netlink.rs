@@ -11,13 +11,14 @@ use std::{
 };
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::{
     AddressFamily as Family, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
     link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
 };
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink::SocketAddrNetlink,
@@ -113,6 +114,30 @@ impl Netlink {
         self.ask(RouteNetlinkMessage::NewLink(link), 0)
     }
 
+    /// Makes what is sent to `address` by the link of number `index` go to a hardware address that nobody has.
+    pub(crate) fn lose(&self, index: u32, address: Ipv4Addr) -> io::Result<()> {
+        let mut message = neighbour(index, address);
+        message.header.state = NeighbourState::Permanent;
+        message
+            .attributes
+            .push(NeighbourAttribute::LinkLayerAddress(NOBODY.to_vec()));
+        self.ask(
+            RouteNetlinkMessage::NewNeighbour(message),
+            NLM_F_CREATE | NLM_F_REPLACE,
+        )
+    }
+
+    /// Undoes [`Self::lose`].
+    ///
+    /// # Errors
+    /// ENOENT where nothing was lost.
+    pub(crate) fn find(&self, index: u32, address: Ipv4Addr) -> io::Result<()> {
+        self.ask(
+            RouteNetlinkMessage::DelNeighbour(neighbour(index, address)),
+            0,
+        )
+    }
+
     /// Removes the link of number `index`.
     pub(crate) fn remove(&self, index: u32) -> io::Result<()> {
         let mut link = LinkMessage::default();
@@ -157,6 +182,19 @@ impl AsFd for Netlink {
 fn hardware_address(address: Ipv4Addr) -> Vec<u8> {
     // Locally administered, and not of a group.
     [&[0x02, 0x4f][..], &address.octets()].concat()
+}
+
+/// Locally administered, and none that [`hardware_address`] makes.
+const NOBODY: [u8; 6] = [0x02, 0x4e, 0, 0, 0, 0];
+
+fn neighbour(index: u32, address: Ipv4Addr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = Family::Inet;
+    message.header.ifindex = index;
+    message.attributes = vec![NeighbourAttribute::Destination(NeighbourAddress::Inet(
+        address,
+    ))];
+    message
 }
 
 fn up(mut link: LinkMessage) -> LinkMessage {

@@ -1,7 +1,7 @@
 //! [`Network`]: sandboxes that reach each other, by address and by name.
 
 use std::{
-    fmt,
+    fmt, io,
     net::Ipv4Addr,
     sync::{
         Arc, Mutex, PoisonError, Weak,
@@ -40,6 +40,8 @@ struct Inner {
     name: String,
     subnet: Subnet,
     pool: Mutex<Pool>,
+    /// Who does not reach whom.
+    parted: Mutex<Vec<(Ipv4Addr, Ipv4Addr)>>,
     broker: Arc<Broker>,
     _lease: Lease,
 }
@@ -103,6 +105,7 @@ impl NetworkBuilder {
             name,
             subnet,
             pool: Mutex::new(Pool::new(subnet)),
+            parted: Mutex::default(),
             broker,
             _lease: lease,
         })))
@@ -148,6 +151,34 @@ impl Network {
         self.0.id == other.0.id
     }
 
+    /// Loses what the one sends to the other.
+    pub(crate) fn lose(&self, from: Ipv4Addr, to: Ipv4Addr) -> io::Result<()> {
+        let mut parted = self.0.parted.lock().unwrap_or_else(PoisonError::into_inner);
+        self.0.broker.lose(self.0.id, (from, to), true)?;
+        if !parted.contains(&(from, to)) {
+            parted.push((from, to));
+        }
+        Ok(())
+    }
+
+    /// Loses nothing any more.
+    pub(crate) fn find_all(&self) -> io::Result<()> {
+        self.find(|_| true)
+    }
+
+    /// Loses nothing any more between those that `which` says of.
+    fn find(&self, which: impl Fn(&(Ipv4Addr, Ipv4Addr)) -> bool) -> io::Result<()> {
+        let mut parted = self.0.parted.lock().unwrap_or_else(PoisonError::into_inner);
+        for pair in parted.extract_if(.., |pair| which(pair)) {
+            match self.0.broker.lose(self.0.id, pair, false) {
+                // The sender is gone, and what it knew.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
     /// An address for a sandbox.
     ///
     /// # Errors
@@ -184,6 +215,10 @@ pub(crate) struct Address {
 
 impl Drop for Address {
     fn drop(&mut self) {
+        // The next at this address is parted from nobody. Where the broker is gone, so is all it did.
+        let _ = self
+            .network
+            .find(|(from, to)| self.address == *from || self.address == *to);
         let mut pool = self
             .network
             .0

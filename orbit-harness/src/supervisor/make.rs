@@ -6,7 +6,7 @@
 mod covers;
 mod devices;
 mod layers;
-mod links;
+mod network;
 mod paths;
 mod syscalls;
 
@@ -69,8 +69,8 @@ impl Maker {
 
     pub(super) fn carry_out(&mut self, step: &Step) -> Done {
         match step {
-            Step::Loopback => Ok(links::loopback_up()?),
-            Step::AllPorts => Ok(links::all_ports()?),
+            Step::Loopback => Ok(network::loopback_up()?),
+            Step::AllPorts => Ok(network::all_ports()?),
             Step::Link { name, link } => self.link(name, link),
             Step::CoverEtc(files) => files.iter().try_for_each(|file| self.cover_etc(file)),
             Step::Hostname(name) => Ok(rustix::system::sethostname(name.as_bytes())?),

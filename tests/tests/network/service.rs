@@ -2,12 +2,13 @@
 
 use std::{
     borrow::Cow,
+    collections::HashSet,
     env,
     io::{self, Read, Write},
     net::{TcpListener, TcpStream, UdpSocket},
     process::ExitCode,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// Bytes in one write of the servers that send much.
@@ -25,6 +26,7 @@ pub(crate) fn run() -> Option<ExitCode> {
         ["serve-zeros", at, count] => send_bytes(at, count.parse().ok()?, zeros),
         ["serve-count", at, wait_ms] => count(at, Duration::from_millis(wait_ms.parse().ok()?)),
         ["fetch", at] => fetch(at),
+        ["serve-relay", at] => relay(at),
         ["discard", at] => discard(at),
         _ => return None,
     };
@@ -118,6 +120,41 @@ fn udp_echo(at: &str) -> io::Result<()> {
     loop {
         let (count, from) = socket.recv_from(&mut buffer)?;
         socket.send_to(&buffer[..count], from)?;
+    }
+}
+
+/// Sends and hears datagrams, as it is told at `at`: `send ADDRESS`; `heard ADDRESS`, which is answered with
+/// `heard` where one came from there since it was last asked, or comes soon.
+fn relay(at: &str) -> io::Result<()> {
+    const DATAGRAMS: u16 = 82;
+    const SOON: Duration = Duration::from_millis(250);
+    let socket = UdpSocket::bind(("0.0.0.0", DATAGRAMS))?;
+    socket.set_nonblocking(true)?;
+    let mut heard = HashSet::new();
+    let listener = TcpListener::bind(at)?;
+    loop {
+        let (mut stream, _) = listener.accept()?;
+        let mut told = String::new();
+        stream.read_to_string(&mut told)?;
+        let (what, address) = told.split_once(' ').unwrap_or_default();
+        if what == "send" {
+            socket.send_to(b"hello", (address, DATAGRAMS))?;
+            continue;
+        }
+        let (address, until) = (address.to_owned(), Instant::now() + SOON);
+        let mut buffer = [0; 16];
+        let answer = loop {
+            while let Ok((_, from)) = socket.recv_from(&mut buffer) {
+                heard.insert(from.ip().to_string());
+            }
+            if heard.remove(&address) {
+                break "heard";
+            } else if Instant::now() > until {
+                break "silence";
+            }
+            thread::sleep(Duration::from_millis(1));
+        };
+        stream.write_all(answer.as_bytes())?;
     }
 }
 

@@ -116,6 +116,25 @@ impl Broker {
         Ok((Lease(lease), init))
     }
 
+    /// Loses what the member at `from` of the network sends to `to`, or loses it no longer.
+    ///
+    /// # Errors
+    /// ENOENT where there is no such member, or nothing was lost.
+    pub(crate) fn lose(
+        &self,
+        network: u64,
+        (from, to): (Ipv4Addr, Ipv4Addr),
+        lost: bool,
+    ) -> io::Result<()> {
+        let request = NetRequest::Lose {
+            network,
+            from,
+            to,
+            lost,
+        };
+        answer(&self.ask(&request, &[])?).map(drop)
+    }
+
     fn ask(&self, request: &NetRequest, fds: &[BorrowedFd<'_>]) -> io::Result<Channel> {
         let (ours, theirs) = Channel::pair()?;
         let mut all = vec![theirs.as_fd()];

@@ -172,6 +172,24 @@ impl Server {
                     .create(&self.watch, &self.namespaces, lease, id, subnet);
                 self.keep(lease, reply, made);
             }
+            (
+                NetRequest::Lose {
+                    network,
+                    from,
+                    to,
+                    lost,
+                },
+                _,
+            ) => {
+                let done = self
+                    .networks
+                    .lose(&self.namespaces, (network, from), to, lost);
+                // Who asked may be gone.
+                let _ = reply.send(
+                    &done.map_err(|error| error.raw_os_error().unwrap_or(libc::EIO)),
+                    &[],
+                );
+            }
             (NetRequest::Sockets, false) => self.make_sockets(&reply, &rest[0]),
             (NetRequest::Publish { ports }, false) => {
                 let lease = self.watch.next_id();

@@ -60,6 +60,8 @@ struct Member {
     names: Vec<String>,
     /// To its init, until it is connected.
     init: Option<Channel>,
+    /// Its network namespace and the name of its link, once it is connected.
+    link: Option<(OwnedFd, String)>,
 }
 
 impl Networks {
@@ -117,6 +119,7 @@ impl Networks {
                 address,
                 names: names.iter().map(|name| name.to_ascii_lowercase()).collect(),
                 init: Some(init),
+                link: None,
             },
         );
         Ok(())
@@ -131,7 +134,7 @@ impl Networks {
             return;
         };
         // Gone before it asked: its end is told elsewhere.
-        let Ok(Some((name, fds))) = init.recv::<String>() else {
+        let Ok(Some((name, mut fds))) = init.recv::<String>() else {
             return;
         };
         let made = match (self.networks.get(&member.network), fds.first()) {
@@ -144,8 +147,35 @@ impl Networks {
             ),
             _ => Err(rustix::io::Errno::NOENT.into()),
         };
+        if made.is_ok() {
+            member.link = fds.pop().map(|namespace| (namespace, name));
+        }
         let answer: Answer = made.map_err(|error| error.raw_os_error().unwrap_or(libc::EIO));
         let _ = init.send(&answer, &[]);
+    }
+
+    /// Loses what the member at an address of a network sends to another, or finds it again.
+    pub(super) fn lose(
+        &self,
+        namespaces: &Namespaces,
+        (network, from): (u64, Ipv4Addr),
+        to: Ipv4Addr,
+        lost: bool,
+    ) -> io::Result<()> {
+        let is_sender = |member: &&Member| member.network == network && member.address == from;
+        let sender = self.members.values().find(is_sender);
+        let Some((namespace, link)) = sender.and_then(|member| member.link.as_ref()) else {
+            return Err(rustix::io::Errno::NOENT.into());
+        };
+        namespaces.inside(namespace, || {
+            let netlink = Netlink::open()?;
+            let index = netlink.index(link)?;
+            if lost {
+                netlink.lose(index, to)
+            } else {
+                netlink.find(index, to)
+            }
+        })
     }
 
     /// Ends what the lease holds: a network, or a sandbox's place in one.

@@ -26,6 +26,14 @@ pub(crate) enum NetRequest {
         address: Ipv4Addr,
         names: Vec<String>,
     },
+    /// Lose what the member of the network with the address `from` sends to `to`, or lose it no longer.
+    /// Descriptor: the reply channel.
+    Lose {
+        network: u64,
+        from: Ipv4Addr,
+        to: Ipv4Addr,
+        lost: bool,
+    },
 }
 
 /// Done, or the error number of what could not be done.

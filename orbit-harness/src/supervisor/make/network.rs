@@ -1,4 +1,4 @@
-//! The network of a sandbox: loopback, the links to its networks, and the files that say who is there.
+//! The sandbox's network: loopback, links to the networks it shares, and the files that name who is there.
 
 use std::{fs::File, io, os::fd::AsFd as _, path::Path};
 
@@ -19,7 +19,6 @@ use crate::{
 impl Maker {
     /// Has a link made into this network namespace, and gives it its address.
     pub(super) fn link(&mut self, name: &str, link: &Link) -> Done {
-        let cause = |error: io::Error| Cause::Errno(error.raw_os_error().unwrap_or(libc::EIO));
         let connector = self
             .networks
             .pop_front()
@@ -44,8 +43,7 @@ impl Maker {
     /// Mounts a file over one of the host's `/etc`, or puts it there where there is none.
     pub(super) fn cover_etc(&self, file: &EtcFile) -> Done {
         let own = format!("{STAGE}/etc-{}", file.name);
-        std::fs::write(&own, &file.content)
-            .map_err(|error| Cause::Errno(error.raw_os_error().unwrap_or(0)))?;
+        std::fs::write(&own, &file.content).map_err(cause)?;
         self.give_to_system(&own)?;
         let at = Path::new("/etc").join(&file.name);
         let target = match self.empty_file(&at) {
@@ -61,16 +59,21 @@ impl Maker {
     }
 }
 
-/// `ip link set lo up`. Source: netdevice(7).
-/// Here `/proc` is still the supervisor's, whose `sys/net` is that of the network the reader is in.
-pub(super) fn all_ports() -> rustix::io::Result<()> {
-    let path = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
-    let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-    rustix::io::write(&file, b"0")?;
-    Ok(())
+#[expect(clippy::needless_pass_by_value, reason = "as map_err passes it")]
+fn cause(error: io::Error) -> Cause {
+    Cause::Errno(error.raw_os_error().unwrap_or(libc::EIO))
 }
 
 /// `ip link set lo up`. Source: netdevice(7).
 pub(super) fn loopback_up() -> rustix::io::Result<()> {
     sys::bring_up(c"lo").map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+}
+
+/// Lets everybody bind every port. Here `/proc` is still the supervisor's, whose `sys/net` is that of the network
+/// the writer is in.
+pub(super) fn all_ports() -> rustix::io::Result<()> {
+    let path = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
+    let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(&file, b"0")?;
+    Ok(())
 }
