@@ -65,7 +65,7 @@ mod builder;
 mod capture;
 
 #[cfg(feature = "images")]
-mod images;
+pub mod images;
 
 mod sandbox;
 
