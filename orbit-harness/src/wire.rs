@@ -12,8 +12,9 @@ impl Network {
     /// Loses every packet between the two, until [`heal`](Self::heal).
     ///
     /// ```no_run
-    /// # let (leader, follower): (orbit::Sandbox, orbit::Sandbox) = unimplemented!();
     /// let network = orbit::Network::builder().create()?;
+    /// let node = || orbit::Sandbox::builder().cmd(["my-database"]).network(&network).start();
+    /// let (leader, follower) = (node()?, node()?);
     /// network.partition(&leader, &follower)?;
     /// // What the follower does alone.
     /// network.heal()?;
