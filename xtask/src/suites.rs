@@ -34,12 +34,15 @@ pub(crate) fn all(tally: &mut Tally) -> Result<()> {
         &mut [run::cargo().args(support).args(keep_going)],
     )?;
     // Root runs each case as root and as the ordinary users.
-    let e2e = ["test", "--package", "orbit-tests", "--test", "e2e"];
-    one(
-        tally,
-        "end to end",
-        &mut [run::cargo().args(e2e).args(keep_going)],
-    )
+    for (name, test) in [("end to end", "e2e"), ("networks", "network")] {
+        let arguments = ["test", "--package", "orbit-tests", "--test", test];
+        one(
+            tally,
+            name,
+            &mut [run::cargo().args(arguments).args(keep_going)],
+        )?;
+    }
+    Ok(())
 }
 
 fn one(tally: &mut Tally, name: &str, commands: &mut [&mut Command]) -> Result<()> {

@@ -287,14 +287,11 @@ mod tests {
             let (mut pool, mut held) = (Pool::new(subnet), Vec::new());
             for (take, index) in order {
                 if take {
-                    match pool.take() {
-                        Some(address) => {
-                            prop_assert!(subnet.contains(address) && !held.contains(&address));
-                            prop_assert!(address != subnet.gateway() && address != subnet.broadcast());
-                            held.push(address);
-                        }
-                        None => prop_assert_eq!(held.len(), pool.capacity() as usize),
-                    }
+                    if let Some(address) = pool.take() {
+                        prop_assert!(subnet.contains(address) && !held.contains(&address));
+                        prop_assert!(address != subnet.gateway() && address != subnet.broadcast());
+                        held.push(address);
+                    } else { prop_assert_eq!(held.len(), pool.capacity() as usize) }
                 } else if !held.is_empty() {
                     pool.release(held.swap_remove(index % held.len()));
                 }

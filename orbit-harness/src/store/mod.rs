@@ -115,13 +115,6 @@ impl Store {
     }
 
     #[cfg(test)]
-    #[must_use]
-    pub(crate) fn with_limits(mut self, limits: UnpackLimits) -> Self {
-        self.limits = limits;
-        self
-    }
-
-    #[cfg(test)]
     /// Where the unpacked layers of this store are, each in a directory of its own.
     pub(crate) fn layers_dir(&self) -> &Path {
         self.layers.directory()

@@ -12,11 +12,6 @@ use orbit_tests::{Case, Context, Program, Skip, Who};
 const DEADLINE: Duration = Duration::from_secs(600);
 const MANIFEST: &str = "fixtures/sandboxed/Cargo.toml";
 
-/// Under `cargo orbit test` its sandbox is in a sandbox in a sandbox, and the kernel stacks two overlays at most.
-///
-/// Source: Linux, include/linux/fs.h, `FILESYSTEM_MAX_STACK_DEPTH`.
-const THIRD: &str = "tests::has_sandboxes_of_its_own";
-
 pub(crate) fn cases() -> Vec<Case> {
     vec![
         Case::new("attribute::ends_as_the_table_says", ends_as_the_table_says)

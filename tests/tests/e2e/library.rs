@@ -153,7 +153,7 @@ fn input_is_what_was_given(context: &Context) -> Result<()> {
         .stdin(Stdin::Fd(reader.into()))
         .start()?;
     thread::sleep(Duration::from_millis(200));
-    let broken = writer.write_all(&[0; 1 << 17]);
+    let broken = writer.write_all(&vec![0; 1 << 17]);
     ensure!(
         broken
             .as_ref()

@@ -209,7 +209,7 @@ fn the_images_config_is_heeded(context: &Context) -> Result<()> {
     )?;
     ensure!(found.success()?.stdout == "a b\n");
     let user = with_config(context, "as-user", |config| {
-        config["User"] = "1000:1000".into()
+        config["User"] = "1000:1000".into();
     })?;
     let found = run_image(context, &format!("oci:{}", user.display()), &["id", "-u"])?;
     if context.who == Who::Single {
@@ -218,7 +218,7 @@ fn the_images_config_is_heeded(context: &Context) -> Result<()> {
         ensure!(found.stdout == "1000\n", "{found}");
     }
     let nobody = with_config(context, "as-nobody-known", |config| {
-        config["User"] = "no-such-user".into()
+        config["User"] = "no-such-user".into();
     })?;
     let refused = run_image(context, &format!("oci:{}", nobody.display()), &["true"])?.code(125)?;
     one_paragraph(&refused.stderr, &["no-such-user"])
@@ -423,11 +423,7 @@ fn a_corrupt_layer_is_refused(context: &Context) -> Result<()> {
     let mut files = fs::read_dir(&blobs)?
         .map(|entry| Ok(entry?.path()))
         .collect::<Result<Vec<_>>>()?;
-    files.sort_by_key(|path| {
-        fs::metadata(path)
-            .map(|metadata| metadata.len())
-            .unwrap_or(0)
-    });
+    files.sort_by_key(|path| fs::metadata(path).map_or(0, |metadata| metadata.len()));
     let layer = files.last().context("blobs")?;
     let mut bytes = fs::read(layer)?;
     let middle = bytes.len() / 2;

@@ -116,7 +116,7 @@ fn count(at: &str, wait: Duration) -> io::Result<()> {
 
 fn udp_echo(at: &str) -> io::Result<()> {
     let socket = UdpSocket::bind(at)?;
-    let mut buffer = [0; 65536];
+    let mut buffer = vec![0; 65536];
     loop {
         let (count, from) = socket.recv_from(&mut buffer)?;
         socket.send_to(&buffer[..count], from)?;
