@@ -212,6 +212,10 @@ fn cause_text(failure: &Failure, step: &str) -> String {
              refuses a new one; start the outer container with `--security-opt systempaths=unconfined`"
         ),
         ("link", libc::EEXIST) => format!("{why}. The address or the link is there already"),
+        ("mount", libc::EINVAL) if step.contains("overlay") => format!(
+            "{why}. The kernel stacks two overlays at most, so a sandbox in a sandbox in a sandbox has no \
+             root; or what lies under is a filesystem that overlayfs cannot use"
+        ),
         ("mount", libc::ENOENT) => format!("{why}. What is to be mounted is not there"),
         ("mount", libc::ENOSPC) => format!("{why}. Too many mounts: see `sysctl fs.mount-max`"),
         (_, libc::ENOSPC) => format!("{why}. The sandbox's writable layer is full: raise `disk`"),
