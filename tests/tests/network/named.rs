@@ -1,6 +1,7 @@
 //! Networks that sandboxes share.
 
 use std::{
+    fmt::Write as _,
     fs,
     time::{Duration, Instant},
 };
@@ -68,7 +69,7 @@ fn fetch(network: &Network, at: &str) -> Result<Outcome> {
 fn fetched(network: &Network, at: &str) -> Result<String> {
     let outcome = fetch(network, at)?;
     ensure!(outcome.status == Status::Exited(0), "{at}: {outcome:?}");
-    Ok(outcome.stdout_text().to_string())
+    Ok(outcome.stdout_text().clone())
 }
 
 /// A sandbox that serves `text` on port 80, once it does.
@@ -85,6 +86,7 @@ fn text(text: &str) -> Result<SandboxBuilder> {
 fn reach_by_name(_: &Context) -> Result<()> {
     let network = Network::builder()
         .subnet("10.9.8.0/24")
+        .internal(true)
         .name("backend")
         .create()?;
     let db = serves(
@@ -114,7 +116,7 @@ fn reach_by_name(_: &Context) -> Result<()> {
         .hostname("me")
         .network(&network)
         .run()?;
-    let hosts = hosts.stdout_text().to_string();
+    let hosts = hosts.stdout_text().clone();
     for line in [
         "127.0.0.1\tlocalhost\n",
         "\tme\n",
@@ -147,7 +149,7 @@ fn page_from_image(_: &Context) -> Result<()> {
         .network(&network)
         .run()?;
     ensure!(page.status == Status::Exited(0), "{page:?}");
-    let text = page.stdout_text().to_string();
+    let text = page.stdout_text().clone();
     ensure!(
         text.starts_with("a page\n") && text.contains("nameserver 10.88.0.1"),
         "{text}"
@@ -166,7 +168,7 @@ fn not_there(_: &Context) -> Result<()> {
     ] {
         let started = Instant::now();
         let outcome = fetch(&network, at)?;
-        let said = outcome.stderr_text().to_string();
+        let said = outcome.stderr_text().clone();
         ensure!(
             outcome.status == Status::Exited(1) && said.contains(why),
             "{at}: {outcome:?}"
@@ -239,6 +241,10 @@ fn bad_networks(context: &Context) -> Result<()> {
                 "{error}"
             ),
         }
+    }
+    match Network::builder().internal(false).create() {
+        Ok(network) => bail!("{network:?}"),
+        Err(error) => ensure!(error.is_spec(), "{error}"),
     }
     fails(
         nobody().network_alias("db").start(),
@@ -393,7 +399,7 @@ fn a_hundred_on_port_80(_: &Context) -> Result<()> {
     let mut script = String::new();
     for sandbox in &sandboxes {
         let address = sandbox.address(&network).context("an address")?;
-        script += &format!("busybox nc {address} 80 </dev/null; echo\n");
+        writeln!(script, "busybox nc {address} 80 </dev/null; echo")?;
     }
     let outcome = Sandbox::builder()
         .cmd(["sh", "-c", &script])

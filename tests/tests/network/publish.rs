@@ -185,9 +185,9 @@ fn a_taken_port_names_who_has_it(context: &Context) -> Result<()> {
     let audit = context.audit();
     let taken = TcpListener::bind("127.0.0.1:0")?;
     let port = taken.local_addr()?.port();
-    let error = match Sandbox::builder().cmd(["true"]).publish((port, 80)).start() {
-        Ok(_) => bail!("port {port} was had twice"),
-        Err(error) => error,
+    let twice = Sandbox::builder().cmd(["true"]).publish((port, 80)).start();
+    let Err(error) = twice else {
+        bail!("port {port} was had twice")
     };
     ensure!(error.is_port_taken(), "{error}");
     let expected = format!(
@@ -204,9 +204,8 @@ fn a_taken_port_names_who_has_it(context: &Context) -> Result<()> {
 
 fn nobody_listening_is_a_reset(_: &Context) -> Result<()> {
     let sandbox = Sandbox::builder().cmd(["sleep", "60"]).expose(80).start()?;
-    let error = match sandbox.connect(80) {
-        Ok(_) => bail!("somebody listens"),
-        Err(error) => error,
+    let Err(error) = sandbox.connect(80) else {
+        bail!("somebody listens")
     };
     ensure!(error.is_connection_refused(), "{error}");
     let mut stream = TcpStream::connect(sandbox.addr(80))?;
@@ -297,7 +296,7 @@ fn a_port_is_free_when_its_sandbox_is_gone(_: &Context) -> Result<()> {
 
 fn bad_ports(context: &Context) -> Result<()> {
     let audit = context.audit();
-    let error = match Sandbox::builder()
+    let started = Sandbox::builder()
         .cmd(["true"])
         .publish("8080:0")
         .publish("70000:80")
@@ -305,10 +304,9 @@ fn bad_ports(context: &Context) -> Result<()> {
         .publish("8080:80")
         .publish((8080, 81))
         .expose(0)
-        .start()
-    {
-        Ok(_) => bail!("these ports are wrong"),
-        Err(error) => error,
+        .start();
+    let Err(error) = started else {
+        bail!("these ports are wrong")
     };
     ensure!(error.is_spec());
     let text = error.to_string();

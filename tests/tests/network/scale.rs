@@ -41,11 +41,11 @@ fn five_hundred_on_port_80(_: &Context) -> Result<()> {
     let started = Instant::now();
     let sandboxes = (0..COUNT)
         .map(|number| {
-            Ok(service(&["serve-text", "0.0.0.0:80", &number.to_string()])?
+            service(&["serve-text", "0.0.0.0:80", &number.to_string()])?
                 .disk("1M")
                 .expose(80)
                 .start()
-                .with_context(|| format!("sandbox {number}"))?)
+                .with_context(|| format!("sandbox {number}"))
         })
         .collect::<Result<Vec<Sandbox>>>()?;
     let made = started.elapsed();
