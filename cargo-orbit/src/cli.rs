@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{run, runner, test};
+use crate::{images, run, runner, test};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -26,6 +26,9 @@ pub(crate) struct Cli {
 pub(crate) enum Verb {
     Run(Box<run::args::Args>),
     Test(Box<test::args::Args>),
+    Pull(images::PullArgs),
+    Images(images::ImagesArgs),
+    Gc(images::GcArgs),
     #[command(hide = true)]
     Runner(runner::Args),
 }

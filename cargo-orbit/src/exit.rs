@@ -12,6 +12,9 @@ const NOT_FOUND: u8 = 127;
 /// Cargo could not be asked to build: what cargo itself says when it fails.
 pub(crate) const CARGO_FAILED: u8 = 101;
 
+/// What a verb other than those says when it fails.
+pub(crate) const FAILED: u8 = 1;
+
 /// The code of a sandbox that ended.
 pub(crate) fn of_outcome(outcome: &orbit::Outcome) -> u8 {
     of_number(outcome.status.shell_code())

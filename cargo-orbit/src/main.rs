@@ -8,6 +8,7 @@
 
 mod cli;
 mod exit;
+mod images;
 mod run;
 mod runner;
 mod signals;
@@ -38,6 +39,9 @@ fn main() -> ExitCode {
     let (result, failed) = match cli.verb {
         Verb::Run(args) => (run::run(&args), exit::SETUP_FAILED),
         Verb::Test(args) => (test::run(&args), exit::CARGO_FAILED),
+        Verb::Pull(args) => (images::pull(&args), exit::FAILED),
+        Verb::Images(args) => (images::images(&args), exit::FAILED),
+        Verb::Gc(args) => (images::gc(&args), exit::FAILED),
         Verb::Runner(args) => (runner::run(args), exit::SETUP_FAILED),
     };
     result.unwrap_or_else(|error| {

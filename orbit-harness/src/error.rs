@@ -234,7 +234,7 @@ impl fmt::Display for Error {
 /// As `Display`: a test that unwraps an `Error` shows the message people can read.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        fmt::Display::fmt(self, f)
     }
 }
 

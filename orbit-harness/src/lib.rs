@@ -28,7 +28,6 @@ mod spec;
 mod image;
 
 #[cfg(feature = "images")]
-#[allow(dead_code, unused_imports)] // what uses it is not written yet
 mod store;
 
 mod outcome;
@@ -66,12 +65,22 @@ mod builder;
 mod capture;
 
 #[cfg(feature = "images")]
-mod images;
+pub mod images;
 
 mod sandbox;
 
 mod wire;
 
+mod variables;
+
+mod attribute;
+
+#[doc(hidden)]
+pub mod __private;
+
+pub use attribute::sandboxed;
+#[cfg(feature = "libtest-mimic")]
+pub use attribute::trial::trial;
 pub use builder::{IntoNetwork, IntoPortMap, Output, SandboxBuilder, Stdin};
 pub use error::Error;
 pub use net::{

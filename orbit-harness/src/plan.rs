@@ -197,7 +197,13 @@ fn steps(
         links: &spec.links,
     };
     steps.extend(match &spec.image {
-        ImageRef::Host => host_view::steps(&spec.host_view, around, host, size),
+        ImageRef::Host => {
+            let mut view = host_view::steps(&spec.host_view, around, host, size);
+            if spec.read_only {
+                view.iter_mut().for_each(Step::without_writes);
+            }
+            view
+        }
         reference => rootfs::layered(image, reference, size, system.etc()),
     });
     if spec.image == ImageRef::Host && !spec.links.is_empty() {

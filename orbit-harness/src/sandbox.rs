@@ -26,7 +26,7 @@ use crate::{
     publish::{self, Port, Ports},
     rootfs::host_view::Surroundings,
     security::idmap::plan::Writer,
-    spec::{ImageRef, Link, LinkNames, MountKind, NetworkMode, Spec, SpecFault},
+    spec::{ImageRef, Init, Link, LinkNames, MountKind, NetworkMode, Spec, SpecFault},
     supervisor::{Cause, Channel, Control, Event, Exit, Failure, Gone, Supervisor},
 };
 
@@ -181,6 +181,15 @@ impl Sandbox {
                 signal.to_string(),
                 "expected a number from signal(7), such as 15",
             )]));
+        }
+        if let (Init::Program, Some(program), Some(signal)) = (
+            self.plan.program.init,
+            &self.pidfd,
+            rustix::process::Signal::from_named_raw(signal),
+        ) {
+            // Nobody inside passes it on. ESRCH: it has ended.
+            let _ = rustix::process::pidfd_send_signal(program, signal);
+            return Ok(());
         }
         // Where the init is gone, so is the program.
         let _ = self.events.send(&Control::Signal(signal), &[]);
@@ -674,7 +683,7 @@ fn umask() -> u32 {
         .unwrap_or(0o022)
 }
 
-fn random_id() -> String {
+pub(crate) fn random_id() -> String {
     let mut bytes = [0; 8];
     // So few bytes are always given whole; before the system has any, at its boot, zeros tell apart well enough.
     let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());

@@ -81,6 +81,20 @@ pub(crate) struct EtcFile {
     pub(crate) content: String,
 }
 
+impl Step {
+    /// Shows the host's directory as it is, read-only, in place of a layer over it that takes writes.
+    pub(crate) fn without_writes(&mut self) {
+        if let Self::Overlay { source, at } = self {
+            let (source, at) = (std::mem::take(source), std::mem::take(at));
+            *self = Self::Bind {
+                source,
+                at,
+                read_only: true,
+            };
+        }
+    }
+}
+
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

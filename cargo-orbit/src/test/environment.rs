@@ -14,53 +14,13 @@ use std::{
     os::unix::ffi::OsStrExt as _,
 };
 
+use orbit::__private::is_passed;
 use serde::{Deserialize, Serialize};
 
 use crate::variables::Variable;
 
 /// Names the session's files for the runner; never passed on.
 pub(crate) const SESSION: &str = "ORBIT_SESSION";
-
-/// Variables of the host that tests see, by their whole name.
-const PASSED: &[&str] = &[
-    "CARGO",
-    "CI",
-    "COLORTERM",
-    "FORCE_COLOR",
-    "GITHUB_ACTIONS",
-    "LANG",
-    "LANGUAGE",
-    "LD_LIBRARY_PATH",
-    "LOGNAME",
-    "NO_COLOR",
-    "PATH",
-    "RUSTC",
-    "RUSTDOC",
-    "RUSTDOCFLAGS",
-    "RUSTFLAGS",
-    "SHELL",
-    "TERM",
-    "TRYBUILD",
-    "TZ",
-    "UPDATE_EXPECT",
-    "USER",
-];
-
-/// Variables of the host that tests see, by how their name begins.
-const PASSED_PREFIXES: &[&str] = &[
-    "CARGO_",
-    "CLICOLOR",
-    "INSTA_",
-    "LC_",
-    "NEXTEST",
-    "ORBIT_",
-    "PROPTEST_",
-    "RUSTUP_",
-    "RUST_",
-];
-
-/// Words that keep a variable of the host out, wherever they stand in its name.
-const SECRET: &[&str] = &["CREDENTIAL", "KEY", "PASSWORD", "PASSWD", "SECRET", "TOKEN"];
 
 /// Fingerprints of the variables the host had. Values stay where they are: this is handed from process to
 /// process, and some of them are secrets.
@@ -117,19 +77,6 @@ pub(crate) fn of_test(
             .filter_map(|variable| variable.resolve(|name| given.get(OsStr::new(name)).cloned())),
     );
     seen
-}
-
-/// Whether a test sees the host's variable of this name unasked.
-fn is_passed(name: &OsStr) -> bool {
-    // A name that is not text is none of those below.
-    let Some(name) = name.to_str() else {
-        return false;
-    };
-    PASSED.contains(&name)
-        || PASSED_PREFIXES
-            .iter()
-            .any(|prefix| name.starts_with(prefix))
-            && !SECRET.iter().any(|word| name.contains(word))
 }
 
 #[cfg(test)]

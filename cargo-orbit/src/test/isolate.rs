@@ -10,7 +10,10 @@ use std::{
 };
 
 use cargo_metadata::Metadata;
-use orbit::{Mount, Output, Sandbox, SandboxBuilder, Stdin};
+use orbit::{
+    __private::{SANDBOX_OF, SANDBOX_OF_TEST},
+    Mount, Output, Sandbox, SandboxBuilder, Stdin,
+};
 use serde::{Deserialize, Serialize};
 
 /// Files in `CARGO_HOME` that let their reader publish.
@@ -157,6 +160,7 @@ pub(crate) fn sandbox(view: &View, program: Program) -> SandboxBuilder {
         .nested(true)
         .env_clear()
         .envs(program.variables_of_rustdoc())
+        .envs(for_one_test(&program.command))
         .envs(program.variables)
         .envs(view.variables.iter().cloned())
         .stdin(Stdin::Inherit)
@@ -184,6 +188,18 @@ pub(crate) fn sandbox(view: &View, program: Program) -> SandboxBuilder {
     sandbox
         .cmd(program.command)
         .working_dir(program.working_dir)
+}
+
+/// What tells a test that this sandbox is its own, so that it needs no other: where the program is asked to run
+/// just one, as nextest asks.
+fn for_one_test(command: &[OsString]) -> Option<(&'static str, &'static str)> {
+    // The program comes first, and what it is started through before it; only arguments can be `--exact`.
+    let exact = command.iter().position(|word| word == "--exact")?;
+    let is_name = |word: &&OsString| !word.as_encoded_bytes().starts_with(b"-");
+    // nextest: `PROGRAM --exact NAME --nocapture`; a person: `PROGRAM NAME --exact`.
+    let after = command[exact + 1..].iter().filter(is_name).count();
+    let before = command[1..exact].iter().filter(is_name).count();
+    (before + after == 1).then_some((SANDBOX_OF, SANDBOX_OF_TEST))
 }
 
 /// A binary's name without the hash that cargo adds to it.
@@ -282,6 +298,25 @@ mod tests {
         assert_eq!(variables(bundle), Some(bundle.into()));
         assert_eq!(variables("/w/target/debug/deps/a-0123456789abcdef"), None);
         assert_eq!(variables("/"), None);
+    }
+
+    #[test]
+    fn a_sandbox_for_one_test_says_so() {
+        let alone = |line: &str| {
+            let words: Vec<OsString> = line.split(' ').map(Into::into).collect();
+            for_one_test(&words).is_some()
+        };
+        assert!(alone("/t/a --exact t::one --nocapture"));
+        assert!(alone("/t/a t::one --exact"));
+        for line in [
+            "/t/a",
+            "/t/a t::one",
+            "/t/a --exact",
+            "/t/a one two --exact",
+            "/t/a --exact one two",
+        ] {
+            assert!(!alone(line), "{line}");
+        }
     }
 
     #[test]

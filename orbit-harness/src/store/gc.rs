@@ -37,6 +37,7 @@ pub(crate) enum Removal {
     /// Everything that is not in use now.
     Everything,
     /// Only what dead processes left.
+    #[cfg(test)]
     Leftovers,
 }
 
@@ -93,6 +94,7 @@ impl Store {
     ) -> Result<GcReport, StoreError> {
         let mut report = GcReport::default();
         let is_due = |used: SystemTime| match removal {
+            #[cfg(test)]
             Removal::Leftovers => false,
             Removal::Everything => true,
             // A time in the future is a clock that was set back: not due.

@@ -57,8 +57,6 @@ pub(super) struct LayerMeta {
 #[derive(Clone, Debug)]
 pub(super) struct Layers {
     directory: PathBuf,
-    /// Whom the worker is outside: directories are made for it.
-    owner: Option<(u32, u32)>,
 }
 
 /// A layer that is there and stays as long as this lives.
@@ -78,10 +76,7 @@ impl Layers {
             fs::set_permissions(&directory, fs::Permissions::from_mode(0o755))
                 .map_err(StoreError::io("set the mode of", &directory))?;
         }
-        Ok(Self {
-            directory,
-            owner: ids.owner,
-        })
+        Ok(Self { directory })
     }
 
     pub(super) fn directory(&self) -> &Path {
@@ -197,9 +192,6 @@ impl LayerClaim<'_> {
         directory
             .set_permissions(fs::Permissions::from_mode(0o755))
             .map_err(fault)?;
-        if let Some((uid, gid)) = self.layers.owner {
-            std::os::unix::fs::fchown(&directory, Some(uid), Some(gid)).map_err(fault)?;
-        }
         Ok(directory.into())
     }
 

@@ -32,7 +32,7 @@ mod tests;
 mod unpack;
 mod worker;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 #[cfg(test)]
 pub(crate) use self::worker::InProcessWorker;
@@ -40,13 +40,10 @@ use self::{cas::Cas, layers::Layers, lock::FileLock};
 pub(crate) use self::{
     digest::Digest,
     error::StoreError,
-    gc::{GcReport, Removal, StoredImage},
+    gc::Removal,
     platform::Platform,
     progress::{Event, NoProgress, Phase, Progress},
-    unpack::{
-        OwnershipPolicy, UnpackError, UnpackLimits, UnpackOrder, UnpackStats, remove_tree,
-        unpack_layer,
-    },
+    unpack::{OwnershipPolicy, UnpackLimits, UnpackOrder, UnpackStats, remove_tree},
     worker::{LayerWorker, UnpackJob, Unpacked, WorkerError},
 };
 use crate::spec::PullPolicy;
@@ -56,7 +53,6 @@ use crate::spec::PullPolicy;
 pub(crate) struct IdKey {
     name: String,
     ownership: OwnershipPolicy,
-    owner: Option<(u32, u32)>,
 }
 
 impl IdKey {
@@ -70,19 +66,10 @@ impl IdKey {
             Ok(Self {
                 name: name.to_owned(),
                 ownership,
-                owner: None,
             })
         } else {
             Err(StoreError::IdKey(name.to_owned()))
         }
-    }
-
-    /// Whom the worker is outside of its user namespace, where that is not the caller: the directories it
-    /// unpacks into are given to this user and group. Needs privilege.
-    #[must_use]
-    pub(crate) fn owned_by(mut self, uid: u32, gid: u32) -> Self {
-        self.owner = Some((uid, gid));
-        self
     }
 }
 
@@ -127,12 +114,14 @@ impl Store {
         self
     }
 
+    #[cfg(test)]
     #[must_use]
     pub(crate) fn with_limits(mut self, limits: UnpackLimits) -> Self {
         self.limits = limits;
         self
     }
 
+    #[cfg(test)]
     /// Where the unpacked layers of this store are, each in a directory of its own.
     pub(crate) fn layers_dir(&self) -> &Path {
         self.layers.directory()

@@ -363,7 +363,7 @@ fn what_is_in_use_is_not_removed() {
     let unused = Removal::UnusedFor(std::time::Duration::from_secs(3600));
     assert_eq!(
         test.store.gc(unused, &test.worker).unwrap(),
-        GcReport::default()
+        super::gc::GcReport::default()
     );
     let report = test.store.gc(Removal::Everything, &test.worker).unwrap();
     assert_eq!((report.layers, report.bytes, report.in_use), (2, 2, 0));

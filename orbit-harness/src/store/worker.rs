@@ -6,10 +6,7 @@
 use std::{
     fs::File,
     io::{self, Read},
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::fs::FileExt,
-    },
+    os::{fd::OwnedFd, unix::fs::FileExt},
 };
 
 use super::unpack::{self, UnpackError, UnpackOrder, UnpackStats};
@@ -66,17 +63,19 @@ pub(crate) trait LayerWorker: Sync {
     fn remove_tree(&self, parent: OwnedFd, name: &str) -> Result<(), WorkerError>;
 }
 
+#[cfg(test)]
 /// Works in this very process: where no user namespace is between, as for a root that maps nothing, and in tests.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct InProcessWorker;
 
+#[cfg(test)]
 impl LayerWorker for InProcessWorker {
     fn unpack(&self, job: UnpackJob) -> Result<UnpackStats, WorkerError> {
         Ok(job.run()?)
     }
 
     fn remove_tree(&self, parent: OwnedFd, name: &str) -> Result<(), WorkerError> {
-        unpack::remove_tree(parent.as_fd(), name.as_bytes())
+        unpack::remove_tree(std::os::fd::AsFd::as_fd(&parent), name.as_bytes())
             .map_err(|errno| WorkerError::Lost(errno.into()))
     }
 }

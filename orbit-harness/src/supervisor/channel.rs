@@ -104,17 +104,20 @@ impl Channel {
         let mut buffer = vec![0; INLINE_BYTES + 1];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
-        let received = rustix::io::retry_on_intr(|| {
-            rustix::net::recvmsg(
-                &self.0,
-                &mut [IoSliceMut::new(&mut buffer)],
-                &mut control,
-                RecvFlags::CMSG_CLOEXEC,
-            )
-        });
-        let received = match received {
-            // The other end died with messages of ours unread; to the reader it is just as gone.
-            Err(rustix::io::Errno::CONNRESET) => return Ok(None),
+        let mut receive = || {
+            rustix::io::retry_on_intr(|| {
+                rustix::net::recvmsg(
+                    &self.0,
+                    &mut [IoSliceMut::new(&mut buffer)],
+                    &mut control,
+                    RecvFlags::CMSG_CLOEXEC,
+                )
+            })
+        };
+        let received = match receive() {
+            // The other end closed with messages of ours unread. The kernel says so once, and before it hands
+            // over what the other end had sent until then.
+            Err(rustix::io::Errno::CONNRESET) => receive()?,
             other => other?,
         };
         let mut fds: Vec<OwnedFd> = control
@@ -192,6 +195,16 @@ mod tests {
             assert!(received == text, "{length} bytes");
             assert_eq!(fds.len(), 2, "{length} bytes");
         }
+    }
+
+    #[test]
+    fn what_was_sent_before_a_reset_is_received() {
+        let (one, other) = Channel::pair().unwrap();
+        other.send(&7u8, &[]).unwrap();
+        one.send(&"never read", &[]).unwrap();
+        drop(other);
+        assert_eq!(one.recv::<u8>().unwrap().map(|(n, _)| n), Some(7));
+        assert!(one.recv::<u8>().unwrap().is_none());
     }
 
     #[test]

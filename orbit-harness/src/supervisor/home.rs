@@ -123,6 +123,13 @@ fn settle_root(mapping: Mapping, trees: Vec<(PathBuf, OwnedFd)>) -> Result<(), S
     if privileged {
         for (path, tree) in trees {
             attach_tree(&path, &tree)?;
+            // It was opened in the caller's namespace, and is a peer of its mounts where those are shared, as they
+            // are under systemd: what is mounted or unmounted here would be there too. So before the next.
+            rustix::mount::mount_change(
+                "/",
+                MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+            )
+            .map_err(fail(StartStep::PrivateMounts))?;
         }
         rustix::mount::unmount("/original", UnmountFlags::DETACH)
             .map_err(fail(StartStep::HostView))?;

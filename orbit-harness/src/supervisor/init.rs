@@ -138,9 +138,11 @@ fn become_program(
     events: &Channel,
 ) -> Result<(), Failure> {
     // It closes when the program executes; what failed until then has been said by then.
-    let (executing, _until_executed) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+    let (executing, until_executed) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|errno| failure(0, &errno.into()))?;
     tell_started(events, 1, ready, Some(executing.as_fd()));
+    // Where the program does not execute, the pipe stays open until this process ends: after it has said why.
+    std::mem::forget(until_executed);
     Err(exec_failure(plan, ready.program().execute(single_threaded)))
 }
 
@@ -221,7 +223,7 @@ fn watch_signals() -> nix::Result<SignalFd> {
     SignalFd::with_flags(&watched, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
 }
 
-/// Waits for the program's end, reaping orphans and passing signals on. `None`: the sandbox was let go.
+/// Waits for the program's end, reaping orphans and passing signals on. `None`: nobody can be understood any more.
 fn supervise(pid: i32, signals: &SignalFd, events: &Channel) -> Option<Waited> {
     loop {
         while let Ok(Some(waited)) = sys::wait_any(false) {
@@ -245,9 +247,18 @@ fn supervise(pid: i32, signals: &SignalFd, events: &Channel) -> Option<Waited> {
         if asked {
             match events.recv::<Control>() {
                 Ok(Some((Control::Signal(number), _))) => signal(pid, number),
-                Ok(None) | Err(_) => return None,
+                Ok(None) => wait_to_be_killed(),
+                Err(_) => return None,
             }
         }
+    }
+}
+
+/// The sandbox was let go, and its supervisor kills this process for it. To end first would look like a program
+/// that ended well.
+fn wait_to_be_killed() -> ! {
+    loop {
+        nix::unistd::pause();
     }
 }
 

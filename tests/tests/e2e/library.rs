@@ -282,6 +282,7 @@ fn stop_is_patient_and_then_not(_: &Context) -> Result<()> {
 
 fn stop_ends_a_program_that_never_stops_writing(_: &Context) -> Result<()> {
     let mut sandbox = View::Host.sh("trap '' TERM; exec yes")?.start()?;
+    thread::sleep(Duration::from_millis(100));
     let started = Instant::now();
     let outcome = sandbox.stop(Duration::from_millis(300))?;
     let took = started.elapsed();

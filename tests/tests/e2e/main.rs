@@ -1,6 +1,9 @@
 //! The end-to-end tests: one module for each subject, each with its table of cases.
 
+mod attribute;
+mod faults;
 mod host_view;
+mod hostile;
 mod images;
 mod inside;
 mod kit;
@@ -23,11 +26,14 @@ fn main() -> ExitCode {
     main_loop::run(
         [
             support::cases(),
+            attribute::cases(),
             images::cases(),
             registry::cases(),
             inside::cases(),
             host_view::cases(),
             library::cases(),
+            hostile::cases(),
+            faults::cases(),
             run::cases(),
             published::cases(),
         ]

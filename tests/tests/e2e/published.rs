@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Context as _, Result, ensure};
 use nix::unistd::Uid;
 use orbit_tests::{
-    Case, Context, LeakAudit, Who,
+    Case, Context, LeakAudit, Program, Who,
     published::{CRATES, DEADLINE, Published, Verdict, cargo_test_verdicts},
 };
 
@@ -22,7 +22,37 @@ pub(crate) fn cases() -> Vec<Case> {
             krate.copy_for(user.uid, user.gid).map(drop)
         })
     };
-    CRATES.iter().map(case).collect()
+    let mut cases: Vec<Case> = CRATES.iter().map(case).collect();
+    cases.push(Case::new("published::hello_ends_the_same", hello_ends_the_same).deadline(DEADLINE));
+    cases
+}
+
+/// The fixture of the README's first command: the same tests end the same, and so does the command.
+fn hello_ends_the_same(context: &Context) -> Result<()> {
+    let verdicts = |program: Program| -> Result<(Option<i32>, Vec<String>)> {
+        let finished = program
+            .arg("--manifest-path")
+            .arg(context.in_workspace("fixtures/hello/Cargo.toml"))
+            .arg("--target-dir")
+            .arg(context.work().join("target"))
+            .args(["--offline", "--no-fail-fast"])
+            .env("CARGO_TERM_COLOR", "never")
+            .deadline(DEADLINE)
+            .run()?;
+        let mut lines: Vec<String> = finished
+            .stdout
+            .lines()
+            .filter(|line| line.starts_with("test ") && !line.starts_with("test result"))
+            .map(str::to_owned)
+            .collect();
+        lines.sort();
+        ensure!(!lines.is_empty(), "no test ran: {finished}");
+        Ok((finished.status.code(), lines))
+    };
+    let plain = verdicts(context.cargo()?.arg("test"))?;
+    let orbit = verdicts(context.orbit("test")?)?;
+    ensure!(plain == orbit, "{plain:?}\nand not\n{orbit:?}");
+    Ok(())
 }
 
 fn ends_the_same(context: &Context, krate: &Published) -> Result<()> {

@@ -217,10 +217,10 @@ fn read_init() -> String {
         SYS_process_vm_readv,
         1,
         &raw const local,
-        1,
+        1_usize,
         &raw const remote,
-        1,
-        0
+        1_usize,
+        0_usize
     )
 }
 

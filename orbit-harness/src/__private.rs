@@ -1,0 +1,6 @@
+//! What expansions of `#[orbit::sandboxed]`, and `cargo orbit test`, call. Not for people: it changes without notice.
+
+pub use crate::{
+    attribute::{Inside, Keys, Passed, Test, enter, passed},
+    variables::{SANDBOX_OF, SANDBOX_OF_TEST, is_passed},
+};
