@@ -41,14 +41,18 @@ impl Netlink {
         Ok(rustix::net::netdevice::name_to_index(&self.0, name)?)
     }
 
-    /// Makes a bridge that is up: its number.
+    /// Makes a bridge that is up, with the hardware address of who has `address`: its number.
+    ///
+    /// One that is given none takes the lowest of its ports', and changes it as they come and go; what others
+    /// remember of it then leads nowhere. Source: Linux, net/bridge/br_stp_if.c, `br_stp_recalculate_bridge_id`.
     ///
     /// # Errors
     /// EEXIST where the name is taken.
-    pub(crate) fn add_bridge(&self, name: &str) -> io::Result<u32> {
+    pub(crate) fn add_bridge(&self, name: &str, address: Ipv4Addr) -> io::Result<u32> {
         let mut link = up(LinkMessage::default());
         link.attributes = vec![
             LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::Address(hardware_address(address)),
             LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]),
         ];
         self.ask(

@@ -137,7 +137,7 @@ fn ensure_bridge(directory: &Directory, name: &str, subnet: Subnet) -> Result<()
         (_, None) => {}
     }
     refuse_overlap(name, subnet)?;
-    let index = netlink.add_bridge(name).map_err(failed)?;
+    let index = netlink.add_bridge(name, subnet.gateway()).map_err(failed)?;
     let made = directory
         .remember(index, subnet)
         .and_then(|()| netlink.add_address(index, subnet.gateway(), subnet.prefix()))

@@ -206,7 +206,10 @@ fn split(text: &str) -> Result<(Option<&str>, Option<&str>, &str), PortError> {
 /// The first port of `text` and how many there are.
 fn range(text: &str) -> Result<(u16, u16), PortError> {
     let port = |text: &str| {
-        let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        if text.is_empty() {
+            return Err(PortError::Form);
+        }
+        let digits = text.bytes().all(|byte| byte.is_ascii_digit());
         let number = digits.then(|| text.parse().ok()).flatten();
         number.ok_or_else(|| PortError::Port(text.to_owned()))
     };

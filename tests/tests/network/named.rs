@@ -1,6 +1,7 @@
 //! Networks that sandboxes share.
 
 use std::{
+    fmt::Write as _,
     fs,
     time::{Duration, Instant},
 };
@@ -85,6 +86,7 @@ fn text(text: &str) -> Result<SandboxBuilder> {
 fn reach_by_name(_: &Context) -> Result<()> {
     let network = Network::builder()
         .subnet("10.9.8.0/24")
+        .internal(true)
         .name("backend")
         .create()?;
     let db = serves(
@@ -240,6 +242,10 @@ fn bad_networks(context: &Context) -> Result<()> {
             ),
         }
     }
+    match Network::builder().internal(false).create() {
+        Ok(network) => bail!("{network:?}"),
+        Err(error) => ensure!(error.is_spec(), "{error}"),
+    }
     fails(
         nobody().network_alias("db").start(),
         "the sandbox is on no network that has names",
@@ -393,7 +399,7 @@ fn a_hundred_on_port_80(_: &Context) -> Result<()> {
     let mut script = String::new();
     for sandbox in &sandboxes {
         let address = sandbox.address(&network).context("an address")?;
-        script = format!("{script}busybox nc {address} 80 </dev/null; echo\n");
+        writeln!(script, "busybox nc {address} 80 </dev/null; echo")?;
     }
     let outcome = Sandbox::builder()
         .cmd(["sh", "-c", &script])

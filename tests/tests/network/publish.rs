@@ -185,7 +185,8 @@ fn a_taken_port_names_who_has_it(context: &Context) -> Result<()> {
     let audit = context.audit();
     let taken = TcpListener::bind("127.0.0.1:0")?;
     let port = taken.local_addr()?.port();
-    let Err(error) = Sandbox::builder().cmd(["true"]).publish((port, 80)).start() else {
+    let twice = Sandbox::builder().cmd(["true"]).publish((port, 80)).start();
+    let Err(error) = twice else {
         bail!("port {port} was had twice")
     };
     ensure!(error.is_port_taken(), "{error}");
@@ -295,7 +296,7 @@ fn a_port_is_free_when_its_sandbox_is_gone(_: &Context) -> Result<()> {
 
 fn bad_ports(context: &Context) -> Result<()> {
     let audit = context.audit();
-    let Err(error) = Sandbox::builder()
+    let started = Sandbox::builder()
         .cmd(["true"])
         .publish("8080:0")
         .publish("70000:80")
@@ -303,8 +304,8 @@ fn bad_ports(context: &Context) -> Result<()> {
         .publish("8080:80")
         .publish((8080, 81))
         .expose(0)
-        .start()
-    else {
+        .start();
+    let Err(error) = started else {
         bail!("these ports are wrong")
     };
     ensure!(error.is_spec());

@@ -77,7 +77,7 @@ impl Networks {
         let (netlink, bridge, resolver) = namespaces.inside_new(|| {
             crate::sys::bring_up(c"lo")?;
             let netlink = Netlink::open()?;
-            let bridge = netlink.add_bridge(BRIDGE)?;
+            let bridge = netlink.add_bridge(BRIDGE, subnet.gateway())?;
             netlink.add_address(bridge, subnet.gateway(), subnet.prefix())?;
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let (family, kind) = (AddressFamily::INET, SocketType::DGRAM);
