@@ -24,6 +24,8 @@ pub(crate) enum Kind {
     Io { doing: String, source: io::Error },
     #[error(transparent)]
     Supervisor(#[from] SupervisorError),
+    #[error(transparent)]
+    Limit(#[from] crate::cgroup::LimitError),
     #[cfg(feature = "images")]
     #[error(transparent)]
     Store(#[from] crate::store::StoreError),
@@ -63,6 +65,11 @@ impl Error {
     /// Whether the spec itself is at fault: nothing was created.
     pub fn is_spec(&self) -> bool {
         matches!(*self.0, Kind::Spec(_))
+    }
+
+    /// Whether the spec is in order, and this host cannot keep one of its limits: nothing runs.
+    pub fn is_limit(&self) -> bool {
+        matches!(*self.0, Kind::Limit(_))
     }
 
     /// Whether the program to run is not there.
@@ -166,6 +173,10 @@ fn cause_text(failure: &Failure, step: &str) -> String {
                 "{why}. A limit on processes is reached: see `ulimit -u` and the pids limit of this cgroup"
             )
         }
+        ("unshare", libc::EACCES) => format!(
+            "{why}. The supervisor may not put a process into the sandbox's control group; something changed the \
+             owner of its files"
+        ),
         ("unshare", libc::EPERM | libc::ENOSYS) => {
             format!("{why}. {}", crate::host::why_no_user_namespace(errno))
         }

@@ -5,6 +5,8 @@
 // In this order: a module imports only from what stands above it.
 mod units;
 
+mod resources;
+
 mod spec;
 
 mod image;
@@ -23,6 +25,8 @@ mod sys;
 
 mod host;
 
+mod cgroup;
+
 mod step;
 
 mod rootfs;
@@ -35,6 +39,8 @@ mod error;
 
 mod capture;
 
+mod limited;
+
 #[cfg(feature = "images")]
 mod images;
 
@@ -42,7 +48,9 @@ mod sandbox;
 
 pub use builder::{Output, SandboxBuilder, Stdin};
 pub use error::Error;
-pub use outcome::{LeakedProcess, Outcome, Status, Usage};
+pub use outcome::{
+    LeakedProcess, Note, Outcome, Pressure, ProcessName, Status, Usage, UsageSource,
+};
 pub use sandbox::Sandbox;
 pub use spec::{ImageRef, Init, Mount, NetworkMode, PullPolicy, SpecFault};
 pub use units::{Bytes, CpuQuota, UnitError};

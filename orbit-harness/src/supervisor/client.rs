@@ -42,6 +42,8 @@ pub(crate) enum SupervisorError {
 #[derive(Debug)]
 pub(crate) struct Supervisor {
     control: Channel,
+    /// As this process sees it.
+    pid: i32,
     /// Of the test process that started it: a fork of that process is not its owner.
     owner: u32,
 }
@@ -92,8 +94,9 @@ impl Supervisor {
         // It has ended by now, or is about to. ECHILD: this process reaps its children by other means.
         let _ = starter.wait();
         match greeted.map_err(Lost)? {
-            Some(Welcome::Ready { .. }) => Ok(Self {
+            Some(Welcome::Ready { pid }) => Ok(Self {
                 control,
+                pid,
                 owner: std::process::id(),
             }),
             Some(Welcome::Failed(failure)) => Err(SupervisorError::Start(failure)),
@@ -122,13 +125,21 @@ impl Supervisor {
         poll(&mut polled, Some(&now)).is_ok_and(|ready| ready == 0)
     }
 
-    /// Asks for a sandbox. Its events arrive on the channel that is returned; to drop that is to end it.
+    /// Its number, as this process sees it.
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Asks for a sandbox, to be born in `cgroup` where the plan has one. Its events arrive on the channel that is
+    /// returned; to drop that is to end it.
     pub(crate) fn launch(
         &self,
         plan: Plan,
         stdio: [BorrowedFd<'_>; 3],
+        cgroup: Option<BorrowedFd<'_>>,
     ) -> Result<Channel, SupervisorError> {
-        self.ask(&Request::Launch(Box::new(plan)), &stdio)
+        let fds: Vec<BorrowedFd<'_>> = stdio.into_iter().chain(cgroup).collect();
+        self.ask(&Request::Launch(Box::new(plan)), &fds)
     }
 
     /// Sends `request` with a fresh reply channel before `fds`.

@@ -29,6 +29,7 @@ use crate::{
     security::{seccomp::bpf::SockFilter, user::UserSpec},
     spec::Init,
     sys::{self, Program, SingleThreaded, Terminal, Waited},
+    units::Bytes,
 };
 
 /// What the init passes on to the program when somebody sends it here.
@@ -83,6 +84,10 @@ fn try_run(
     caller_namespace: Option<BorrowedFd<'_>>,
     filter: &[SockFilter],
 ) -> Result<(), Failure> {
+    if plan.cgroup.is_some() {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP)
+            .map_err(|error| failure(0, &error.into()))?;
+    }
     let mut maker = Maker::new().map_err(|error| failure(0, &error.into()))?;
     for (number, step) in plan.steps.iter().enumerate() {
         maker.carry_out(step).map_err(|cause| Failure {
@@ -142,6 +147,7 @@ fn try_run(
         usage,
         wall_time,
         leaked,
+        full_disk: full_disk(),
     };
     let _ = events.send(&Event::Exited(exit), &[]);
     Ok(())
@@ -238,6 +244,13 @@ fn living_processes() -> Vec<LeakedProcess> {
     found
 }
 
+/// The size of the writable layer, which is what lies under `/`, where it has no room left for data or for names.
+fn full_disk() -> Option<Bytes> {
+    let found = rustix::fs::statvfs("/").ok()?;
+    let is_full = found.f_bavail == 0 || (found.f_files > 0 && found.f_ffree == 0);
+    is_full.then(|| Bytes::new(found.f_blocks.saturating_mul(found.f_frsize)))
+}
+
 /// What a program needs, as C strings and numbers.
 struct Ready {
     candidates: Vec<CString>,
@@ -247,6 +260,7 @@ struct Ready {
     uid: u32,
     gid: u32,
     groups: Option<Vec<u32>>,
+    rlimits: Vec<(u32, u64, u64)>,
     capabilities: u64,
 }
 
@@ -298,6 +312,11 @@ impl Ready {
             uid,
             gid,
             groups: (!groups_denied).then_some(groups),
+            rlimits: plan
+                .ulimits
+                .iter()
+                .map(|limit| (limit.resource, limit.soft, limit.hard))
+                .collect(),
             capabilities: plan.capabilities.bits(),
         })
     }
@@ -324,7 +343,7 @@ impl Ready {
             uid: self.uid,
             gid: self.gid,
             groups: self.groups.as_deref(),
-            rlimits: &[],
+            rlimits: &self.rlimits,
             capabilities: self.capabilities,
             filter,
         }

@@ -15,6 +15,7 @@ use crate::{
     security::idmap::IdMapPair,
     spec::SpecFault,
     sys::ExecFailure,
+    units::Bytes,
 };
 
 /// The first message to a new supervisor, with a pidfd of the test process.
@@ -70,7 +71,8 @@ pub(crate) enum StartStep {
 /// What the test process asks of its supervisor.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
-    /// Make a sandbox. Descriptors: its event channel, then standard input, output and error.
+    /// Make a sandbox. Descriptors: its event channel, then standard input, output and error, then the directory
+    /// of its control group where the plan has one.
     Launch(Box<Plan>),
     /// Unpack a layer, inside the user namespace. Descriptors: the reply channel, the blob.
     #[cfg(feature = "images")]
@@ -123,6 +125,8 @@ pub(crate) struct Exit {
     pub(crate) usage: Usage,
     pub(crate) wall_time: Duration,
     pub(crate) leaked: Vec<LeakedProcess>,
+    /// The size of the writable layer, where it had no room left.
+    pub(crate) full_disk: Option<Bytes>,
 }
 
 /// How the init itself ended: what there is to say where it told no [`Exit`].

@@ -147,17 +147,20 @@ impl Supervisor {
     }
 
     fn launch(&mut self, plan: &Plan, mut fds: Vec<OwnedFd>) -> io::Result<()> {
-        if fds.len() != 4 {
+        if fds.len() != 4 + usize::from(plan.cgroup.is_some()) {
             return Ok(()); // As an invalid message.
         }
+        let cgroup = plan.cgroup.as_ref().and_then(|_| fds.pop());
         let stdio = fds.split_off(1);
         let events = Channel::from_fd(fds.remove(0));
         let started = Instant::now();
-        let mut namespaces = libc::CLONE_NEWNS
-            | libc::CLONE_NEWPID
-            | libc::CLONE_NEWIPC
-            | libc::CLONE_NEWUTS
-            | libc::CLONE_NEWCGROUP;
+        let mut namespaces =
+            libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+        // The root of a new cgroup namespace is where the process is that makes it: one that is born into a
+        // control group does so itself.
+        if cgroup.is_none() {
+            namespaces |= libc::CLONE_NEWCGROUP;
+        }
         if plan.network == Isolation::Own {
             namespaces |= libc::CLONE_NEWNET;
         }
@@ -170,7 +173,8 @@ impl Supervisor {
                 return Ok(());
             }
         };
-        match self.single_threaded.fork(namespaces as u64, None) {
+        let born_in = cgroup.as_ref().map(|fd| fd.as_fd());
+        match self.single_threaded.fork(namespaces as u64, born_in) {
             Ok(Fork::Child) => {
                 let caller_namespace = self.caller_namespace.as_ref().map(|fd| fd.as_fd());
                 init::run(
@@ -362,6 +366,7 @@ impl From<&Waited> for Usage {
             cpu_user: waited.cpu_user,
             cpu_system: waited.cpu_system,
             max_rss_bytes: waited.max_rss_bytes,
+            ..Self::default()
         }
     }
 }

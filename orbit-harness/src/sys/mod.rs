@@ -7,6 +7,7 @@
 
 mod entry;
 mod exec;
+mod exit;
 mod link;
 mod mount;
 mod process;
@@ -14,6 +15,7 @@ mod seccomp;
 
 pub(crate) use entry::SUPERVISOR_NAME;
 pub(crate) use exec::{ExecFailure, ExecStep, Program, Terminal, hold_only};
+pub(crate) use exit::at_exit;
 pub(crate) use link::bring_up;
 pub(crate) use mount::set_mount_attributes;
 pub(crate) use process::{
