@@ -1,0 +1,104 @@
+//! Limits that hold, on a kernel with cgroup version 2: run by `cargo xtask vm`, or directly where the host has it.
+//!
+//! What can be tested depends on whose cgroup this process is in, which is found out by asking for a limit:
+//!
+//! | this process is | what runs |
+//! |---|---|
+//! | root, or a user with a delegated subtree | everything |
+//! | a user without one | that a limit is refused with the command that helps |
+//! | on a host with version 1 | the same, with another text |
+//!
+//! What does not run is reported as ignored, by name and with the reason.
+
+mod again;
+mod cases;
+mod refused;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use orbit::Sandbox;
+
+/// What limits are like for this process.
+#[derive(Clone, Debug)]
+pub(crate) enum Here {
+    /// They are kept.
+    Kept,
+    /// The error of a sandbox with one.
+    Refused(String),
+    /// The same where they must be kept: nothing is ignored then.
+    Broken(String),
+}
+
+impl Here {
+    /// `who` is what the machine says of whom it runs this as: it knows better than we do.
+    fn find(who: Option<&str>) -> Self {
+        let tried = Sandbox::builder().cmd(["true"]).memory("64M").run();
+        match (tried, who) {
+            (Ok(_), _) => Self::Kept,
+            (Err(error), Some("root" | "delegated")) => Self::Broken(error.to_string()),
+            (Err(error), _) if error.is_limit() || error.is_spec() => {
+                Self::Refused(error.to_string())
+            }
+            (Err(error), _) => Self::Broken(error.to_string()),
+        }
+    }
+}
+
+type Test = fn() -> anyhow::Result<()>;
+
+fn main() -> ExitCode {
+    if let Some(code) = again::run_as_child() {
+        return code;
+    }
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(1);
+    let who = std::env::var("ORBIT_TESTS_AS").ok();
+    let here = if arguments.list {
+        Here::Refused("listing only".to_owned())
+    } else {
+        Here::find(who.as_deref())
+    };
+    // The machine runs this several times, and each is told from the others.
+    let suffix = who.map_or_else(String::new, |who| format!("::as_{who}"));
+    let mut trials = Vec::new();
+    for (name, test) in cases::CASES {
+        let here = here.clone();
+        trials.push(Trial::ignorable_test(
+            format!("{name}{suffix}"),
+            move || match here {
+                Here::Kept => completed(test()),
+                Here::Broken(error) => Err(Failed::from(error)),
+                Here::Refused(error) => Ok(Completion::ignored_with(format!(
+                    "limits cannot be kept here: {}",
+                    error.lines().next().unwrap_or_default()
+                ))),
+            },
+        ));
+    }
+    for (name, test) in refused::ANYWHERE {
+        trials.push(Trial::test(format!("{name}{suffix}"), move || {
+            completed(test()).map(drop)
+        }));
+    }
+    for (name, test) in refused::REFUSED {
+        let here = here.clone();
+        trials.push(Trial::ignorable_test(
+            format!("{name}{suffix}"),
+            move || match here {
+                Here::Refused(error) => completed(test(&error)),
+                Here::Broken(error) => Err(Failed::from(error)),
+                Here::Kept => Ok(Completion::ignored_with("limits are kept here")),
+            },
+        ));
+    }
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    ExitCode::from(if conclusion.has_failed() { 101 } else { 0 })
+}
+
+fn completed(result: anyhow::Result<()>) -> Result<Completion, Failed> {
+    match result {
+        Ok(()) => Ok(Completion::Completed),
+        Err(fault) => Err(Failed::from(format!("{fault:#}"))),
+    }
+}
