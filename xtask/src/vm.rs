@@ -71,11 +71,12 @@ fn run(jobs: &[Job], see: &mut dyn FnMut(&str)) -> Result<bool> {
     let kernel = kernel::get(&directory())?;
     let image = guest::disk(&directory(), jobs)?;
     let initramfs = guest::initramfs(&directory(), &kernel)?;
+    let acceleration = qemu::acceleration(&directory(), &kernel.image, &initramfs)?;
     let machine = qemu::Machine {
         kernel: kernel.image,
         initramfs,
-        disk: image,
-        acceleration: qemu::acceleration(&directory())?,
+        disk: Some(image),
+        acceleration,
     };
     println!(
         "vm: {} job(s), acceleration {}, prepared in {:.1} s",

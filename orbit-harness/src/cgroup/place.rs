@@ -104,11 +104,18 @@ impl Place {
 
     fn make_in(base: &Base, host: &Host) -> Result<Self, LimitError> {
         let me = Owner::this_process().map_err(LimitError::io("read", "/proc/self"))?;
-        for directory in &base.made {
-            make(directory)?;
-        }
         let owner = base.path.join(me.name());
-        make(&owner)?;
+        // The last process to leave a subtree removes it, maybe between these two.
+        let make_owner = || {
+            base.made
+                .iter()
+                .chain([&owner])
+                .try_for_each(|path| make(path))
+        };
+        (0..3)
+            .map(|_| make_owner())
+            .find(|made| !matches!(made, Err(LimitError::Io { .. })))
+            .unwrap_or_else(make_owner)?;
         let supervisor_ids = supervisor_ids(host);
         give_procs(&owner, supervisor_ids)?;
         let place = Self {
@@ -226,6 +233,12 @@ impl Base {
             path,
         }
     }
+}
+
+/// Removes the subtree that only Orbit uses, if nobody else is in it.
+pub(super) fn remove_subtree_if_empty() {
+    // Somebody is, or it is not ours, or it never was there.
+    let _ = fs::remove_dir(Path::new(MOUNT).join(SUBTREE));
 }
 
 /// Where to try, best first.

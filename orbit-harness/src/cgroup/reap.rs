@@ -129,6 +129,9 @@ fn is_old_and_empty(path: &Path) -> bool {
 /// Kills everything in an owner's directory, and removes it.
 pub(super) fn remove(owner: &Path) {
     let _ = directory::remove_tree(owner);
+    if rustix::process::geteuid().is_root() {
+        place::remove_subtree_if_empty();
+    }
 }
 
 #[cfg(test)]

@@ -85,7 +85,7 @@ fn ensure_oom(outcome: &Outcome, wanted: Bytes, name: &str) -> Result<()> {
     else {
         anyhow::bail!("{outcome:?}");
     };
-    println!("{}", outcome.status);
+    crate::figure!("{}", outcome.status);
     ensure!(limit == wanted, "{outcome:?}");
     let (peak, limit) = (peak.as_u64(), limit.as_u64());
     ensure!(
@@ -128,7 +128,7 @@ fn what_fits_is_not_killed_and_is_billed() -> Result<()> {
     let outcome = hog(32).memory("64M").memory_high("60M").pids(8).run()?;
     ensure!(outcome.success(), "{outcome:?}");
     let usage = outcome.usage;
-    println!("{usage:?}");
+    crate::figure!("{usage:?}");
     ensure!(usage.source == UsageSource::Cgroup, "{usage:?}");
     // dd itself, and what the init and the filesystems in memory take beside it.
     let peak = usage
@@ -176,7 +176,7 @@ fn a_fork_bomb_stops_at_its_limit() -> Result<()> {
     }
     bomb.kill();
     let outcome = bomb.wait()?;
-    println!(
+    crate::figure!(
         "at most {most} processes, {others} other sandboxes meanwhile, {:?}",
         outcome.notes
     );
@@ -217,7 +217,7 @@ fn half_a_cpu_is_half_a_cpu() -> Result<()> {
     let mut sandbox = Sandbox::builder().cmd(SPIN).cpus(0.5).start()?;
     thread::sleep(Duration::from_millis(300));
     let cpus = cpus_used(&sandbox);
-    println!("{cpus:.3} CPUs");
+    crate::figure!("{cpus:.3} CPUs");
     ensure!((0.45..=0.55).contains(&cpus), "{cpus}");
     sandbox.kill();
     let outcome = sandbox.wait()?;
@@ -257,7 +257,7 @@ fn a_disk_is_written_at_its_rate() -> Result<()> {
         .io_max(&path, "wbps=1M")
         .run()?;
     ensure!(outcome.success(), "{outcome:?}");
-    println!("3 MiB at 1 MiB/s took {:?}", outcome.wall_time);
+    crate::figure!("3 MiB at 1 MiB/s took {:?}", outcome.wall_time);
     ensure!(outcome.wall_time >= Duration::from_secs(2), "{outcome:?}");
     ensure!(
         outcome.usage.io_written_bytes >= Some(3 << 20),
@@ -291,7 +291,7 @@ fn cpu_set_while_it_runs_takes_effect() -> Result<()> {
     sandbox.set_cpus(0.25)?;
     thread::sleep(Duration::from_millis(300));
     let cpus = cpus_used(&sandbox);
-    println!("{cpus:.3} CPUs");
+    crate::figure!("{cpus:.3} CPUs");
     ensure!((0.2..=0.3).contains(&cpus), "{cpus}");
     Ok(())
 }
@@ -302,7 +302,7 @@ fn frozen_is_frozen_until_it_thaws() -> Result<()> {
     let frozen = cpus_used(&sandbox);
     sandbox.thaw()?;
     let thawed = cpus_used(&sandbox);
-    println!("{frozen:.3} CPUs frozen, {thawed:.3} thawed");
+    crate::figure!("{frozen:.3} CPUs frozen, {thawed:.3} thawed");
     ensure!(frozen < 0.01 && thawed > 0.3, "{frozen} {thawed}");
     // What is frozen can be ended.
     sandbox.freeze()?;

@@ -10,14 +10,35 @@
 //!
 //! What does not run is reported as ignored, by name and with the reason.
 
+/// Keeps what a test measured, to be printed when all have run: a line in between would part a test's name from
+/// its verdict.
+macro_rules! figure {
+    ($($text:tt)*) => {
+        crate::keep_figure(module_path!(), line!(), format!($($text)*))
+    };
+}
+pub(crate) use figure;
+
 mod again;
 mod cases;
 mod refused;
 
-use std::process::ExitCode;
+use std::{
+    process::ExitCode,
+    sync::{Mutex, PoisonError},
+};
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use orbit::Sandbox;
+
+static FIGURES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+fn keep_figure(module: &str, line: u32, text: String) {
+    FIGURES
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push(format!("{module}:{line}: {text}"));
+}
 
 /// What limits are like for this process.
 #[derive(Clone, Debug)]
@@ -93,6 +114,13 @@ fn main() -> ExitCode {
         ));
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
+    for figure in FIGURES
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .iter()
+    {
+        println!("measured {figure}");
+    }
     ExitCode::from(if conclusion.has_failed() { 101 } else { 0 })
 }
 

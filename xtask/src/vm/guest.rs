@@ -68,6 +68,9 @@ pub(super) enum Said {
 
 const MARK: &str = "orbit-vm: ";
 
+/// What a machine without a disk says once it has booted.
+pub(super) const PROBED: &str = "orbit-vm: booted";
+
 impl Said {
     pub(super) fn read(line: &str) -> Option<Self> {
         match line
@@ -222,6 +225,10 @@ fn place_program(root: &Path, program: &Path) -> Result<()> {
 
 fn place(root: &Path, file: &Path) -> Result<()> {
     let to = inside(root, file)?;
+    // Busybox has some of them too, in its own way.
+    if to.is_symlink() {
+        fs::remove_file(&to)?;
+    }
     if !to.exists() {
         fs::create_dir_all(to.parent().context("a file is in a directory")?)?;
         fs::copy(file, &to).with_context(|| format!("copy {}", file.display()))?;
@@ -266,11 +273,12 @@ pub(super) fn initramfs(directory: &Path, kernel: &Kernel) -> Result<PathBuf> {
         archive.program(&name, &fs::read(module)?);
         script.push_str(&format!("$B insmod /{name}\n"));
     }
-    script.push_str(
-        "$B mount -t ext4 -o rw /dev/vda /root || echo 'orbit-vm: no disk'\n\
+    script.push_str(&format!(
+        "test -b /dev/vda || {{ echo '{PROBED}'; $B poweroff -f; }}\n\
+         $B mount -t ext4 -o rw /dev/vda /root || echo 'orbit-vm: no disk'\n\
          $B umount /dev\n\
          exec $B switch_root /root /init\n",
-    );
+    ));
     archive.program("init", script.as_bytes());
     let path = directory.join("initramfs.cpio");
     fs::write(&path, archive.finish())?;
@@ -308,7 +316,7 @@ fn init(jobs: &[Job]) -> String {
             Who::Root => ("jobs/root", String::new(), "/root"),
             Who::Delegated | Who::Undelegated => (
                 name,
-                format!("setpriv --reuid={USER} --regid={USER} --init-groups --inh-caps=-all -- "),
+                format!("/usr/bin/setpriv --reuid={USER} --regid={USER} --init-groups --inh-caps=-all -- "),
                 "/home/user",
             ),
         };
