@@ -230,7 +230,11 @@ impl SandboxBuilder {
         self
     }
 
-    /// Bounds the memory of all processes together: `64M`. A limit that cannot be kept is an error.
+    /// Bounds the memory of all processes together: `64M`. Where it does not suffice, everything in the sandbox is
+    /// killed, and the outcome says so ([`Status::OomKilled`](crate::Status::OomKilled)). There is no swap beside
+    /// it; the writable layer and other filesystems in memory count, so a sandbox may end for writing too much.
+    ///
+    /// A limit that this host cannot keep is an error, here and below.
     pub fn memory(mut self, limit: &str) -> Self {
         self.spec.limits.memory = self.parse_as("memory", limit).or(self.spec.limits.memory);
         self

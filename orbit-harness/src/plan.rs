@@ -535,3 +535,6 @@ impl Plan {
         lines
     }
 }
+
+#[cfg(test)]
+mod limits_tests;

@@ -47,10 +47,11 @@ impl Directory {
     pub(crate) fn set(&self, setting: &Setting) -> Result<(), LimitError> {
         match self.write(&setting.file, &setting.value) {
             Err(error) if setting.optional && error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other.map_err(LimitError::io(
-                "write a limit to",
-                self.path.join(&setting.file),
-            )),
+            other => other.map_err(|source| LimitError::Refused {
+                setting: setting.to_string(),
+                at: self.path.clone(),
+                source,
+            }),
         }
     }
 

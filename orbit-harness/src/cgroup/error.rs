@@ -50,6 +50,16 @@ pub(crate) enum LimitError {
         has: CpuSet,
         at: PathBuf,
     },
+    #[error(
+        "the limit {setting} of this sandbox cannot be kept: the kernel refuses it in {}: {source}. Ask for another \
+         value, or leave the limit out",
+        .at.display()
+    )]
+    Refused {
+        setting: String,
+        at: PathBuf,
+        source: io::Error,
+    },
     #[error("cannot {doing} {}: {source}", .path.display())]
     Io {
         doing: &'static str,
@@ -83,7 +93,7 @@ impl LimitError {
                 Some(*controller)
             }
             Self::NoSuchCpu { .. } => Some(Controller::Cpuset),
-            Self::NotDelegated { .. } | Self::Io { .. } | Self::None => None,
+            Self::NotDelegated { .. } | Self::Refused { .. } | Self::Io { .. } | Self::None => None,
         }
     }
 }
@@ -155,7 +165,12 @@ mod tests {
                 asked: "0-9".parse().unwrap(),
                 missing: "2-9".parse().unwrap(),
                 has: "0-1".parse().unwrap(),
+                at: at.clone(),
+            },
+            LimitError::Refused {
+                setting: "io.max=7:0,rbps=max,wbps=1,riops=max,wiops=max".into(),
                 at,
+                source: io::Error::from_raw_os_error(libc::ENODEV),
             },
         ];
         let text: Vec<String> = errors.iter().map(ToString::to_string).collect();

@@ -10,7 +10,7 @@ use orbit::{Bytes, Note, Outcome, Sandbox, SandboxBuilder, Status, UsageSource};
 
 use crate::{Test, again};
 
-pub(crate) const CASES: [(&str, Test); 14] = [
+pub(crate) const CASES: [(&str, Test); 15] = [
     ("a_hog_is_killed_at_its_limit", a_hog_is_killed_at_its_limit),
     (
         "a_child_that_hogs_ends_the_sandbox",
@@ -53,6 +53,7 @@ pub(crate) const CASES: [(&str, Test); 14] = [
         "frozen_is_frozen_until_it_thaws",
         frozen_is_frozen_until_it_thaws,
     ),
+    ("a_limit_costs_little", a_limit_costs_little),
     (
         "an_end_in_order_leaves_nothing",
         an_end_in_order_leaves_nothing,
@@ -328,5 +329,27 @@ fn a_killed_harness_leaves_nothing_to_the_next() -> Result<()> {
     again::run_one()?;
     let left = again::owned_by(pid);
     ensure!(left.is_empty(), "{left:?}");
+    Ok(())
+}
+
+/// A control group is two directories' work, not another sandbox's.
+fn a_limit_costs_little() -> Result<()> {
+    let median = |limited: bool| -> Result<Duration> {
+        let mut times = Vec::new();
+        for _ in 0..15 {
+            let started = Instant::now();
+            let mut builder = Sandbox::builder().cmd(["true"]);
+            if limited {
+                builder = builder.memory("64M").pids(8).cpus(1.0);
+            }
+            ensure!(builder.run()?.success());
+            times.push(started.elapsed());
+        }
+        times.sort();
+        Ok(times[times.len() / 2])
+    };
+    let (without, with) = (median(false)?, median(true)?);
+    crate::figure!("median of 15: {without:?} without limits, {with:?} with three");
+    ensure!(with < without * 3, "{without:?} {with:?}");
     Ok(())
 }

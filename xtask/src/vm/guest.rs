@@ -316,7 +316,9 @@ fn init(jobs: &[Job]) -> String {
             Who::Root => ("jobs/root", String::new(), "/root"),
             Who::Delegated | Who::Undelegated => (
                 name,
-                format!("/usr/bin/setpriv --reuid={USER} --regid={USER} --init-groups --inh-caps=-all -- "),
+                format!(
+                    "/usr/bin/setpriv --reuid={USER} --regid={USER} --init-groups --inh-caps=-all -- "
+                ),
                 "/home/user",
             ),
         };
