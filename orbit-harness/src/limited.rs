@@ -41,7 +41,7 @@ pub(crate) fn look_up(limits: &mut Limits, faults: &mut Vec<SpecFault>) {
     for io in &mut limits.io {
         if let IoDevice::Path(path) = &io.device {
             match device_of(path) {
-                Ok((major, minor)) => *io = cgroup::with_device(io.clone(), major, minor),
+                Ok((major, minor)) => *io = cgroup::with_device(io, major, minor),
                 Err(why) => {
                     faults.push(SpecFault::new("io limit", path.display().to_string(), why));
                 }

@@ -489,10 +489,12 @@ impl Plan {
         };
         let mut lines = vec![format!("unshare mount pid ipc uts cgroup{network}")];
         if let Some(settings) = &self.cgroup {
-            lines[0].push_str(", born in a control group");
-            for setting in settings {
-                lines[0].push_str(&format!(" {setting}"));
-            }
+            let words = settings.iter().map(|setting| format!(" {setting}"));
+            lines[0].extend(
+                [", born in a control group".to_owned()]
+                    .into_iter()
+                    .chain(words),
+            );
         }
         lines.extend(self.steps.iter().map(ToString::to_string));
         let program = &self.program;

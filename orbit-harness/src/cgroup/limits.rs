@@ -53,7 +53,7 @@ pub(crate) struct Setting {
 }
 
 impl Setting {
-    fn new(controller: Controller, file: &str, value: impl ToString) -> Self {
+    fn new(controller: Controller, file: &str, value: &dyn fmt::Display) -> Self {
         Self {
             controller,
             file: file.to_owned(),
@@ -94,7 +94,7 @@ pub(crate) fn settings(limits: &Limits, init: Init) -> Result<Vec<Setting>, Vec<
     let mut faults = Vec::new();
     let mut settings = memory(limits, &mut faults);
     if let Some(cpu) = limits.cpu.filter(|cpu| cpu.quota_us().is_some()) {
-        settings.push(Setting::new(Controller::Cpu, "cpu.max", cpu));
+        settings.push(Setting::new(Controller::Cpu, "cpu.max", &cpu));
     }
     if let Some(cpus) = &limits.cpuset {
         settings.push(Setting::new(Controller::Cpuset, "cpuset.cpus", cpus));
@@ -107,7 +107,7 @@ pub(crate) fn settings(limits: &Limits, init: Init) -> Result<Vec<Setting>, Vec<
         // The init is a process too, and not one that the caller knows of.
         let own = u64::from(init == Init::Orbit);
         let value = pids.saturating_add(own);
-        settings.push(Setting::new(Controller::Pids, "pids.max", value));
+        settings.push(Setting::new(Controller::Pids, "pids.max", &value));
     }
     for (number, io) in limits.io.iter().enumerate() {
         if let IoDevice::Path(path) = &io.device {
@@ -151,7 +151,7 @@ fn memory(limits: &Limits, faults: &mut Vec<SpecFault>) -> Vec<Setting> {
         settings.push(Setting::new(
             Controller::Memory,
             "memory.high",
-            whole_pages(high),
+            &whole_pages(high),
         ));
     }
     if let Some(max) = limits.memory {
@@ -164,9 +164,9 @@ fn memory(limits: &Limits, faults: &mut Vec<SpecFault>) -> Vec<Setting> {
 /// processes together: half a sandbox helps nobody.
 fn memory_max(max: Bytes) -> [Setting; 3] {
     [
-        Setting::new(Controller::Memory, "memory.max", whole_pages(max)),
-        Setting::new(Controller::Memory, "memory.swap.max", 0).if_there(),
-        Setting::new(Controller::Memory, "memory.oom.group", 1),
+        Setting::new(Controller::Memory, "memory.max", &whole_pages(max)),
+        Setting::new(Controller::Memory, "memory.swap.max", &0).if_there(),
+        Setting::new(Controller::Memory, "memory.oom.group", &1),
     ]
 }
 
@@ -189,14 +189,14 @@ pub(crate) fn memory_while_running(max: Bytes) -> Result<[Setting; 3], SpecFault
 
 /// What changes the CPU limit of a sandbox that runs; `max` takes it away.
 pub(crate) fn cpu_while_running(quota: crate::units::CpuQuota) -> Setting {
-    Setting::new(Controller::Cpu, "cpu.max", quota)
+    Setting::new(Controller::Cpu, "cpu.max", &quota)
 }
 
 /// `io`, of the device with this number.
-pub(crate) fn with_device(io: IoMax, major: u32, minor: u32) -> IoMax {
+pub(crate) fn with_device(io: &IoMax, major: u32, minor: u32) -> IoMax {
     IoMax {
         device: IoDevice::Number { major, minor },
-        ..io
+        ..io.clone()
     }
 }
 

@@ -96,8 +96,11 @@ const PROGRAMS: [&str; 7] = [
     "/usr/bin/lsns",
 ];
 
-/// The ordinary user.
+/// The ordinary user, under the name that the end-to-end tests know it by.
 const USER: u32 = 1000;
+
+/// One without subordinate ids, for those tests.
+const SINGLE: u32 = 1001;
 
 /// The disk for `jobs`.
 pub(super) fn disk(directory: &Path, jobs: &[Job]) -> Result<PathBuf> {
@@ -114,6 +117,7 @@ pub(super) fn disk(directory: &Path, jobs: &[Job]) -> Result<PathBuf> {
         "root",
         "etc",
         "home/user",
+        "home/single",
         "srv",
         "mnt",
         "usr/bin",
@@ -151,7 +155,11 @@ pub(super) fn disk(directory: &Path, jobs: &[Job]) -> Result<PathBuf> {
         place_program(&root, program)?;
     }
     for extra in jobs.iter().flat_map(|job| &job.extra) {
-        place_tree(&root, extra)?;
+        if extra.is_file() {
+            place_program(&root, extra)?;
+        } else {
+            place_tree(&root, extra)?;
+        }
     }
     let script = root.join("init");
     fs::write(&script, init(jobs))?;
@@ -190,16 +198,19 @@ fn files() -> [(&'static str, String); 7] {
         (
             "etc/passwd",
             format!(
-                "root:x:0:0:root:/root:/bin/sh\nuser:x:{USER}:{USER}::/home/user:/bin/sh\n\
+                "root:x:0:0:root:/root:/bin/sh\norbit-test:x:{USER}:{USER}::/home/user:/bin/sh\n\
+                 orbit-single:x:{SINGLE}:{SINGLE}::/home/single:/bin/sh\n\
                  nobody:x:65534:65534::/:/bin/false\n"
             ),
         ),
         (
             "etc/group",
-            format!("root:x:0:\nuser:x:{USER}:\nnogroup:x:65534:\n"),
+            format!(
+                "root:x:0:\norbit-test:x:{USER}:\norbit-single:x:{SINGLE}:\nnogroup:x:65534:\n"
+            ),
         ),
-        ("etc/subuid", "user:100000:65536\n".to_owned()),
-        ("etc/subgid", "user:100000:65536\n".to_owned()),
+        ("etc/subuid", "orbit-test:100000:65536\n".to_owned()),
+        ("etc/subgid", "orbit-test:100000:65536\n".to_owned()),
         ("etc/hostname", "orbit-vm\n".to_owned()),
         ("etc/hosts", "127.0.0.1 localhost orbit-vm\n".to_owned()),
         (
@@ -267,19 +278,19 @@ pub(super) fn initramfs(directory: &Path, kernel: &Kernel) -> Result<PathBuf> {
     }
     archive.program("bin/busybox", &fs::read("/bin/busybox")?);
     let mut script =
-        "#!/bin/busybox sh\nB=/bin/busybox\n$B mount -t devtmpfs dev /dev\n".to_owned();
+        vec!["#!/bin/busybox sh\nB=/bin/busybox\n$B mount -t devtmpfs dev /dev\n".to_owned()];
     for (number, module) in kernel.modules.iter().enumerate() {
         let name = format!("modules/{number:02}.ko");
         archive.program(&name, &fs::read(module)?);
-        script.push_str(&format!("$B insmod /{name}\n"));
+        script.push(format!("$B insmod /{name}\n"));
     }
-    script.push_str(&format!(
+    script.push(format!(
         "test -b /dev/vda || {{ echo '{PROBED}'; $B poweroff -f; }}\n\
          $B mount -t ext4 -o rw /dev/vda /root || echo 'orbit-vm: no disk'\n\
          $B umount /dev\n\
          exec $B switch_root /root /init\n",
     ));
-    archive.program("init", script.as_bytes());
+    archive.program("init", script.concat().as_bytes());
     let path = directory.join("initramfs.cpio");
     fs::write(&path, archive.finish())?;
     Ok(path)
@@ -287,7 +298,7 @@ pub(super) fn initramfs(directory: &Path, kernel: &Kernel) -> Result<PathBuf> {
 
 /// The script that the machine runs as its process 1.
 fn init(jobs: &[Job]) -> String {
-    let mut script = format!(
+    let mut script = vec![format!(
         "#!/bin/sh\n\
          export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb\n\
          mount -t devtmpfs dev /dev\n\
@@ -299,6 +310,7 @@ fn init(jobs: &[Job]) -> String {
          mount -t tmpfs -o mode=755 run /run\n\
          mount -t cgroup2 -o nsdelegate cgroup2 /sys/fs/cgroup\n\
          chown -R {USER}:{USER} /home/user\n\
+         chown -R {SINGLE}:{SINGLE} /home/single\n\
          chmod 1777 /tmp /var/tmp /srv\n\
          chmod u+s /usr/bin/newuidmap /usr/bin/newgidmap\n\
          hostname orbit-vm\n\
@@ -309,7 +321,7 @@ fn init(jobs: &[Job]) -> String {
          chown {USER}:{USER} delegated delegated/cgroup.procs delegated/cgroup.subtree_control \
          delegated/cgroup.threads\n\
          cd /\n"
-    );
+    )];
     for job in jobs {
         let name = job.who.name();
         let (cgroup, switch, home) = match job.who {
@@ -324,15 +336,15 @@ fn init(jobs: &[Job]) -> String {
         };
         let words = job.arguments.iter().map(|word| quoted(word));
         let arguments = words.collect::<Vec<_>>().join(" ");
-        script.push_str(&format!(
+        script.push(format!(
             "( echo 0 > /sys/fs/cgroup/{cgroup}/cgroup.procs; cd {home}; \
              export HOME={home} ORBIT_TESTS_AS={name}; exec {switch}{} {arguments} ) </dev/null 2>&1\n\
              echo \"{MARK}exit {name} $?\"\n",
             quoted(&job.program.display().to_string()),
         ));
     }
-    script.push_str(&format!("echo '{MARK}end'\nsync\npoweroff -f\n"));
-    script
+    script.push(format!("echo '{MARK}end'\nsync\npoweroff -f\n"));
+    script.concat()
 }
 
 /// A word as a shell reads it unchanged.
