@@ -13,8 +13,8 @@ use crate::resources::CpuSet;
 pub(crate) enum LimitError {
     /// No subtree is ours to make control groups in.
     #[error(
-        "cannot make a control group for this sandbox's limits in {}: {source}. This process runs as a user in a \
-         cgroup that was not delegated to it. {}",
+        "cannot make a control group for this sandbox's limits in {}: {source}. The cgroup that this process is \
+         in was not delegated to it. {}",
         .at.display(), Fix::Delegate
     )]
     NotDelegated { at: PathBuf, source: io::Error },
@@ -109,8 +109,8 @@ impl fmt::Display for Fix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Delegate => f.write_str(
-                "Start the tests with `systemd-run --user --scope -p Delegate=yes cargo test`, or leave the limit \
-                 out",
+                "Start the tests with `systemd-run --user --scope -p Delegate=yes cargo test`; in a container, start \
+                 it with `--cgroupns=private` and its cgroup writable; or leave the limit out",
             ),
             // What systemd delegates to users' sessions unless it is told otherwise.
             Self::Controller(Controller::Memory | Controller::Pids) => f.write_str(
