@@ -108,15 +108,12 @@ enum Fix {
 impl fmt::Display for Fix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Delegate => f.write_str(
-                "Start the tests with `systemd-run --user --scope -p Delegate=yes cargo test`; in a container, start \
-                 it with `--cgroupns=private` and its cgroup writable; or leave the limit out",
-            ),
-            // What systemd delegates to users' sessions unless it is told otherwise.
-            Self::Controller(Controller::Memory | Controller::Pids) => f.write_str(
-                "Start the tests with `systemd-run --user --scope -p Delegate=yes cargo test`; in a container, start \
-                 it with `--cgroupns=private` and its cgroup writable; or leave the limit out",
-            ),
+            // systemd delegates these two to users' sessions unless it is told otherwise.
+            Self::Delegate | Self::Controller(Controller::Memory | Controller::Pids) => f
+                .write_str(
+                    "Start the tests with `systemd-run --user --scope -p Delegate=yes cargo test`; in a container, \
+                     start it with `--cgroupns=private` and its cgroup writable; or leave the limit out",
+                ),
             Self::Controller(controller) => write!(
                 f,
                 "Let systemd delegate it: put `[Service]` and `Delegate=cpu cpuset io memory pids` into \

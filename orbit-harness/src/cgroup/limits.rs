@@ -207,10 +207,11 @@ mod tests {
     use super::*;
 
     fn render(limits: &Limits, init: Init) -> String {
-        match settings(limits, init) {
-            Ok(settings) => settings.iter().map(|s| format!("{s}\n")).collect(),
-            Err(faults) => faults.iter().map(|f| format!("fault: {f}\n")).collect(),
-        }
+        let lines: Vec<String> = match settings(limits, init) {
+            Ok(settings) => settings.iter().map(ToString::to_string).collect(),
+            Err(faults) => faults.iter().map(|f| format!("fault: {f}")).collect(),
+        };
+        lines.join("\n")
     }
 
     fn everything() -> Limits {
@@ -245,8 +246,8 @@ mod tests {
             pids: Some(1),
             ..Limits::default()
         };
-        assert_eq!(render(&limits, Init::Program), "pids.max=1\n");
-        assert_eq!(render(&limits, Init::Orbit), "pids.max=2\n");
+        assert_eq!(render(&limits, Init::Program), "pids.max=1");
+        assert_eq!(render(&limits, Init::Orbit), "pids.max=2");
     }
 
     #[test]

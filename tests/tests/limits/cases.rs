@@ -10,7 +10,7 @@ use orbit::{Bytes, Note, Outcome, Sandbox, SandboxBuilder, Status, UsageSource};
 
 use crate::{Test, again};
 
-pub(crate) const CASES: [(&str, Test); 15] = [
+pub(crate) const CASES: [(&str, Test); 16] = [
     ("a_hog_is_killed_at_its_limit", a_hog_is_killed_at_its_limit),
     (
         "a_child_that_hogs_ends_the_sandbox",
@@ -54,6 +54,10 @@ pub(crate) const CASES: [(&str, Test); 15] = [
         frozen_is_frozen_until_it_thaws,
     ),
     ("a_limit_costs_little", a_limit_costs_little),
+    (
+        "every_process_is_born_in_the_group",
+        every_process_is_born_in_the_group,
+    ),
     (
         "an_end_in_order_leaves_nothing",
         an_end_in_order_leaves_nothing,
@@ -211,7 +215,7 @@ fn cpus_used(sandbox: &Sandbox) -> f64 {
     let (before, since) = used();
     thread::sleep(Duration::from_secs(2));
     let (after, until) = used();
-    (after - before).as_secs_f64() / (until - since).as_secs_f64()
+    after.saturating_sub(before).as_secs_f64() / until.duration_since(since).as_secs_f64()
 }
 
 fn half_a_cpu_is_half_a_cpu() -> Result<()> {
@@ -351,5 +355,15 @@ fn a_limit_costs_little() -> Result<()> {
     let (without, with) = (median(false)?, median(true)?);
     crate::figure!("median of 15: {without:?} without limits, {with:?} with three");
     ensure!(with < without * 3, "{without:?} {with:?}");
+    Ok(())
+}
+
+/// The cgroup that a namespace was made in is its root: process 1 was in the sandbox's before it did anything.
+fn every_process_is_born_in_the_group() -> Result<()> {
+    let outcome = Sandbox::builder()
+        .cmd(["cat", "/proc/1/cgroup", "/proc/self/cgroup"])
+        .memory("64M")
+        .run()?;
+    ensure!(outcome.stdout_text() == "0::/\n0::/\n", "{outcome:?}");
     Ok(())
 }

@@ -14,7 +14,7 @@
 /// its verdict.
 macro_rules! figure {
     ($($text:tt)*) => {
-        crate::keep_figure(module_path!(), line!(), format!($($text)*))
+        crate::keep_figure(module_path!(), line!(), &format!($($text)*))
     };
 }
 pub(crate) use figure;
@@ -33,7 +33,7 @@ use orbit::Sandbox;
 
 static FIGURES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-fn keep_figure(module: &str, line: u32, text: String) {
+fn keep_figure(module: &str, line: u32, text: &str) {
     FIGURES
         .lock()
         .unwrap_or_else(PoisonError::into_inner)

@@ -15,7 +15,10 @@ pub(crate) const ANYWHERE: [(&str, Test); 4] = [
     ("every_fault_is_told_at_once", every_fault_is_told_at_once),
 ];
 
-pub(crate) const REFUSED: [(&str, fn(&str) -> Result<()>); 3] = [
+/// A test that is given the error.
+type TestOf = fn(&str) -> Result<()>;
+
+pub(crate) const REFUSED: [(&str, TestOf); 3] = [
     ("the_error_has_the_fix", the_error_has_the_fix),
     ("best_effort_is_a_warning", best_effort_is_a_warning),
     ("usage_says_who_counted", usage_says_who_counted),
