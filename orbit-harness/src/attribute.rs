@@ -230,13 +230,12 @@ impl Keys {
     }
 
     pub fn pids(mut self, limit: &str) -> Self {
-        match limit.parse() {
-            Ok(limit) => self.sandbox = self.sandbox.pids(limit),
-            Err(_) => {
-                let why = "expected a whole number such as 64";
-                let fault = SpecFault::new("pids limit", limit, why);
-                self.sandbox.faults.push(fault);
-            }
+        if let Ok(limit) = limit.parse() {
+            self.sandbox = self.sandbox.pids(limit);
+        } else {
+            let why = "expected a whole number such as 64";
+            let fault = SpecFault::new("pids limit", limit, why);
+            self.sandbox.faults.push(fault);
         }
         self
     }

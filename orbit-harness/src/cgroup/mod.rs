@@ -16,7 +16,7 @@
 //! | `usage` | reads the bill; its parsers are pure |
 //!
 //! The test process does all of this, as it has the privileges; the supervisor only gets a descriptor of the
-//! directory in which a sandbox is to be born. Nothing inside a sandbox sees these files.
+//! directory in which a sandbox is to be born. No descriptor of it gets into the sandbox.
 //!
 //! Source: Linux, Documentation/admin-guide/cgroup-v2.rst.
 
