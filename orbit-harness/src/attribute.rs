@@ -29,7 +29,7 @@ use crate::{
     builder::{SandboxBuilder, Stdin},
     outcome::Outcome,
     sandbox::{Sandbox, random_id},
-    spec::{Init, NetworkMode},
+    spec::{Init, NetworkMode, SpecFault},
     variables::{SANDBOX_OF, SANDBOX_OF_TEST},
 };
 
@@ -69,7 +69,10 @@ use crate::{
 /// | key | value |
 /// |---|---|
 /// | `cap_add("…", …)`, `cap_drop("…", …)` | capabilities: `"NET_RAW"`, `"ALL"` |
-/// | `cpu = 0.5`, `memory = "64M"`, `disk = "1G"` | limits; one that this machine cannot keep fails the test |
+/// | `cpus = 0.5`, `cpuset = "0-1"`, `pids = 64` | limits; one that this machine cannot keep fails the test |
+/// | `memory = "64M"`, `memory_high = "48M"`, `disk = "1G"` | the same; `cpu = "50000 100000"` is `cpus` in the kernel's words |
+/// | `ulimit("nofile=64:128", …)` | limits of setrlimit(2) |
+/// | `best_effort` | runs the test even where a limit cannot be kept |
 /// | `env(NAME = "value", …)` | variables to set |
 /// | `env_clear` | without what is passed on of the host's environment |
 /// | `pass_env("NAME", …)` | variables of the host to pass on that are not passed on by themselves |
@@ -176,9 +179,11 @@ macro_rules! keys {
 }
 
 keys! {
+    best_effort: bool,
     cap_add: &str,
     cap_drop: &str,
     cpu: &str,
+    cpuset: &str,
     disk: &str,
     hide: &str,
     home: &str,
@@ -187,6 +192,7 @@ keys! {
     hostname: &str,
     image: &str,
     memory: &str,
+    memory_high: &str,
     nested: bool,
     read_only: bool,
     timeout: Duration,
@@ -217,6 +223,26 @@ impl Keys {
     pub fn pass_env(mut self, name: &str) -> Self {
         self.passed.push(name.to_owned());
         self
+    }
+
+    pub fn cpus(self, cpus: &str) -> Self {
+        self.cpu(cpus)
+    }
+
+    pub fn pids(mut self, limit: &str) -> Self {
+        if let Ok(limit) = limit.parse() {
+            self.sandbox = self.sandbox.pids(limit);
+        } else {
+            let why = "expected a whole number such as 64";
+            let fault = SpecFault::new("pids limit", limit, why);
+            self.sandbox.faults.push(fault);
+        }
+        self
+    }
+
+    pub fn ulimit(self, limit: &str) -> Self {
+        let sandbox = self.sandbox.ulimit_str(limit);
+        Self { sandbox, ..self }
     }
 
     pub fn mount(self, mount: &str) -> Self {

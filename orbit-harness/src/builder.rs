@@ -11,6 +11,7 @@ use crate::{
         ports::{PortError, PortMap},
     },
     network::Network,
+    resources::{IoMax, Ulimit},
     spec::{ImageRef, Init, Mount, NetworkMode, PullPolicy, Spec, SpecFault},
     units::Bytes,
 };
@@ -285,15 +286,99 @@ impl SandboxBuilder {
         self
     }
 
-    /// Bounds the memory of all processes together: `64M`. A limit that cannot be kept is an error.
+    /// Bounds the memory of all processes together: `64M`. Where it does not suffice, everything in the sandbox is
+    /// killed, and the outcome says so ([`Status::OomKilled`](crate::Status::OomKilled)). There is no swap beside
+    /// it; the writable layer and other filesystems in memory count, so a sandbox may end for writing too much.
+    ///
+    /// A limit that this host cannot keep is an error, here and below.
     pub fn memory(mut self, limit: &str) -> Self {
         self.spec.limits.memory = self.parse_as("memory", limit).or(self.spec.limits.memory);
         self
     }
 
+    /// Slows the sandbox down, and reclaims its memory, where it uses more than this; it is not killed for it.
+    pub fn memory_high(mut self, limit: &str) -> Self {
+        let limit = self.parse_as("memory_high", limit);
+        self.spec.limits.memory_high = limit.or(self.spec.limits.memory_high);
+        self
+    }
+
+    /// Bounds CPU time to this many CPUs: with `0.5`, half of one.
+    pub fn cpus(self, cpus: f64) -> Self {
+        self.cpu(&cpus_text(cpus))
+    }
+
+    /// Bounds CPU time as cgroup v2 writes it: microseconds of CPU time, and of the period in which they may be
+    /// used (`50000 100000`).
+    pub fn cpu_max(self, limit: &str) -> Self {
+        self.cpu(limit)
+    }
+
     /// Bounds CPU time: a number of CPUs (`0.5`), or what cgroup v2 takes (`50000 100000`, `max`).
     pub fn cpu(mut self, limit: &str) -> Self {
         self.spec.limits.cpu = self.parse_as("cpu", limit).or(self.spec.limits.cpu);
+        self
+    }
+
+    /// The CPUs that the sandbox may run on, by number: `0-1,3`.
+    pub fn cpuset(mut self, cpus: &str) -> Self {
+        self.spec.limits.cpuset = self
+            .parse_as("cpuset", cpus)
+            .or(self.spec.limits.cpuset.take());
+        self
+    }
+
+    /// Bounds the number of processes and threads at a time. Orbit's own init does not count.
+    pub fn pids(mut self, limit: u64) -> Self {
+        self.spec.limits.pids = Some(limit);
+        self
+    }
+
+    /// Bounds the traffic of a block device: `device` is one (`/dev/vda`, `8:0`), or a path that lies on one;
+    /// `rates` is what cgroup v2 takes, with suffixes: `rbps=1M wbps=2M riops=100 wiops=max`.
+    pub fn io_max(mut self, device: &str, rates: &str) -> Self {
+        match IoMax::parse(device, rates) {
+            Ok(io) => self.spec.limits.io.push(io),
+            Err(error) => {
+                let given = format!("{device} {rates}");
+                self.faults
+                    .push(SpecFault::new("io limit", given, error.to_string()));
+            }
+        }
+        self
+    }
+
+    /// A limit of setrlimit(2) for the program and what it starts: `nofile`, `core`, `as`, and the others of
+    /// prlimit(1). `u64::MAX` is no limit. Hard limits above this process's own cannot be given.
+    pub fn ulimit(mut self, name: &str, soft: u64, hard: u64) -> Self {
+        match Ulimit::new(name, soft, hard) {
+            Ok(limit) => self.spec.limits.ulimits.push(limit),
+            Err(error) => self
+                .faults
+                .push(SpecFault::new("ulimit", name, error.to_string())),
+        }
+        self
+    }
+
+    /// A limit of setrlimit(2) as the command line writes it: `NAME=SOFT[:HARD]`.
+    pub fn ulimit_str(mut self, limit: &str) -> Self {
+        let limit = self.parse_as::<Ulimit>("ulimit", limit);
+        self.spec.limits.ulimits.extend(limit);
+        self
+    }
+
+    /// Starts the sandbox even where a limit cannot be kept on this host, which is an error otherwise. What is not
+    /// kept is in [`Outcome::warnings`](crate::Outcome::warnings).
+    pub fn best_effort(mut self, best_effort: bool) -> Self {
+        self.spec.limits.best_effort = best_effort;
+        self
+    }
+
+    /// Gives the sandbox a control group even where nothing is limited: then
+    /// [`Outcome::usage`](crate::Outcome::usage) counts all its processes, and limits can be set while it runs.
+    /// Where the host has none to give, the usage says that it was counted by other means.
+    pub fn accounting(mut self, accounting: bool) -> Self {
+        self.spec.limits.accounting = accounting;
         self
     }
 
@@ -414,4 +499,13 @@ impl IntoNetwork for &Network {
         sandbox.networks.push(self.clone());
         sandbox
     }
+}
+
+/// As the parser of limits takes it. What is no number of CPUs stays none.
+pub(crate) fn cpus_text(cpus: f64) -> String {
+    // A whole number of a thousand and more would be read as microseconds.
+    if cpus >= 1000.0 {
+        return "more CPUs than a thousand".to_owned();
+    }
+    cpus.to_string()
 }

@@ -42,6 +42,8 @@ pub(crate) enum Kind {
     Publish(#[from] PublishError),
     #[error("cannot connect to port {port} of the sandbox: {}", connect_text(.source))]
     Connect { port: u16, source: io::Error },
+    #[error(transparent)]
+    Limit(#[from] crate::cgroup::LimitError),
     #[cfg(feature = "images")]
     #[error(transparent)]
     Store(#[from] crate::store::StoreError),
@@ -91,6 +93,11 @@ impl Error {
     /// Whether nobody listens on the port of the sandbox that was to be connected to: perhaps not yet.
     pub fn is_connection_refused(&self) -> bool {
         matches!(&*self.0, Kind::Connect { source, .. } if source.kind() == io::ErrorKind::ConnectionRefused)
+    }
+
+    /// Whether the spec is in order, and this host cannot keep one of its limits: nothing runs.
+    pub fn is_limit(&self) -> bool {
+        matches!(*self.0, Kind::Limit(_))
     }
 
     /// Whether the program to run is not there.
@@ -204,6 +211,10 @@ fn cause_text(failure: &Failure, step: &str) -> String {
                 "{why}. A limit on processes is reached: see `ulimit -u` and the pids limit of this cgroup"
             )
         }
+        ("unshare", libc::EACCES) => format!(
+            "{why}. The supervisor may not put a process into the sandbox's control group; something changed the \
+             owner of its files"
+        ),
         ("unshare", libc::EPERM | libc::ENOSYS) => {
             format!("{why}. {}", crate::host::why_no_user_namespace(errno))
         }

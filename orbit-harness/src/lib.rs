@@ -23,6 +23,8 @@ mod units;
 
 mod net;
 
+mod resources;
+
 mod spec;
 
 mod image;
@@ -41,6 +43,8 @@ mod netlink;
 mod host;
 
 mod names;
+
+mod cgroup;
 
 mod step;
 
@@ -63,6 +67,8 @@ mod network;
 mod builder;
 
 mod capture;
+
+mod limited;
 
 #[cfg(feature = "images")]
 pub mod images;
@@ -88,7 +94,9 @@ pub use net::{
     ports::{PortError, PortMap, Protocol},
 };
 pub use network::{Network, NetworkBuilder};
-pub use outcome::{LeakedProcess, Outcome, Status, Usage};
+pub use outcome::{
+    LeakedProcess, Note, Outcome, Pressure, ProcessName, Status, Usage, UsageSource,
+};
 pub use publish::Port;
 pub use sandbox::Sandbox;
 pub use spec::{ImageRef, Init, Mount, NetworkMode, PullPolicy, SpecFault};

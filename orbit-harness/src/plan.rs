@@ -15,12 +15,14 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    cgroup::{self, Setting},
     host::{Cgroups, Host},
     image::Image,
     net::{
         names,
         ports::{self, PortMap, Published},
     },
+    resources::Ulimit,
     rootfs::{self, Network, SystemFiles, host_view, host_view::Surroundings, normal},
     security::capabilities::{self, CapabilitySet},
     spec::{ImageRef, Init, Link, MountKind, NetworkMode, Spec, SpecFault},
@@ -37,6 +39,10 @@ pub(crate) struct Plan {
     pub(crate) publish: Vec<Published>,
     pub(crate) program: ProgramPlan,
     pub(crate) timeout: Option<Duration>,
+    /// The limits of the control group that the sandbox is born in; `None` for no control group of its own.
+    pub(crate) cgroup: Option<Vec<Setting>>,
+    /// What was asked as best it can be kept, and cannot be.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// Whether something is the sandbox's own or the host's.
@@ -58,6 +64,7 @@ pub(crate) struct ProgramPlan {
     pub(crate) capabilities: CapabilitySet,
     pub(crate) seccomp: SeccompPlan,
     pub(crate) tty: bool,
+    pub(crate) ulimits: Vec<Ulimit>,
 }
 
 /// Who the program runs as.
@@ -100,7 +107,9 @@ pub(crate) fn plan(
     host: &Host,
     around: &Surroundings,
 ) -> Result<Plan, Vec<SpecFault>> {
-    let mut faults = faults(spec, host);
+    let mut faults = faults(spec);
+    let mut warnings = Vec::new();
+    let cgroup = limits(spec, host, &mut faults, &mut warnings);
     let hostname = match (&spec.hostname, &spec.image) {
         (Some(hostname), _) => hostname.clone(),
         (None, ImageRef::Host) => host.hostname.clone(),
@@ -147,6 +156,7 @@ pub(crate) fn plan(
             SeccompPlan::Default
         },
         tty: spec.tty,
+        ulimits: spec.limits.ulimits.clone(),
     };
     let steps = steps(spec, image, host, around, &hostname, network, &program);
     Ok(Plan {
@@ -158,6 +168,8 @@ pub(crate) fn plan(
         },
         program,
         timeout: spec.timeout,
+        cgroup,
+        warnings,
     })
 }
 
@@ -260,7 +272,7 @@ fn steps(
 }
 
 /// What is wrong with single fields.
-fn faults(spec: &Spec, host: &Host) -> Vec<SpecFault> {
+fn faults(spec: &Spec) -> Vec<SpecFault> {
     let mut faults = Vec::new();
     let mut absolute = |field: &str, path: &Path| {
         if !path.is_absolute() {
@@ -330,7 +342,6 @@ fn faults(spec: &Spec, host: &Host) -> Vec<SpecFault> {
     }
     port_faults(spec, &mut faults);
     link_faults(spec, &mut faults);
-    limit_faults(spec, host, &mut faults);
     faults
 }
 
@@ -385,24 +396,56 @@ fn port_faults(spec: &Spec, faults: &mut Vec<SpecFault>) {
     }
 }
 
-fn limit_faults(spec: &Spec, host: &Host, faults: &mut Vec<SpecFault>) {
-    let why = match host.cgroups {
-        Cgroups::V2 => "limits are not built yet: leave it out",
-        Cgroups::V1OrHybrid => {
-            "this host runs cgroup v1, or v1 beside an empty v2, and cannot keep it; boot with \
-             systemd.unified_cgroup_hierarchy=1, or leave the limit out"
+/// The control group that `spec` wants. A limit that this host cannot keep is a fault, or a warning where as best
+/// it can be was asked.
+fn limits(
+    spec: &Spec,
+    host: &Host,
+    faults: &mut Vec<SpecFault>,
+    warnings: &mut Vec<String>,
+) -> Option<Vec<Setting>> {
+    let limits = &spec.limits;
+    let settings = match cgroup::settings(limits, spec.init) {
+        Ok(settings) => settings,
+        Err(found) => {
+            faults.extend(found);
+            return None;
         }
+    };
+    let why = match host.cgroups {
+        Cgroups::V2 => return (limits.accounting || !settings.is_empty()).then_some(settings),
+        Cgroups::V1OrHybrid => cgroup::UNKEPT_V1,
         Cgroups::None => {
             "no cgroup filesystem is mounted at /sys/fs/cgroup, so it cannot be kept; leave it out"
         }
     };
-    if let Some(memory) = spec.limits.memory {
-        faults.push(SpecFault::new("memory limit", memory.to_string(), why));
+    let mut unkept = Vec::new();
+    let mut refuse = |field: &str, given: String| unkept.push(SpecFault::new(field, given, why));
+    if let Some(memory) = limits.memory {
+        refuse("memory limit", memory.to_string());
+    }
+    if let Some(high) = limits.memory_high {
+        refuse("memory_high limit", high.to_string());
     }
     // `max` asks for nothing: it is the original runtime's default.
-    if let Some(cpu) = spec.limits.cpu.filter(|cpu| cpu.quota_us().is_some()) {
-        faults.push(SpecFault::new("cpu limit", cpu.to_string(), why));
+    if let Some(cpu) = limits.cpu.filter(|cpu| cpu.quota_us().is_some()) {
+        refuse("cpu limit", cpu.to_string());
     }
+    if let Some(cpus) = &limits.cpuset {
+        refuse("cpuset limit", cpus.to_string());
+    }
+    if let Some(pids) = limits.pids {
+        refuse("pids limit", pids.to_string());
+    }
+    for io in &limits.io {
+        refuse("io limit", io.to_string());
+    }
+    if limits.best_effort {
+        warnings.extend(unkept.iter().map(ToString::to_string));
+    } else {
+        faults.extend(unkept);
+    }
+    None
 }
 
 fn has_nul(text: &OsStr) -> bool {
@@ -499,6 +542,14 @@ impl Plan {
             ""
         };
         let mut lines = vec![format!("unshare mount pid ipc uts cgroup{network}")];
+        if let Some(settings) = &self.cgroup {
+            let words = settings.iter().map(|setting| format!(" {setting}"));
+            lines[0].extend(
+                [", born in a control group".to_owned()]
+                    .into_iter()
+                    .chain(words),
+            );
+        }
         lines.extend(self.steps.iter().map(ToString::to_string));
         let program = &self.program;
         lines.push(match &program.user {
@@ -520,6 +571,10 @@ impl Plan {
             SeccompPlan::Default => "seccomp default".to_owned(),
             SeccompPlan::Nested => "seccomp default, with user namespaces".to_owned(),
         });
+        if !program.ulimits.is_empty() {
+            let limits: Vec<String> = program.ulimits.iter().map(ToString::to_string).collect();
+            lines.push(format!("ulimit {}", limits.join(" ")));
+        }
         for Published {
             host,
             port,
@@ -546,5 +601,7 @@ impl Plan {
     }
 }
 
+#[cfg(test)]
+mod limits_tests;
 #[cfg(test)]
 mod tests;

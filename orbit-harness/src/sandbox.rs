@@ -19,9 +19,10 @@ use crate::{
     error::{Error, Kind},
     host::Host,
     image::Image,
+    limited::{self, Limited},
     names::{self, Claim},
     network::{Address, Membership, Network},
-    outcome::{Outcome, Status},
+    outcome::{Outcome, Status, Usage},
     plan::{Plan, plan},
     publish::{self, Port, Ports},
     rootfs::host_view::Surroundings,
@@ -69,6 +70,8 @@ pub struct Sandbox {
     name: Option<String>,
     /// What keeps the name this sandbox's own.
     _claim: Option<Claim>,
+    /// Its control group, which goes when the sandbox is gone.
+    limited: Limited,
     /// What is held of the image while it is in use.
     _image: Held,
 }
@@ -295,26 +298,88 @@ impl Sandbox {
         if let Some(failure) = self.failure.take() {
             return Err(self.failed(failure));
         }
-        match (&self.exit, &self.gone) {
-            (Some(exit), _) => Ok(Outcome {
-                status: exit.status,
-                stdout,
-                stderr,
-                wall_time: exit.wall_time,
-                usage: exit.usage,
-                leaked: exit.leaked.clone(),
-            }),
-            (None, Some(gone)) => Ok(Outcome {
-                status: gone.status,
-                stdout,
-                stderr,
-                wall_time: gone.wall_time,
-                usage: gone.usage,
-                leaked: Vec::new(),
-            }),
-            (None, None) => Err(Kind::Vanished.into()),
-        }
+        let (status, usage, wall_time, leaked, full_disk) = match (&self.exit, &self.gone) {
+            (Some(exit), _) => (
+                exit.status,
+                exit.usage,
+                exit.wall_time,
+                exit.leaked.clone(),
+                exit.full_disk,
+            ),
+            (None, Some(gone)) => (gone.status, gone.usage, gone.wall_time, Vec::new(), None),
+            (None, None) => return Err(Kind::Vanished.into()),
+        };
+        let end = self.limited.conclude(status, usage, full_disk);
+        Ok(Outcome {
+            status: end.status,
+            stdout,
+            stderr,
+            wall_time,
+            usage: end.usage,
+            leaked,
+            notes: end.notes,
+            warnings: end.warnings,
+        })
     }
+}
+
+/// Limits while it runs. All but [`usage`](Self::usage) need a control group: a sandbox that was started with a
+/// limit has one, or with [`accounting`](SandboxBuilder::accounting).
+impl Sandbox {
+    /// Bounds the memory of all processes together from now on: `64M`. What is above it is reclaimed, and where
+    /// that is not enough, everything in the sandbox is killed.
+    ///
+    /// # Errors
+    /// Where the amount is none, or the sandbox has no control group.
+    pub fn set_memory(&self, limit: &str) -> Result<(), Error> {
+        self.limited.set_memory(parse_limit("memory limit", limit)?)
+    }
+
+    /// Bounds CPU time from now on, to this many CPUs.
+    ///
+    /// # Errors
+    /// As [`set_cpu_max`](Self::set_cpu_max).
+    pub fn set_cpus(&self, cpus: f64) -> Result<(), Error> {
+        self.set_cpu_max(&crate::builder::cpus_text(cpus))
+    }
+
+    /// Bounds CPU time from now on: what cgroup v2 takes (`50000 100000`, `max`) or a number of CPUs (`0.5`).
+    ///
+    /// # Errors
+    /// Where the limit is none, or the sandbox has no control group.
+    pub fn set_cpu_max(&self, limit: &str) -> Result<(), Error> {
+        self.limited.set_cpu(parse_limit("cpu limit", limit)?)
+    }
+
+    /// Stops every process of the sandbox where it is, and returns when all stand still. Timeouts go on.
+    ///
+    /// # Errors
+    /// Where the sandbox has no control group, or the kernel is not done in some seconds.
+    pub fn freeze(&self) -> Result<(), Error> {
+        self.limited.freeze(true)
+    }
+
+    /// Lets a frozen sandbox go on.
+    ///
+    /// # Errors
+    /// As [`freeze`](Self::freeze).
+    pub fn thaw(&self) -> Result<(), Error> {
+        self.limited.freeze(false)
+    }
+
+    /// What the sandbox has used so far: as its control group counts it, or, without one, what `/proc` tells of its
+    /// program. [`Usage::source`] says which.
+    pub fn usage(&self) -> Usage {
+        self.limited.usage(self.pid())
+    }
+}
+
+fn parse_limit<T: std::str::FromStr<Err: fmt::Display>>(
+    field: &str,
+    text: &str,
+) -> Result<T, Error> {
+    text.parse()
+        .map_err(|error: T::Err| Error::spec(vec![SpecFault::new(field, text, error.to_string())]))
 }
 
 /// Ends the sandbox, and returns when nothing of it is left.
@@ -362,6 +427,7 @@ impl SandboxBuilder {
             Host::get().map_err(|e| Error::io("cannot read the facts of this machine", e))?;
         let around = surroundings();
         anchor(&mut spec, &around.working_dir, &mut faults);
+        limited::look_up(&mut spec.limits, &mut faults);
         let (image, held) = resolve(&spec, host, &mut faults)?;
         let claim = claim_name(&mut spec)?;
         let (addresses, place) = if faults.is_empty() {
@@ -369,7 +435,7 @@ impl SandboxBuilder {
         } else {
             Default::default()
         };
-        let plan = match plan(&spec, &image, host, &around) {
+        let mut plan = match plan(&spec, &image, host, &around) {
             Ok(plan) if faults.is_empty() => plan,
             Ok(_) => return Err(Error::spec(faults)),
             Err(found) => {
@@ -387,7 +453,9 @@ impl SandboxBuilder {
         let input = capture::input(stdin).map_err(cannot_open)?;
         let (output, stdout) = capture::output(stdout, Stream::Output).map_err(cannot_open)?;
         let (error_output, stderr) = capture::output(stderr, Stream::Error).map_err(cannot_open)?;
+        crate::cgroup::reap(host);
         let supervisor = Supervisor::get(host)?;
+        let limited = Limited::make(&mut plan, host, supervisor.pid(), spec.limits.best_effort)?;
         let (memberships, mut connectors) = join(addresses, &spec)?;
         let mut on_bridge = None;
         if let Some(place) = &place {
@@ -399,6 +467,7 @@ impl SandboxBuilder {
         let events = supervisor.launch(
             plan.clone(),
             [input.as_fd(), output.as_fd(), error_output.as_fd()],
+            limited.fd(),
             &connectors,
         )?;
         // Else the ends of captured streams would never come.
@@ -419,6 +488,7 @@ impl SandboxBuilder {
             gone: None,
             failure: None,
             outcome: None,
+            limited,
             plan,
             is_on_bridge: spec.network == NetworkMode::Bridge,
             name: spec.name,
@@ -470,9 +540,11 @@ impl Sandbox {
             }
             Some((Event::Failed(failure), _)) => Err(self.failed(failure)),
             Some((Event::Gone(gone), _)) => {
-                let ended = matches!(gone.status, Status::TimedOut(_));
+                let ended =
+                    matches!(gone.status, Status::TimedOut(_)) || self.limited.is_out_of_memory();
                 self.gone = Some(gone);
-                // Killed before the program ran: by its timeout, which `wait` reports, or by somebody else.
+                // Killed before the program ran: by its timeout or its memory limit, which `wait` reports, or by
+                // somebody else.
                 if ended {
                     Ok(())
                 } else {

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     net::{addresses::Subnet, ports::PortMap},
+    resources::{CpuSet, IoMax, Ulimit},
     units::{Bytes, CpuQuota},
 };
 
@@ -355,10 +356,20 @@ pub enum Init {
 }
 
 /// Limits on what a sandbox may use. `None` is no limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub(crate) struct Limits {
     pub(crate) memory: Option<Bytes>,
+    pub(crate) memory_high: Option<Bytes>,
     pub(crate) cpu: Option<CpuQuota>,
+    pub(crate) cpuset: Option<CpuSet>,
+    pub(crate) pids: Option<u64>,
+    pub(crate) io: Vec<IoMax>,
+    pub(crate) ulimits: Vec<Ulimit>,
+    /// What the sandbox used is counted even where nothing is limited.
+    pub(crate) accounting: bool,
+    /// A limit that cannot be kept here is a warning and no error.
+    pub(crate) best_effort: bool,
 }
 
 /// One thing that is wrong with a spec: which field, what was given, and what was expected.

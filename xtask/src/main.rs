@@ -12,6 +12,7 @@ mod place;
 mod run;
 mod suites;
 mod tally;
+mod vm;
 
 use std::{env, path::PathBuf, process::ExitCode, time::Instant};
 
@@ -25,12 +26,14 @@ usage: cargo xtask VERB
   ci      the same: what .ci/run calls
   check   formatting, lints, documentation, licences
   images  build the test images
+  vm [FILTER]...                run the tests of limits in a virtual machine with cgroup v2
+  vm --once PROGRAM [ARG]...    run a program once in it, as root; ORBIT_VM_EXTRA names other paths it needs
 ";
 
 fn main() -> ExitCode {
-    let verb = env::args().nth(1).unwrap_or_default();
-    if matches!(verb.as_str(), "test" | "ci") {
-        match place::elsewhere(&verb) {
+    let words: Vec<String> = env::args().skip(1).collect();
+    if let [verb @ ("test" | "ci")] = &words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        match place::elsewhere(verb) {
             Ok(None) => {}
             Ok(Some(status)) if status.success() => return ExitCode::SUCCESS,
             Ok(Some(_)) => return ExitCode::FAILURE,
@@ -42,10 +45,19 @@ fn main() -> ExitCode {
     }
     let started = Instant::now();
     let mut tally = Tally::default();
-    let done = match verb.as_str() {
-        "test" | "ci" => test(&mut tally),
-        "check" => checks::all(&mut tally),
-        "images" => images::build(&mut tally),
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let done = match &words[..] {
+        ["test" | "ci"] => test(&mut tally),
+        ["check"] => checks::all(&mut tally),
+        ["images"] => images::build(&mut tally),
+        ["vm", "--once", program, arguments @ ..] => {
+            suites::once_in_vm(&mut tally, program.as_ref(), arguments);
+            Ok(())
+        }
+        ["vm", filter @ ..] => {
+            suites::limits_in_vm(&mut tally, filter);
+            Ok(())
+        }
         _ => {
             eprint!("{USAGE}");
             return ExitCode::from(2);

@@ -1,6 +1,12 @@
-//! The suites: unit tests and doctests, unit tests as the ordinary user, end-to-end tests.
+//! The suites: unit tests and doctests, unit tests as the ordinary user, end-to-end tests, limits.
 
-use std::{collections::BTreeSet, path::PathBuf, process::Command, time::Instant};
+use std::{
+    collections::BTreeSet,
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
+};
 
 use anyhow::Result;
 use serde_json::Value;
@@ -8,6 +14,7 @@ use serde_json::Value;
 use crate::{
     is_root, run,
     tally::{Suite, Tally},
+    vm,
 };
 
 /// Runs them all, whatever the first says.
@@ -34,7 +41,11 @@ pub(crate) fn all(tally: &mut Tally) -> Result<()> {
         &mut [run::cargo().args(support).args(keep_going)],
     )?;
     // Root runs each case as root and as the ordinary users.
-    for (name, test) in [("end to end", "e2e"), ("networks", "network")] {
+    for (name, test) in [
+        ("end to end", "e2e"),
+        ("networks", "network"),
+        ("limits on this machine", "limits"),
+    ] {
         let arguments = ["test", "--package", "orbit-tests", "--test", test];
         one(
             tally,
@@ -42,7 +53,45 @@ pub(crate) fn all(tally: &mut Tally) -> Result<()> {
             &mut [run::cargo().args(arguments).args(keep_going)],
         )?;
     }
+    limits_in_vm(tally, &[]);
     Ok(())
+}
+
+/// Limits on a kernel that can keep them. `filter` is passed on to the tests.
+pub(crate) fn limits_in_vm(tally: &mut Tally, filter: &[&str]) {
+    let filter = owned(filter);
+    in_vm(tally, "limits in a virtual machine", |see| {
+        vm::limits(&filter, see)
+    });
+}
+
+/// One program in the virtual machine, as root; its lines are counted as a test's where they are one's.
+pub(crate) fn once_in_vm(tally: &mut Tally, program: &Path, arguments: &[&str]) {
+    let extra: Vec<PathBuf> = env::var_os("ORBIT_VM_EXTRA")
+        .map(|paths| env::split_paths(&paths).collect())
+        .unwrap_or_default();
+    in_vm(tally, &program.display().to_string(), |see| {
+        vm::once(program, &owned(arguments), &extra, see)
+    });
+}
+
+fn owned(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+fn in_vm(tally: &mut Tally, name: &str, run: impl FnOnce(&mut dyn FnMut(&str)) -> Result<bool>) {
+    let started = Instant::now();
+    let mut suite = Suite::new(name);
+    if let Some(why) = vm::unavailable() {
+        suite.skip("the virtual machine", &why);
+    } else {
+        let (success, how) = match run(&mut |line| suite.read(line)) {
+            Ok(success) => (success, "a program in the machine failed".to_owned()),
+            Err(fault) => (false, format!("{fault:#}")),
+        };
+        suite.end(success, &how, started.elapsed());
+    }
+    tally.add(suite);
 }
 
 fn one(tally: &mut Tally, name: &str, commands: &mut [&mut Command]) -> Result<()> {

@@ -53,6 +53,12 @@ impl Suite {
         }
     }
 
+    /// Counts what could not be run at all.
+    pub(crate) fn skip(&mut self, name: &str, why: &str) {
+        self.skipped += 1;
+        self.skipped_names.push(format!("{name}: {why}"));
+    }
+
     /// The suite ended. One that failed without a failed test (it crashed, or did not build) fails itself.
     pub(crate) fn end(&mut self, success: bool, how: &str, took: Duration) {
         self.took += took;

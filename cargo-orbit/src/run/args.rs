@@ -166,6 +166,26 @@ pub(crate) struct Args {
     #[arg(hide_default_value = true)]
     pub(crate) cpu: CpuQuota,
 
+    /// The CPUs the sandbox may run on, by number, such as 0-1,3.
+    #[arg(long, value_name = "CPUS", help_heading = "Limits")]
+    pub(crate) cpuset_cpus: Option<String>,
+
+    /// The most processes and threads the sandbox may have at a time.
+    #[arg(long, value_name = "NUMBER", help_heading = "Limits")]
+    pub(crate) pids_limit: Option<u64>,
+
+    /// The most the sandbox may write outside of mounts, such as 256M.
+    #[arg(long, value_name = "BYTES", help_heading = "Limits")]
+    pub(crate) disk: Option<Bytes>,
+
+    /// A limit of setrlimit(2), such as nofile=1024:4096 or core=0. May be repeated.
+    #[arg(long, value_name = "NAME=SOFT[:HARD]", help_heading = "Limits")]
+    pub(crate) ulimit: Vec<String>,
+
+    /// Go on without the limits that this host cannot keep, and say which; they are errors otherwise.
+    #[arg(long, help_heading = "Limits")]
+    pub(crate) best_effort: bool,
+
     /// none: loopback only. bridge: a network that sandboxes share. host: no isolation of the network.
     ///
     /// The default is none; --bridge and --bridge-cidr ask for bridge.

@@ -42,7 +42,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         .filter_map(|variable| variable.resolve(|name| std::env::var_os(name)));
 
     match in_foreground(sandbox(args)?.envs(environment), args.interactive) {
-        Ok(outcome) => Ok(exit::of_outcome(&outcome).into()),
+        Ok(outcome) => {
+            report(&outcome);
+            Ok(exit::of_outcome(&outcome).into())
+        }
         Err(error) => match error.downcast::<orbit::Error>() {
             Ok(error) => {
                 eprintln!("orbit: {error}");
@@ -78,6 +81,22 @@ fn in_foreground(sandbox: SandboxBuilder, interactive: bool) -> anyhow::Result<O
         terminal.finish();
     }
     Ok(outcome)
+}
+
+/// Says what the program's own output cannot: limits that were not kept, and those it ran into.
+fn report(outcome: &Outcome) {
+    for warning in &outcome.warnings {
+        eprintln!("orbit: warning: {warning}");
+    }
+    if matches!(outcome.status, orbit::Status::OomKilled { .. }) {
+        eprintln!("orbit: {}", outcome.status);
+    }
+    for note in &outcome.notes {
+        // Being slowed down is what was asked for.
+        if !matches!(note, orbit::Note::Throttled { .. }) {
+            eprintln!("orbit: {note}");
+        }
+    }
 }
 
 /// What `args` ask for, except its variables, which need the host's.
@@ -135,6 +154,20 @@ fn sandbox(args: &Args) -> anyhow::Result<SandboxBuilder> {
     if args.cpu.quota_us().is_some() {
         sandbox = sandbox.cpu(&args.cpu.to_string());
     }
+    if let Some(cpus) = &args.cpuset_cpus {
+        sandbox = sandbox.cpuset(cpus);
+    }
+    if let Some(limit) = args.pids_limit {
+        sandbox = sandbox.pids(limit);
+    }
+    if let Some(limit) = args.disk {
+        sandbox = sandbox.disk(&limit.to_string());
+    }
+    sandbox = args
+        .ulimit
+        .iter()
+        .fold(sandbox, |sandbox, limit| sandbox.ulimit_str(limit));
+    sandbox = sandbox.best_effort(args.best_effort);
     sandbox = args
         .mount
         .iter()
@@ -249,6 +282,20 @@ mod tests {
         assert_eq!(args.env.len(), 2);
         assert_eq!(args.timeout, Some(std::time::Duration::from_secs(90)));
         assert_eq!(args.memory, Some(orbit::Bytes::mib(100)));
+    }
+
+    #[test]
+    fn limits_have_the_names_of_docker() {
+        let args = parse(
+            "--pids-limit 64 --cpuset-cpus 0-1 --disk 256M --ulimit nofile=64:128 --ulimit core=0 --best-effort",
+        );
+        assert_eq!(
+            (args.pids_limit, args.disk),
+            (Some(64), Some(orbit::Bytes::mib(256)))
+        );
+        assert_eq!(args.cpuset_cpus.as_deref(), Some("0-1"));
+        assert_eq!(args.ulimit, ["nofile=64:128", "core=0"]);
+        assert!(args.best_effort && !parse("").best_effort);
     }
 
     #[test]

@@ -35,10 +35,13 @@ enum Form {
     Time,
 }
 
-const KEYS: [(&str, Form); 21] = [
+const KEYS: [(&str, Form); 27] = [
+    ("best_effort", Form::Switch),
     ("cap_add", Form::Texts(values::capability)),
     ("cap_drop", Form::Texts(values::capability)),
     ("cpu", Form::Number(values::cpu)),
+    ("cpus", Form::Number(values::cpu)),
+    ("cpuset", Form::Text(values::not_empty)),
     ("disk", Form::Text(values::bytes)),
     ("env", Form::Variables),
     ("env_clear", Form::Switch),
@@ -49,18 +52,21 @@ const KEYS: [(&str, Form); 21] = [
     ("hostname", Form::Text(values::hostname)),
     ("image", Form::Text(values::image)),
     ("memory", Form::Text(values::bytes)),
+    ("memory_high", Form::Text(values::bytes)),
     ("mount", Form::Texts(values::mount)),
     ("nested", Form::Switch),
     ("network", Form::Text(values::network)),
     ("pass_env", Form::Texts(values::variable_name)),
+    ("pids", Form::Number(values::count)),
     ("read_only", Form::Switch),
     ("timeout", Form::Time),
+    ("ulimit", Form::Texts(values::not_empty)),
     ("user", Form::Text(values::not_empty)),
     ("working_dir", Form::Text(values::absolute_path)),
 ];
 
 /// Keys of other tools, or of the builder, that people will write, and what to do instead.
-const ELSEWHERE: [(&str, &str); 8] = [
+const ELSEWHERE: [(&str, &str); 7] = [
     (
         "args",
         "a sandboxed test runs itself; start other programs with `Sandbox::builder()` in it",
@@ -69,7 +75,6 @@ const ELSEWHERE: [(&str, &str); 8] = [
         "cmd",
         "a sandboxed test runs itself; start other programs with `Sandbox::builder()` in it",
     ),
-    ("cpus", "write `cpu`"),
     (
         "entrypoint",
         "a sandboxed test runs itself; start other programs with `Sandbox::builder()` in it",

@@ -139,6 +139,14 @@ pub(crate) fn bytes(text: &str) -> Check {
     }
 }
 
+pub(crate) fn count(text: &str) -> Check {
+    match text.parse::<u64>() {
+        Ok(0) => Err("it is not more than zero".to_owned()),
+        Ok(_) => Ok(()),
+        Err(_) => Err("expected a whole number such as 64".to_owned()),
+    }
+}
+
 pub(crate) fn cpu(text: &str) -> Check {
     let fail = |why: &str| Err(why.to_owned());
     let words: Vec<&str> = text.split_whitespace().collect();

@@ -130,7 +130,6 @@ impl IdMap {
         self.entries.iter().map(|entry| entry.count).sum()
     }
 
-    #[cfg(test)]
     /// What `inside` is outside of the namespace; `None` where it is not mapped.
     pub(crate) fn to_outside(&self, inside: u32) -> Option<u32> {
         self.entries.iter().find_map(|entry| {

@@ -45,6 +45,8 @@ pub(crate) enum SupervisorError {
 #[derive(Debug)]
 pub(crate) struct Supervisor {
     control: Channel,
+    /// As this process sees it.
+    pid: i32,
     /// Started with the first sandbox that needs it.
     broker: Mutex<Option<Arc<Broker>>>,
     /// Of the test process that started it: a fork of that process is not its owner.
@@ -97,8 +99,9 @@ impl Supervisor {
         // It has ended by now, or is about to. ECHILD: this process reaps its children by other means.
         let _ = starter.wait();
         match greeted.map_err(Lost)? {
-            Some(Welcome::Ready { .. }) => Ok(Self {
+            Some(Welcome::Ready { pid }) => Ok(Self {
                 control,
+                pid,
                 broker: Mutex::new(None),
                 owner: std::process::id(),
             }),
@@ -134,15 +137,22 @@ impl Supervisor {
         Ok(broker)
     }
 
-    /// Asks for a sandbox. Its events arrive on the channel that is returned; to drop that is to end it.
+    /// Its number, as this process sees it.
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Asks for a sandbox, to be born in `cgroup` where the plan has one. Its events arrive on the channel that is
+    /// returned; to drop that is to end it.
     pub(crate) fn launch(
         &self,
         plan: Plan,
         stdio: [BorrowedFd<'_>; 3],
+        cgroup: Option<BorrowedFd<'_>>,
         networks: &[Channel],
     ) -> Result<Channel, SupervisorError> {
-        let mut fds = stdio.to_vec();
-        fds.extend(networks.iter().map(Channel::as_fd));
+        let networks = networks.iter().map(Channel::as_fd);
+        let fds: Vec<BorrowedFd<'_>> = stdio.into_iter().chain(cgroup).chain(networks).collect();
         self.ask(&Request::Launch(Box::new(plan)), &fds)
     }
 

@@ -32,6 +32,7 @@ use crate::{
     security::{seccomp::bpf::SockFilter, user::UserSpec},
     spec::Init,
     sys::{self, Program, SingleThreaded, Terminal, Waited},
+    units::Bytes,
 };
 
 /// What the init passes on to the program when somebody sends it here.
@@ -104,6 +105,11 @@ fn prepare<'a>(
         Isolation::Own => Some(fs::File::open("/proc/self/ns/net").map_err(|e| failure(0, &e))?),
         Isolation::Host => None,
     };
+    if plan.cgroup.is_some() {
+        // Born in its control group, which only now becomes the root of what it sees.
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP)
+            .map_err(|error| failure(0, &error.into()))?;
+    }
     let mut maker = Maker::new(networks).map_err(|error| failure(0, &error.into()))?;
     for (number, step) in plan.steps.iter().enumerate() {
         maker.carry_out(step).map_err(|cause| Failure {
@@ -176,6 +182,7 @@ fn run_under(
         usage: Usage::from(&end),
         wall_time,
         leaked: kill_the_rest(),
+        full_disk: full_disk(),
     };
     let _ = events.send(&Event::Exited(exit), &[]);
     Ok(())
@@ -318,6 +325,13 @@ fn living_processes() -> Vec<LeakedProcess> {
     found
 }
 
+/// The size of the writable layer, which is what lies under `/`, where it has no room left for data or for names.
+fn full_disk() -> Option<Bytes> {
+    let found = rustix::fs::statvfs("/").ok()?;
+    let is_full = found.f_bavail == 0 || (found.f_files > 0 && found.f_ffree == 0);
+    is_full.then(|| Bytes::new(found.f_blocks.saturating_mul(found.f_frsize)))
+}
+
 /// What a program needs, as C strings, numbers and descriptors.
 struct Ready<'a> {
     candidates: Vec<CString>,
@@ -328,6 +342,7 @@ struct Ready<'a> {
     gid: u32,
     groups: Option<Vec<u32>>,
     umask: u32,
+    rlimits: Vec<(u32, u64, u64)>,
     capabilities: u64,
     stdio: Vec<OwnedFd>,
     terminal: Option<TerminalPair>,
@@ -392,6 +407,11 @@ impl<'a> Ready<'a> {
             gid,
             groups: (!groups_denied).then_some(groups),
             umask: plan.umask,
+            rlimits: plan
+                .ulimits
+                .iter()
+                .map(|limit| (limit.resource, limit.soft, limit.hard))
+                .collect(),
             capabilities: plan.capabilities.bits(),
             stdio,
             terminal,
@@ -424,7 +444,7 @@ impl<'a> Ready<'a> {
             gid: self.gid,
             groups: self.groups.as_deref(),
             umask: self.umask,
-            rlimits: &[],
+            rlimits: &self.rlimits,
             capabilities: self.capabilities,
             filter: self.filter,
         }

@@ -15,6 +15,7 @@ use crate::{
     security::idmap::IdMapPair,
     spec::SpecFault,
     sys::ExecFailure,
+    units::Bytes,
 };
 
 /// The first message to a new supervisor, with a pidfd of the test process.
@@ -70,8 +71,8 @@ pub(crate) enum StartStep {
 /// What the test process asks of its supervisor.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
-    /// Make a sandbox. Descriptors: its event channel, then standard input, output and error, then for each link
-    /// of the plan a channel to who makes it.
+    /// Make a sandbox. Descriptors: its event channel, then standard input, output and error, then the directory
+    /// of its control group where the plan has one, then for each link of the plan a channel to who makes it.
     Launch(Box<Plan>),
     /// Start the broker. Descriptor: its control channel, on which it says when it is ready.
     Broker,
@@ -132,6 +133,8 @@ pub(crate) struct Exit {
     pub(crate) usage: Usage,
     pub(crate) wall_time: Duration,
     pub(crate) leaked: Vec<LeakedProcess>,
+    /// The size of the writable layer, where it had no room left.
+    pub(crate) full_disk: Option<Bytes>,
 }
 
 /// How the init itself ended: what there is to say where it told no [`Exit`].

@@ -149,18 +149,23 @@ impl Supervisor {
     }
 
     fn launch(&mut self, plan: &Plan, mut fds: Vec<OwnedFd>) -> io::Result<()> {
-        if fds.len() < 4 {
+        let first_network = 4 + usize::from(plan.cgroup.is_some());
+        if fds.len() < first_network {
             return Ok(()); // As an invalid message.
         }
-        let networks = fds.split_off(4).into_iter().map(Channel::from_fd).collect();
+        let networks = fds.split_off(first_network);
+        let networks = networks.into_iter().map(Channel::from_fd).collect();
+        let cgroup = plan.cgroup.as_ref().and_then(|_| fds.pop());
         let stdio = fds.split_off(1);
         let events = Channel::from_fd(fds.remove(0));
         let started = Instant::now();
-        let mut namespaces = libc::CLONE_NEWNS
-            | libc::CLONE_NEWPID
-            | libc::CLONE_NEWIPC
-            | libc::CLONE_NEWUTS
-            | libc::CLONE_NEWCGROUP;
+        let mut namespaces =
+            libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+        // The root of a new cgroup namespace is where the process is that makes it: one that is born into a
+        // control group does so itself.
+        if cgroup.is_none() {
+            namespaces |= libc::CLONE_NEWCGROUP;
+        }
         if plan.network == Isolation::Own {
             namespaces |= libc::CLONE_NEWNET;
         }
@@ -173,7 +178,8 @@ impl Supervisor {
                 return Ok(());
             }
         };
-        match self.single_threaded.fork(namespaces, None) {
+        let born_in = cgroup.as_ref().map(AsFd::as_fd);
+        match self.single_threaded.fork(namespaces, born_in) {
             Ok(Fork::Child) => {
                 let given = init::Given {
                     events,
@@ -394,6 +400,7 @@ impl From<&Waited> for Usage {
             cpu_user: waited.cpu_user,
             cpu_system: waited.cpu_system,
             max_rss_bytes: waited.max_rss_bytes,
+            ..Self::default()
         }
     }
 }

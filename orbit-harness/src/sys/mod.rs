@@ -8,12 +8,14 @@
 use std::ffi::CStr;
 
 mod exec;
+mod exit;
 mod link;
 mod mount;
 mod process;
 mod seccomp;
 
 pub(crate) use exec::{ExecFailure, ExecStep, Program, Terminal, hold_only};
+pub(crate) use exit::at_exit;
 pub(crate) use link::bring_up;
 pub(crate) use mount::set_mount_attributes;
 pub(crate) use process::{

@@ -10,7 +10,7 @@ fn twice() {}
 #[orbit::sandboxed(cap_drop("NET_RAW"), cap_drop("CHOWN"))]
 fn a_list_twice() {}
 
-#[orbit::sandboxed(cmd("sh"), cpus = 2, publish = "80:80")]
+#[orbit::sandboxed(cmd("sh"), volume = "/a:/b", publish = "80:80")]
 fn of_the_builder_alone() {}
 
 fn main() {}

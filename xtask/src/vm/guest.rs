@@ -1,0 +1,384 @@
+//! What is in the machine: a disk with the programs, and the script that runs them as everyone they are for.
+//!
+//! | who | what it is | its cgroup |
+//! |---|---|---|
+//! | `root` | root | `/jobs/root`, beside which it may make its own |
+//! | `delegated` | an ordinary user with subordinate ids | `/delegated`, which belongs to it |
+//! | `undelegated` | the same user | `/undelegated`, which belongs to root |
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{cpio::Archive, kernel::Kernel, output};
+
+/// Who a job runs as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Who {
+    Root,
+    Delegated,
+    Undelegated,
+}
+
+impl Who {
+    pub(super) const ALL: [Self; 3] = [Self::Root, Self::Delegated, Self::Undelegated];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Root => "root",
+            Self::Delegated => "delegated",
+            Self::Undelegated => "undelegated",
+        }
+    }
+}
+
+/// One program to run.
+#[derive(Clone, Debug)]
+pub(crate) struct Job {
+    who: Who,
+    program: PathBuf,
+    arguments: Vec<String>,
+    /// What else must be there, at the same paths.
+    pub(super) extra: Vec<PathBuf>,
+}
+
+impl Job {
+    pub(super) fn new(who: Who, program: PathBuf, arguments: Vec<String>) -> Self {
+        Self {
+            who,
+            program,
+            arguments,
+            extra: Vec::new(),
+        }
+    }
+}
+
+/// What the script says on the console besides what the programs print.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Said {
+    Exit(String, i32),
+    End,
+}
+
+const MARK: &str = "orbit-vm: ";
+
+/// What a machine without a disk says once it has booted.
+pub(super) const PROBED: &str = "orbit-vm: booted";
+
+impl Said {
+    pub(super) fn read(line: &str) -> Option<Self> {
+        match line
+            .strip_prefix(MARK)?
+            .split_whitespace()
+            .collect::<Vec<_>>()[..]
+        {
+            ["exit", name, code] => Some(Self::Exit(name.to_owned(), code.parse().ok()?)),
+            ["end"] => Some(Self::End),
+            _ => None,
+        }
+    }
+}
+
+/// The programs that tests and rootless sandboxes call, where this machine has them.
+const PROGRAMS: [&str; 7] = [
+    "/usr/bin/newuidmap",
+    "/usr/bin/newgidmap",
+    "/usr/bin/setpriv",
+    "/usr/sbin/ip",
+    "/usr/sbin/nft",
+    "/usr/bin/ps",
+    "/usr/bin/lsns",
+];
+
+/// The ordinary user, under the name that the end-to-end tests know it by.
+const USER: u32 = 1000;
+
+/// One without subordinate ids, for those tests.
+const SINGLE: u32 = 1001;
+
+/// The disk for `jobs`.
+pub(super) fn disk(directory: &Path, jobs: &[Job]) -> Result<PathBuf> {
+    let root = directory.join("root");
+    if root.exists() {
+        fs::remove_dir_all(&root)?;
+    }
+    for path in [
+        "dev",
+        "proc",
+        "sys",
+        "run",
+        "tmp",
+        "root",
+        "etc",
+        "home/user",
+        "home/single",
+        "srv",
+        "mnt",
+        "usr/bin",
+        "usr/sbin",
+        "usr/lib",
+        "usr/lib64",
+        "var/tmp",
+    ] {
+        fs::create_dir_all(root.join(path))?;
+    }
+    for link in ["bin", "sbin", "lib", "lib64"] {
+        std::os::unix::fs::symlink(format!("usr/{link}"), root.join(link))?;
+    }
+    for (path, content) in files() {
+        fs::write(root.join(path), content)?;
+    }
+    let busybox = root.join("usr/bin/busybox");
+    fs::copy("/bin/busybox", &busybox)
+        .context("copy /bin/busybox: install the package busybox-static")?;
+    for applet in output(Command::new("/bin/busybox").arg("--list"))?.lines() {
+        let link = root.join("usr/bin").join(applet);
+        // `busybox` itself is among them.
+        if !link.exists() {
+            std::os::unix::fs::symlink("busybox", link)?;
+        }
+    }
+    let mut programs: BTreeSet<PathBuf> = jobs.iter().map(|job| job.program.clone()).collect();
+    programs.extend(
+        PROGRAMS
+            .iter()
+            .map(PathBuf::from)
+            .filter(|path| path.exists()),
+    );
+    for program in &programs {
+        place_program(&root, program)?;
+    }
+    for extra in jobs.iter().flat_map(|job| &job.extra) {
+        if extra.is_file() {
+            place_program(&root, extra)?;
+        } else {
+            place_tree(&root, extra)?;
+        }
+    }
+    let script = root.join("init");
+    fs::write(&script, init(jobs))?;
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+
+    let image = directory.join("disk.img");
+    let content_mib = output(Command::new("du").arg("-sm").arg(&root))?
+        .split_whitespace()
+        .next()
+        .and_then(|mib| mib.parse::<u64>().ok())
+        .unwrap_or(0);
+    let file = fs::File::create(&image)?;
+    file.set_len((content_mib * 5 / 4 + 256) << 20)?;
+    output(
+        Command::new("mke2fs")
+            .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+            .args([
+                "-q",
+                "-F",
+                "-t",
+                "ext4",
+                "-E",
+                "root_owner=0:0",
+                "-O",
+                "^has_journal",
+                "-d",
+            ])
+            .arg(&root)
+            .arg(&image),
+    )?;
+    Ok(image)
+}
+
+fn files() -> [(&'static str, String); 7] {
+    [
+        (
+            "etc/passwd",
+            format!(
+                "root:x:0:0:root:/root:/bin/sh\norbit-test:x:{USER}:{USER}::/home/user:/bin/sh\n\
+                 orbit-single:x:{SINGLE}:{SINGLE}::/home/single:/bin/sh\n\
+                 nobody:x:65534:65534::/:/bin/false\n"
+            ),
+        ),
+        (
+            "etc/group",
+            format!(
+                "root:x:0:\norbit-test:x:{USER}:\norbit-single:x:{SINGLE}:\nnogroup:x:65534:\n"
+            ),
+        ),
+        ("etc/subuid", "orbit-test:100000:65536\n".to_owned()),
+        ("etc/subgid", "orbit-test:100000:65536\n".to_owned()),
+        ("etc/hostname", "orbit-vm\n".to_owned()),
+        ("etc/hosts", "127.0.0.1 localhost orbit-vm\n".to_owned()),
+        (
+            "etc/nsswitch.conf",
+            "passwd: files\ngroup: files\nhosts: files dns\n".to_owned(),
+        ),
+    ]
+}
+
+/// Copies a program, and what it loads, to the same paths.
+fn place_program(root: &Path, program: &Path) -> Result<()> {
+    place(root, program)?;
+    // A static program loads nothing, and ldd says so by failing.
+    let libraries = output(Command::new("ldd").arg(program)).unwrap_or_default();
+    for word in libraries
+        .split_whitespace()
+        .filter(|word| word.starts_with('/'))
+    {
+        place(root, Path::new(word))?;
+    }
+    Ok(())
+}
+
+fn place(root: &Path, file: &Path) -> Result<()> {
+    let to = inside(root, file)?;
+    // Busybox has some of them too, in its own way.
+    if to.is_symlink() {
+        fs::remove_file(&to)?;
+    }
+    if !to.exists() {
+        fs::create_dir_all(to.parent().context("a file is in a directory")?)?;
+        fs::copy(file, &to).with_context(|| format!("copy {}", file.display()))?;
+    }
+    Ok(())
+}
+
+/// Where an absolute path is in the root, with the links of its top followed there.
+fn inside(root: &Path, path: &Path) -> Result<PathBuf> {
+    ensure!(path.is_absolute(), "{} is not absolute", path.display());
+    let relative = path.strip_prefix("/").unwrap_or(path);
+    let first = relative.iter().next().unwrap_or_default();
+    let merged = ["bin", "sbin", "lib", "lib64"]
+        .iter()
+        .any(|top| first == *top);
+    Ok(if merged {
+        root.join("usr").join(relative)
+    } else {
+        root.join(relative)
+    })
+}
+
+/// Copies a file or a directory with all in it.
+fn place_tree(root: &Path, path: &Path) -> Result<()> {
+    let to = inside(root, path)?;
+    fs::create_dir_all(to.parent().context("it is in a directory")?)?;
+    output(Command::new("cp").arg("-a").arg(path).arg(to))?;
+    Ok(())
+}
+
+/// The first root: loads what the disk needs, and goes on from there.
+pub(super) fn initramfs(directory: &Path, kernel: &Kernel) -> Result<PathBuf> {
+    let mut archive = Archive::default();
+    for path in ["bin", "dev", "proc", "root", "modules"] {
+        archive.directory(path);
+    }
+    archive.program("bin/busybox", &fs::read("/bin/busybox")?);
+    let mut script =
+        vec!["#!/bin/busybox sh\nB=/bin/busybox\n$B mount -t devtmpfs dev /dev\n".to_owned()];
+    for (number, module) in kernel.modules.iter().enumerate() {
+        let name = format!("modules/{number:02}.ko");
+        archive.program(&name, &fs::read(module)?);
+        script.push(format!("$B insmod /{name}\n"));
+    }
+    script.push(format!(
+        "test -b /dev/vda || {{ echo '{PROBED}'; $B poweroff -f; }}\n\
+         $B mount -t ext4 -o rw /dev/vda /root || echo 'orbit-vm: no disk'\n\
+         $B umount /dev\n\
+         exec $B switch_root /root /init\n",
+    ));
+    archive.program("init", script.concat().as_bytes());
+    let path = directory.join("initramfs.cpio");
+    fs::write(&path, archive.finish())?;
+    Ok(path)
+}
+
+/// The script that the machine runs as its process 1.
+fn init(jobs: &[Job]) -> String {
+    let mut script = vec![format!(
+        "#!/bin/sh\n\
+         export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb\n\
+         mount -t devtmpfs dev /dev\n\
+         mkdir -p /dev/pts /dev/shm\n\
+         mount -t devpts -o ptmxmode=0666 devpts /dev/pts\n\
+         mount -t tmpfs shm /dev/shm\n\
+         mount -t proc proc /proc\n\
+         mount -t sysfs sys /sys\n\
+         mount -t tmpfs -o mode=755 run /run\n\
+         mount -t cgroup2 -o nsdelegate cgroup2 /sys/fs/cgroup\n\
+         chown -R {USER}:{USER} /home/user\n\
+         chown -R {SINGLE}:{SINGLE} /home/single\n\
+         chmod 1777 /tmp /var/tmp /srv\n\
+         chmod u+s /usr/bin/newuidmap /usr/bin/newgidmap\n\
+         hostname orbit-vm\n\
+         ip link set lo up\n\
+         cd /sys/fs/cgroup\n\
+         for c in cpuset cpu io memory pids; do echo +$c > cgroup.subtree_control; done\n\
+         mkdir delegated undelegated jobs jobs/root\n\
+         chown {USER}:{USER} delegated delegated/cgroup.procs delegated/cgroup.subtree_control \
+         delegated/cgroup.threads\n\
+         cd /\n"
+    )];
+    for job in jobs {
+        let name = job.who.name();
+        let (cgroup, switch, home) = match job.who {
+            Who::Root => ("jobs/root", String::new(), "/root"),
+            Who::Delegated | Who::Undelegated => (
+                name,
+                format!(
+                    "/usr/bin/setpriv --reuid={USER} --regid={USER} --init-groups --inh-caps=-all -- "
+                ),
+                "/home/user",
+            ),
+        };
+        let words = job.arguments.iter().map(|word| quoted(word));
+        let arguments = words.collect::<Vec<_>>().join(" ");
+        script.push(format!(
+            "( echo 0 > /sys/fs/cgroup/{cgroup}/cgroup.procs; cd {home}; \
+             export HOME={home} ORBIT_TESTS_AS={name}; exec {switch}{} {arguments} ) </dev/null 2>&1\n\
+             echo \"{MARK}exit {name} $?\"\n",
+            quoted(&job.program.display().to_string()),
+        ));
+    }
+    script.push(format!("echo '{MARK}end'\nsync\npoweroff -f\n"));
+    script.concat()
+}
+
+/// A word as a shell reads it unchanged.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::{Said, inside, quoted};
+
+    #[test]
+    fn marks_are_told_from_what_programs_print() {
+        assert_eq!(
+            Said::read("orbit-vm: exit root 101"),
+            Some(Said::Exit("root".into(), 101))
+        );
+        assert_eq!(Said::read("orbit-vm: end"), Some(Said::End));
+        assert_eq!(Said::read("test orbit-vm: end ... ok"), None);
+        assert_eq!(Said::read("orbit-vm: exit root"), None);
+    }
+
+    #[test]
+    fn paths_stay_what_they_are_but_for_merged_tops() {
+        let at = |path| inside(Path::new("/r"), Path::new(path)).unwrap();
+        assert_eq!(at("/lib64/ld.so"), Path::new("/r/usr/lib64/ld.so"));
+        assert_eq!(at("/work/a"), Path::new("/r/work/a"));
+        assert!(inside(Path::new("/r"), Path::new("a")).is_err());
+    }
+
+    #[test]
+    fn words_pass_a_shell_unchanged() {
+        assert_eq!(quoted("it's $HOME"), r"'it'\''s $HOME'");
+    }
+}
