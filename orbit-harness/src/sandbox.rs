@@ -29,6 +29,7 @@ use crate::{
     security::idmap::plan::Writer,
     spec::{ImageRef, Init, Link, LinkNames, MountKind, NetworkMode, Spec, SpecFault},
     supervisor::{Cause, Channel, Control, Event, Exit, Failure, Gone, Supervisor},
+    sys,
 };
 
 /// A running sandbox: a container that ends, with everything in it, when this value is dropped.
@@ -185,13 +186,9 @@ impl Sandbox {
                 "expected a number from signal(7), such as 15",
             )]));
         }
-        if let (Init::Program, Some(program), Some(signal)) = (
-            self.plan.program.init,
-            &self.pidfd,
-            rustix::process::Signal::from_named_raw(signal),
-        ) {
+        if let (Init::Program, Some(program)) = (self.plan.program.init, &self.pidfd) {
             // Nobody inside passes it on. ESRCH: it has ended.
-            let _ = rustix::process::pidfd_send_signal(program, signal);
+            let _ = sys::signal_process(program.as_fd(), signal);
             return Ok(());
         }
         // Where the init is gone, so is the program.

@@ -271,12 +271,8 @@ fn wait_to_be_killed() -> ! {
 
 /// Signals the program. It is this process's child and not reaped yet, so its number is still its own.
 fn signal(pid: i32, number: i32) {
-    if let (Some(pid), Some(signal)) = (
-        rustix::process::Pid::from_raw(pid),
-        rustix::process::Signal::from_named_raw(number),
-    ) {
-        let _ = rustix::process::kill_process(pid, signal);
-    }
+    // A program that changed its user may be out of reach, as it would be for who started it on the host.
+    let _ = sys::signal_child(pid, number);
 }
 
 /// Kills every process of this pid namespace but this one, and says which there were.

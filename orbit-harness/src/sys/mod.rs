@@ -19,7 +19,8 @@ pub(crate) use exit::at_exit;
 pub(crate) use link::bring_up;
 pub(crate) use mount::set_mount_attributes;
 pub(crate) use process::{
-    Fork, SingleThreaded, Waited, close_inherited, exit_now, reset_signals, wait_any,
+    Fork, SingleThreaded, Waited, close_inherited, exit_now, reset_signals, signal_child,
+    signal_process, wait_any,
 };
 
 /// What a supervisor is called in `argv[0]`. The caller starts `/proc/self/exe` under this name.

@@ -99,6 +99,36 @@ pub(crate) fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
+/// Sends `signal`, by its number, to a child of this process that it has not reaped: real-time signals too, which
+/// have no name.
+///
+/// C: `kill(pid, signal)`. Source: kill(2).
+///
+/// # Errors
+/// EINVAL for no signal, EPERM without the right to.
+pub(crate) fn signal_child(pid: i32, signal: c_int) -> io::Result<()> {
+    // SAFETY: two numbers.
+    match unsafe { libc::kill(pid, signal) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// As [`signal_child`], for the process that `pidfd` stands for.
+///
+/// C: `pidfd_send_signal(pidfd, signal, NULL, 0)`. Source: pidfd_send_signal(2).
+///
+/// # Errors
+/// As [`signal_child`]; ESRCH where it has ended.
+pub(crate) fn signal_process(pidfd: BorrowedFd<'_>, signal: c_int) -> io::Result<()> {
+    let (fd, no_info) = (pidfd.as_raw_fd(), std::ptr::null::<libc::siginfo_t>());
+    // SAFETY: a descriptor, a number, and no information about the signal.
+    match unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, no_info, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// A process that ended, and what it used.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Waited {

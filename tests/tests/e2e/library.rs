@@ -249,6 +249,11 @@ fn a_handle_signals_stops_and_kills(_: &Context) -> Result<()> {
         sandbox.kill();
         ensure!(sandbox.stop(Duration::ZERO)?.status == outcome.status);
 
+        // A real-time signal, which has a number and no name.
+        let mut sandbox = view.sandbox()?.cmd(["sleep", "60"]).start()?;
+        sandbox.signal(36)?;
+        ensure!(sandbox.wait()?.status == Status::Signaled(36));
+
         let mut sandbox = view.sandbox()?.cmd(["sleep", "60"]).start()?;
         sandbox.kill();
         ensure!(sandbox.wait()?.status == Status::Signaled(9));
