@@ -181,10 +181,7 @@ fn sandbox(args: &Args) -> anyhow::Result<SandboxBuilder> {
         .cap_drop
         .iter()
         .fold(sandbox, |sandbox, name| sandbox.cap_drop(name));
-    sandbox = args
-        .publish
-        .iter()
-        .fold(sandbox, |sandbox, ports| sandbox.publish(ports));
+    sandbox = args.publish.iter().fold(sandbox, SandboxBuilder::publish);
     Ok(sandbox)
 }
 
