@@ -31,7 +31,7 @@ fn the_exit_code_says_how_it_ended() {
         ("--memory 10Q", 125),
         ("--env-file /does/not/exist", 125),
         ("--mount /does/not/exist:/x", 125),
-        ("--bridge another", 125),
+        ("--bridge longer-than-a-link", 125),
         ("-- /etc/passwd", 126),
         ("-- no-such-program", 127),
     ] {

@@ -146,7 +146,11 @@ fn address(hex: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::{net::TcpListener, process::Command};
+    use std::{
+        net::TcpListener,
+        process::Command,
+        time::{Duration, Instant},
+    };
 
     use super::{Process, address, descendants, listening};
 
@@ -165,7 +169,14 @@ mod tests {
     #[test]
     fn finds_children_and_names_them() {
         let mut child = Command::new("sleep").arg("30").spawn().unwrap();
-        let found = descendants(std::process::id() as i32);
+        // Between its execution and its first instruction it has no command line yet.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let mut found = descendants(std::process::id() as i32);
+        while found.iter().all(|process| process.command != "sleep 30") && Instant::now() < deadline
+        {
+            std::thread::sleep(Duration::from_millis(1));
+            found = descendants(std::process::id() as i32);
+        }
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(

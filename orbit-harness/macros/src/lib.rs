@@ -1,7 +1,7 @@
 //! The `#[orbit::sandboxed]` attribute, which orbit-harness re-exports and documents.
 //!
 //! A fault of an attribute is told at the word that has it, and what can be known without the machine is
-//! checked here: see [`keys`] for the keys, [`values`] for what may stand behind each, [`expand`] for what
+//! checked here: see `keys` for the keys, `values` for what may stand behind each, `expand` for what
 //! becomes of the function.
 
 mod expand;
