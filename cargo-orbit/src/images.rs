@@ -1,5 +1,8 @@
 //! `cargo orbit pull`, `images` and `gc`: what is in the store of images, and what goes.
 
+// The texts are clap's, for terminals.
+#![expect(rustdoc::broken_intra_doc_links)]
+
 mod progress;
 
 use std::{
