@@ -1,12 +1,14 @@
 //! [`Network`]: sandboxes that reach each other, by address and by name.
 
 use std::{
+    collections::VecDeque,
     fmt, io,
     net::Ipv4Addr,
     sync::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -39,11 +41,42 @@ struct Inner {
     id: u64,
     name: String,
     subnet: Subnet,
-    pool: Mutex<Pool>,
+    addresses: Mutex<Addresses>,
     /// Who does not reach whom.
     parted: Mutex<Vec<(Ipv4Addr, Ipv4Addr)>>,
     broker: Arc<Broker>,
     _lease: Lease,
+}
+
+/// The addresses of a network.
+struct Addresses {
+    pool: Pool,
+    /// Given back, and not to be given out before their time, earliest first.
+    cooling: VecDeque<(Ipv4Addr, Instant)>,
+}
+
+/// How long an address rests after its sandbox. The kernel takes a network namespace apart some time after its last
+/// process has ended; until then what was in it still answers, at its old address, that nobody is there.
+const REST: Duration = Duration::from_millis(500);
+
+impl Addresses {
+    /// An address, or when to ask again; neither where all are in use.
+    fn take(&mut self) -> Result<Ipv4Addr, Option<Instant>> {
+        let now = Instant::now();
+        while let Some((address, _)) = self.cooling.pop_front_if(|(_, until)| *until <= now) {
+            self.pool.release(address);
+        }
+        let next = self.cooling.front().map(|(_, until)| *until);
+        self.pool.take().ok_or(next)
+    }
+}
+
+impl Inner {
+    fn addresses(&self) -> std::sync::MutexGuard<'_, Addresses> {
+        self.addresses
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What a [`Network`] should be.
@@ -115,7 +148,10 @@ impl NetworkBuilder {
             id,
             name,
             subnet,
-            pool: Mutex::new(Pool::new(subnet)),
+            addresses: Mutex::new(Addresses {
+                pool: Pool::new(subnet),
+                cooling: VecDeque::new(),
+            }),
             parted: Mutex::default(),
             broker,
             _lease: lease,
@@ -195,16 +231,30 @@ impl Network {
     /// # Errors
     /// Where all are in use.
     pub(crate) fn take_address(&self) -> Result<Address, Error> {
-        let mut pool = self.0.pool.lock().unwrap_or_else(PoisonError::into_inner);
-        let address = pool.take().ok_or_else(|| Kind::NetworkFull {
-            network: self.0.name.clone(),
-            subnet: self.0.subnet,
-            capacity: pool.capacity(),
-        })?;
-        Ok(Address {
-            network: self.clone(),
-            address,
-        })
+        loop {
+            let mut addresses = self.0.addresses();
+            match addresses.take() {
+                Ok(address) => {
+                    return Ok(Address {
+                        network: self.clone(),
+                        address,
+                    });
+                }
+                Err(None) => {
+                    return Err(Kind::NetworkFull {
+                        network: self.0.name.clone(),
+                        subnet: self.0.subnet,
+                        capacity: addresses.pool.capacity(),
+                    }
+                    .into());
+                }
+                Err(Some(until)) => {
+                    // Others may give theirs back meanwhile.
+                    drop(addresses);
+                    std::thread::sleep(until.saturating_duration_since(Instant::now()));
+                }
+            }
+        }
     }
 }
 
@@ -230,13 +280,10 @@ impl Drop for Address {
         let _ = self
             .network
             .find(|(from, to)| self.address == *from || self.address == *to);
-        let mut pool = self
-            .network
-            .0
-            .pool
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        pool.release(self.address);
+        let mut addresses = self.network.0.addresses();
+        addresses
+            .cooling
+            .push_back((self.address, Instant::now() + REST));
     }
 }
 

@@ -288,7 +288,9 @@ fn names_end(_: &Context) -> Result<()> {
                 .network(&network)
                 .network_alias("db"),
         )?;
-        ensure!(fetched(&network, "db:80")? == round.to_string());
+        let seen = fetched(&network, "db:80")
+            .with_context(|| format!("round {round}, db at {:?}", named.address(&network)))?;
+        ensure!(seen == round.to_string());
         drop(named);
         let outcome = fetch(&network, "db:80")?;
         ensure!(
