@@ -63,8 +63,11 @@ impl Addresses {
     /// An address, or when to ask again; neither where all are in use.
     fn take(&mut self) -> Result<Ipv4Addr, Option<Instant>> {
         let now = Instant::now();
-        while let Some((address, _)) = self.cooling.pop_front_if(|(_, until)| *until <= now) {
-            self.pool.release(address);
+        while let Some((address, until)) = self.cooling.front()
+            && *until <= now
+        {
+            self.pool.release(*address);
+            self.cooling.pop_front();
         }
         let next = self.cooling.front().map(|(_, until)| *until);
         self.pool.take().ok_or(next)
