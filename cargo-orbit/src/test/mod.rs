@@ -7,6 +7,11 @@
 pub(crate) mod args;
 mod cargo;
 pub(crate) mod environment;
+#[allow(
+    dead_code,
+    reason = "what reports are made from; the engine comes next"
+)]
+pub(crate) mod event;
 pub(crate) mod isolate;
 pub(crate) mod session;
 
