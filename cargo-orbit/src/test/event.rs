@@ -9,6 +9,10 @@ use serde::{Deserialize, Serialize};
 /// One thing that happened.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one at a time, and few of the small ones"
+)]
 pub(crate) enum Event {
     /// Before anything is built.
     RunStarted(RunStarted),
