@@ -184,6 +184,27 @@ pub(crate) struct Attempt {
     pub(crate) kept: Option<String>,
 }
 
+impl Attempt {
+    /// One of which nothing more is known yet.
+    pub(crate) const fn new(verdict: Verdict, used: Used) -> Self {
+        Self {
+            verdict,
+            started: Duration::ZERO,
+            wall_time: Duration::ZERO,
+            lane: 0,
+            alone: true,
+            used,
+            stdout: Vec::new(),
+            stderr: Vec::new(),
+            leaked: Vec::new(),
+            denied: Vec::new(),
+            wrote: Vec::new(),
+            notes: Vec::new(),
+            kept: None,
+        }
+    }
+}
+
 /// What a test used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Used {
