@@ -7,7 +7,11 @@
 #![forbid(unsafe_code)]
 
 mod cli;
+#[allow(dead_code, reason = "the engine that asks for all of it comes next")]
+mod config;
 mod exit;
+#[allow(dead_code, reason = "as above")]
+mod filter;
 mod images;
 mod run;
 mod runner;
