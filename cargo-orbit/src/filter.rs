@@ -95,11 +95,25 @@ pub(crate) struct Target {
     /// As [`TestFacts::kind`] has it.
     pub(crate) kind: String,
     pub(crate) name: String,
+    /// The file that the compiler begins with.
+    pub(crate) source: PathBuf,
 }
 
 impl Target {
+    /// The doctests of a library.
+    pub(crate) fn doctests(package: &str) -> Self {
+        Self {
+            kind: "doc".to_owned(),
+            name: package.replace('-', "_"),
+            source: PathBuf::new(),
+        }
+    }
+
     /// As nextest names the binary of its tests.
     pub(crate) fn binary_id(&self, package: &str) -> String {
+        if self.kind == "doc" {
+            return format!("{package}::doc");
+        }
         let kind = RustTestBinaryKind::new(self.kind.clone());
         RustBinaryId::from_parts(package, &kind, &self.name).to_string()
     }
@@ -162,6 +176,7 @@ fn target(target: &cargo_metadata::Target) -> Option<Target> {
     Some(Target {
         kind: kind.to_owned(),
         name: target.name.clone(),
+        source: target.src_path.clone().into(),
     })
 }
 

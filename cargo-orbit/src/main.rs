@@ -9,7 +9,9 @@
 mod cli;
 #[allow(dead_code, reason = "the engine that asks for all of it comes next")]
 mod config;
+mod env;
 mod exit;
+mod explain;
 #[allow(dead_code, reason = "as above")]
 mod filter;
 mod images;
@@ -46,6 +48,8 @@ fn main() -> ExitCode {
         Verb::Pull(args) => (images::pull(&args), exit::FAILED),
         Verb::Images(args) => (images::images(&args), exit::FAILED),
         Verb::Gc(args) => (images::gc(&args), exit::FAILED),
+        Verb::Explain(args) => (explain::run(&args), exit::FAILED),
+        Verb::Env(args) => (env::run(&args), exit::FAILED),
         Verb::Runner(args) => (runner::run(args), exit::SETUP_FAILED),
     };
     result.unwrap_or_else(|error| {
