@@ -34,7 +34,7 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// A binary as nextest names it (`api`, `api::http`, `api::bin/serve`), the full name of a test, or both.
-    #[arg(value_name = "BINARY] [TEST", num_args = 0..=2)]
+    #[arg(value_names = ["BINARY", "TEST"], num_args = 0..=2)]
     which: Vec<String>,
 
     /// Only binaries that may have a test that this filterset selects.

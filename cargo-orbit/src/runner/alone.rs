@@ -152,13 +152,7 @@ fn package(binary: &Path, here: &Path) -> PathBuf {
 /// Cargo marks its target directory. A doctest lies elsewhere, but cargo's libraries do not.
 fn target_directory(binary: &Path, package: &Path) -> Option<PathBuf> {
     let is_marked = |directory: &&Path| directory.join("CACHEDIR.TAG").is_file();
-    let above = |path: &Path| {
-        // The outermost: cargo may mark directories in it, too.
-        path.ancestors()
-            .filter(is_marked)
-            .last()
-            .map(Path::to_owned)
-    };
+    let above = |path: &Path| path.ancestors().find(is_marked).map(Path::to_owned);
     let libraries = env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
     above(binary)
         .or_else(|| env::var_os("OUT_DIR").and_then(|path| above(Path::new(&path))))
