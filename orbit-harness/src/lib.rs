@@ -81,6 +81,8 @@ mod variables;
 
 mod attribute;
 
+mod checked;
+
 #[doc(hidden)]
 pub mod __private;
 

@@ -20,14 +20,13 @@ mod libtest;
 mod schedule;
 mod select;
 pub(crate) mod session;
-mod settings;
 mod together;
 mod words;
 
 use std::{
     env,
     io::{self, IsTerminal as _},
-    path::{self, Path, PathBuf},
+    path::Path,
     process::{Command, ExitCode, ExitStatus},
     sync::{
         Arc,
@@ -58,11 +57,12 @@ use self::{
     isolate::{Toolchain, View},
     select::{RunIgnored, Selection},
     session::{Host, Session},
-    settings::Settings,
     words::Words,
 };
 use crate::{
+    config::{Config as Settled, settings::Settings},
     exit,
+    filter::{Filter, Platform, TestFacts, Workspace},
     report::{Reports, colour, human, json, junit},
 };
 
@@ -90,10 +90,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let target_directory = metadata.target_directory.clone().into_std_path_buf();
     let history = History::load(&target_directory);
     let options = options(args, &words, &history)?;
+    let workspace = Workspace::new(&metadata);
+    let choice = Chosen {
+        config: Settled::load(&workspace, &args.settings, env::vars_os())?,
+        filters: filters(&args.run.filterset, &workspace)?,
+    };
     let ground = Ground {
-        view: View::new(&metadata, &toolchain, writable(args)?, Path::exists),
+        view: View::new(&metadata, &toolchain, Path::exists),
         host_variables: HostVariables::new(env::vars_os()),
-        asked: args.env.clone(),
         through: through.clone(),
         began,
         running: attempt::Running::default(),
@@ -109,14 +113,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let session = Session {
         view: ground.view.clone(),
         host_variables: ground.host_variables.clone(),
-        variables: args.env.clone(),
+        settings: args.settings.clone(),
     };
     let mut host = Host::new(&session)?;
     let doctests = doctests(args, &words, &metadata, &targets, &host, &options)?;
 
     let mut reports = reports(args, &words);
     if !options.list {
-        reports.on(&Event::RunStarted(run_started(&metadata, &options)));
+        reports.on(&Event::RunStarted(run_started(
+            &metadata,
+            &options,
+            choice.config.profile.clone(),
+        )));
     }
     let (sender, messages) = mpsc::channel();
     let signals = signals(sender.clone()).context("cannot take the signals of this process")?;
@@ -130,7 +138,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             let _ = pidfd_send_signal(cargo, Signal::INT);
         }
     };
-    let choice = Chosen(args);
     let engine = Engine::new(&ground, &options, &choice, sender.clone(), reports, history);
     let ended = thread::scope(|scope| {
         match build {
@@ -230,18 +237,46 @@ fn jobs(text: &str, cpus: usize) -> anyhow::Result<usize> {
     }
 }
 
-/// What chooses how tests run.
-struct Chosen<'a>(&'a Args);
+/// What chooses how tests run, and which.
+struct Chosen {
+    config: Settled,
+    filters: Vec<Filter>,
+}
 
-impl Choice for Chosen<'_> {
-    fn settings(&self, _: &TestBinary, _: &str) -> Arc<Settings> {
-        Arc::new(Settings::default())
+impl Choice for Chosen {
+    fn settings(&self, binary: &TestBinary, test: &str) -> Arc<Settings> {
+        self.config.settings(&facts(binary, test))
     }
 
-    fn has(&self, _: &TestBinary, _: &str) -> bool {
-        let _ = self.0;
-        true
+    fn has(&self, binary: &TestBinary, test: &str) -> bool {
+        let facts = facts(binary, test);
+        self.filters.is_empty() || self.filters.iter().any(|filter| filter.matches(&facts))
     }
+}
+
+/// What the configuration and filtersets are asked about. A binary that runs as a whole has no test's name.
+fn facts<'a>(binary: &'a TestBinary, test: &'a str) -> TestFacts<'a> {
+    TestFacts {
+        package_id: &binary.package_id,
+        binary_id: &binary.id.0,
+        binary_name: &binary.name,
+        kind: binary.kind,
+        platform: if binary.kind == "proc-macro" {
+            Platform::Host
+        } else {
+            Platform::Target
+        },
+        test: Some(test),
+    }
+}
+
+/// What was asked with `-E`.
+fn filters(texts: &[String], workspace: &Workspace) -> anyhow::Result<Vec<Filter>> {
+    let parse = |text: &String| match Filter::parse(text, workspace) {
+        Ok(filter) => Ok(filter),
+        Err(error) => bail!("-E {}", error.rendered(text)),
+    };
+    texts.iter().map(parse).collect()
 }
 
 fn reports(args: &Args, words: &Words) -> Reports {
@@ -282,7 +317,11 @@ fn reports(args: &Args, words: &Words) -> Reports {
     reports
 }
 
-fn run_started(metadata: &cargo_metadata::Metadata, options: &Options) -> RunStarted {
+fn run_started(
+    metadata: &cargo_metadata::Metadata,
+    options: &Options,
+    profile: Option<String>,
+) -> RunStarted {
     let since_1970 = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
@@ -293,7 +332,7 @@ fn run_started(metadata: &cargo_metadata::Metadata, options: &Options) -> RunSta
         workspace: workspace.to_owned(),
         jobs: options.jobs,
         shuffle: options.shuffle,
-        profile: None,
+        profile,
         command_line: env::args().collect(),
     }
 }
@@ -314,6 +353,7 @@ fn doctests(
         && !packages.is_empty()
         && in_share
         && selection.failed.is_none()
+        && args.run.filterset.is_empty()
         && !options.list;
     if !is_wanted {
         return Ok(None);
@@ -388,21 +428,6 @@ fn conclude(ended: Ended, target_directory: &Path, not_run: usize) -> u8 {
         return exit::CARGO_FAILED;
     }
     0
-}
-
-/// What was asked with `--writable`, as whole paths.
-fn writable(args: &Args) -> anyhow::Result<Vec<PathBuf>> {
-    let absolute = |path: &PathBuf| {
-        let found = path::absolute(path).and_then(|path| {
-            if path.try_exists()? {
-                Ok(path)
-            } else {
-                Err(io::ErrorKind::NotFound.into())
-            }
-        });
-        found.with_context(|| format!("--writable {}", path.display()))
-    };
-    args.writable.iter().map(absolute).collect()
 }
 
 /// Cargo's own exit code; 128 + signal where a signal ended it.

@@ -13,6 +13,7 @@ mod raw;
 mod registry;
 mod roles;
 mod run;
+mod runner;
 mod support;
 
 use std::process::ExitCode;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
             hostile::cases(),
             faults::cases(),
             run::cases(),
+            runner::cases(),
             published::cases(),
         ]
         .concat(),
