@@ -50,7 +50,6 @@ const details = (() => {
 
   function attempt(test, it, number) {
     const fact = (name, value) => el("div", {}, el("dt", {}, name), el("dd", {}, value));
-    const shared = it.shared ? " (its whole program)" : "";
     const remarks = [
       ...told("left behind", it.leaked), ...told("not let out to", it.denied), ...told("wrote", it.wrote, it.wrote_more),
       ...told("note", it.notes), ...told("kept", it.kept && [`cargo orbit shell ${it.kept}`]),
@@ -61,9 +60,9 @@ const details = (() => {
       it.word === "PASS" ? null : el("p", { class: "phrase" }, it.phrase),
       el("dl", { class: "facts" },
         fact("Time", duration(it.wall)), fact("Started", `+${duration(it.started)}`), fact("Job", String(it.lane + 1)),
-        fact(`CPU${shared}`, duration((it.user || 0) + (it.system || 0))),
-        fact("of that, in the kernel", duration(it.system || 0)),
-        fact(`Memory, peak${shared}`, bytes(it.memory))),
+        fact("CPU", duration((it.user || 0) + (it.system || 0))), fact("CPU, kernel", duration(it.system || 0)),
+        fact("Memory, peak", bytes(it.memory))),
+      it.shared ? el("p", { class: "dim" }, "It shared a sandbox: what its whole program used is told with the last test of it.") : null,
       remarks.length ? el("ul", { class: "told" }, ...remarks) : null,
       stream("Standard output", it.stdout), stream("Standard error", it.stderr),
       it.stdout || it.stderr ? null : el("p", { class: "dim" }, "It wrote nothing."));
@@ -89,13 +88,13 @@ const details = (() => {
     const why = test.class === "ignored" ? "It is marked with #[ignore]." : "The run ended before its turn.";
     body.replaceChildren(
       el("span", { class: `badge ${test.class}` }, test.word),
-      el("h3", { id: "drawer-name" }, test.name),
+      el("h3", { id: "drawer-name", tabindex: -1 }, test.name),
       el("p", { class: "binary" }, test.binary),
       ...(test.attempts.length ? test.attempts.map((it, number) => attempt(test, it, number)).reverse() : [el("p", { class: "phrase" }, why)]),
       ...[neighbours(test)].filter(Boolean));
     drawer.hidden = false;
     body.scrollTop = 0;
-    body.focus({ preventScroll: true });
+    $("drawer-name").focus({ preventScroll: true });
     try { history.replaceState(null, "", `#test-${index}`); } catch { /* not everywhere from file:// */ }
     table.mark();
     timeline.draw();

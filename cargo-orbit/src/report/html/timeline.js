@@ -4,6 +4,8 @@ const timeline = (() => {
   const AXIS = 26, GAP = 14, STRIP = 46, LABEL = 62;
   const lane = LANES <= 10 ? 26 : LANES <= 24 ? 18 : LANES <= 64 ? 10 : 6;
   const height = AXIS + LANES * lane + 2 * (GAP + STRIP) + 6;
+  // Where thousands are drawn over each other, what did not pass stays in sight.
+  const LAYERS = ["passed", "flaky", "failed"].flatMap((name) => BARS.filter((bar) => bar.class === name));
   let from = 0, to = END, over = null, dragged = null, colour = {}, width = 0;
 
   $("timeline-hint").textContent =
@@ -64,13 +66,14 @@ const timeline = (() => {
       context.strokeStyle = colour.line;
       context.beginPath(); context.moveTo(px, AXIS - 6); context.lineTo(px, height); context.stroke();
       context.fillStyle = colour.faint;
-      const text = step >= 1 ? `${Math.round(at)} s` : step >= .001 ? `${Math.round(at * 1e3)} ms` : `${Math.round(at * 1e6)} µs`;
+      const decimals = Math.max(0, Math.ceil(-Math.log10(step) - 1e-9));
+      const text = to >= 1 && decimals <= 3 ? `${at.toFixed(decimals)} s` : step >= 1 ? `${Math.round(at)} s` : step >= .001 ? `${Math.round(at * 1e3)} ms` : `${Math.round(at * 1e6)} µs`;
       context.textAlign = px > width - 24 ? "right" : "center";
       context.fillText(text, Math.min(px, width), AXIS / 2 - 2);
     }
   }
 
-  function strip(top, { points, most }, fill, name, worth) {
+  function strip(top, { points, most }, fill, name, worth, mean) {
     context.fillStyle = colour.faint;
     context.font = `11px ${colour.sans}`;
     context.textAlign = "left";
@@ -81,20 +84,28 @@ const timeline = (() => {
     context.strokeStyle = colour.line;
     context.beginPath(); context.moveTo(LABEL, top + STRIP + .5); context.lineTo(width, top + STRIP + .5); context.stroke();
     if (!most) return;
+    // One value for each pixel: the most that was used in its time, or of processors the mean.
+    const columns = Math.ceil(width - LABEL), values = new Float64Array(columns);
+    let level = 0, next = 0;
+    for (let n = 0; n < columns; n++) {
+      const start = time(LABEL + n), end = time(LABEL + n + 1);
+      while (next < points.length && points[next][0] <= start) level = points[next++][1];
+      let value = level, sum = 0, since = start;
+      while (next < points.length && points[next][0] < end) {
+        sum += level * (points[next][0] - since);
+        [since, level] = points[next++];
+        value = Math.max(value, level);
+      }
+      values[n] = mean ? (sum + level * (end - since)) / (end - start) : value;
+    }
     const y = (level) => top + STRIP - level / most * (STRIP - 4);
     context.save();
     context.beginPath(); context.rect(LABEL, top - 2, width - LABEL, STRIP + 3); context.clip();
     context.beginPath();
-    context.moveTo(x(0), y(0));
-    let level = 0;
-    for (const [at, next] of points) {
-      context.lineTo(x(at), y(level));
-      context.lineTo(x(at), y(next));
-      level = next;
-    }
-    context.lineTo(x(END), y(level));
+    context.moveTo(LABEL - 2, y(values[0]));
+    values.forEach((value, n) => { context.lineTo(LABEL + n, y(value)); context.lineTo(LABEL + n + 1, y(value)); });
     context.strokeStyle = fill; context.lineWidth = 1.25; context.stroke();
-    context.lineTo(x(END), y(0)); context.closePath();
+    context.lineTo(width, y(0)); context.lineTo(LABEL - 2, y(0)); context.closePath();
     context.globalAlpha = .22; context.fillStyle = fill; context.fill();
     context.restore();
   }
@@ -124,9 +135,9 @@ const timeline = (() => {
     context.save();
     context.beginPath(); context.rect(LABEL, 0, width - LABEL, height); context.clip();
     const selected = details.current();
-    for (const bar of BARS) {
+    for (const bar of LAYERS) {
       if (bar.end < from || bar.start > to) continue;
-      const left = x(bar.start), wide = Math.max(x(bar.end) - left - (lane > 8 ? 1 : 0), 1.5);
+      const left = x(bar.start), wide = Math.max(x(bar.end) - left - (lane > 8 ? 1 : 0), bar.class === "passed" ? 1.5 : 2.5);
       const top = AXIS + bar.lane * lane + (lane > 8 ? 3 : 1), tall = lane - (lane > 8 ? 6 : 2);
       context.fillStyle = colour[`bar-${bar.class}`];
       context.beginPath();
@@ -155,7 +166,7 @@ const timeline = (() => {
     context.restore();
     const under = AXIS + LANES * lane + GAP;
     strip(under, memory, colour.memory, "memory", bytes);
-    strip(under + STRIP + GAP, cpu, colour.cpu, "CPU", (most) => `${most.toFixed(1)} core${most === 1 ? "" : "s"}`);
+    strip(under + STRIP + GAP, cpu, colour.cpu, "CPU", (most) => `${most.toFixed(1)} core${most === 1 ? "" : "s"}`, true);
   }
 
   function at(px, py) {
