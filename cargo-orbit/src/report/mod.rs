@@ -12,6 +12,7 @@
 //! was wrong is told at the end.
 
 pub(crate) mod colour;
+pub(crate) mod github;
 pub(crate) mod html;
 pub(crate) mod human;
 pub(crate) mod json;
