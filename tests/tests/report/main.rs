@@ -7,7 +7,7 @@ mod files;
 mod html;
 
 use std::{
-    env, fs,
+    fs,
     path::PathBuf,
     process::ExitCode,
     sync::{Mutex, PoisonError},
@@ -15,7 +15,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use orbit_tests::{Program, Who, main_loop, target_dir, workspace};
+use orbit_tests::{Program, Who, main_loop, orbit_cli, target_dir, workspace};
 
 fn main() -> ExitCode {
     main_loop::run([html::cases(), files::cases()].concat())
@@ -36,8 +36,7 @@ fn write_samples(_: Who) -> Result<()> {
     if samples().exists() {
         fs::remove_dir_all(samples())?;
     }
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    Program::new(cargo)
+    Program::from_command(orbit_cli::cargo())
         .args(["test", "--quiet", "--package", "cargo-orbit", "--bin"])
         .args(["cargo-orbit", "--target-dir"])
         .arg(target_dir())
