@@ -55,7 +55,9 @@ fn chromium(context: &Context, page: &str, arguments: &[&str]) -> Result<Finishe
 
 /// The page's elements, after its script has made them.
 fn elements(context: &Context, page: &str) -> Result<String> {
-    let dom = chromium(context, page, &["--dump-dom"])?.stdout;
+    // High enough for all lines of the small sample: what is out of sight is not drawn.
+    let arguments = ["--dump-dom", "--window-size=1360,2000"];
+    let dom = chromium(context, page, &arguments)?.stdout;
     // The data that was put in would hold what is looked for too.
     let (before, data) = dom.split_once(r#"id="data">"#).context("no data")?;
     let after = data
