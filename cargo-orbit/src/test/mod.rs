@@ -63,7 +63,7 @@ use crate::{
     config::{Config as Settled, settings::Settings},
     exit,
     filter::{Filter, Platform, TestFacts, Workspace},
-    report::{Reports, colour, human, json, junit},
+    report::{Reports, colour, github, html, human, json, junit},
 };
 
 /// Builds and runs the tests that `args` ask for.
@@ -293,10 +293,12 @@ fn reports(args: &Args, words: &Words) -> Reports {
         |name| env::var_os(name),
         io::stderr().is_terminal(),
     );
-    reports.add(
-        "the report on standard error",
-        human::Human::new(verbosity, colours),
-    );
+    let mut human = human::Human::new(verbosity, colours);
+    let on_github = github::is_here(|name| env::var_os(name));
+    if on_github {
+        human = human.guarded(github::Guard::new());
+    }
+    reports.add("the report on standard error", human);
     if args
         .cargo
         .message_format
@@ -312,6 +314,18 @@ fn reports(args: &Args, words: &Words) -> Reports {
         reports.add(
             format!("the JUnit report {}", path.display()),
             junit::Junit::new(path.clone()),
+        );
+    }
+    if let Some(directory) = &args.run.report {
+        reports.add(
+            format!("the page {}/index.html", directory.display()),
+            html::Html::new(directory.clone()),
+        );
+    }
+    if on_github {
+        reports.add(
+            "the report for GitHub",
+            github::Github::new(io::stderr(), |name| env::var_os(name)),
         );
     }
     reports
