@@ -7,14 +7,13 @@
 #![forbid(unsafe_code)]
 
 mod cli;
-#[allow(dead_code, reason = "the engine that asks for all of it comes next")]
 mod config;
 mod env;
 mod exit;
 mod explain;
-#[allow(dead_code, reason = "as above")]
 mod filter;
 mod images;
+mod report;
 mod run;
 mod runner;
 mod signals;

@@ -26,7 +26,7 @@ use crate::{
     exit,
     test::{
         environment,
-        isolate::{self, Program},
+        isolate::Program,
         session::{Guest, NotRun},
     },
 };
@@ -66,17 +66,19 @@ fn in_session(args: Args, address: &str) -> anyhow::Result<ExitCode> {
     let guest = Guest::join(address)?;
 
     let binary = path::absolute(PathBuf::from(&args.command[0])).context("the test program")?;
+    let here = env::current_dir().context("the directory to run the test program in")?;
+    let settings = alone::settings(&guest.session.settings, &binary, &here, &args.command[1..])?;
     let program = Program {
         command: args.through.into_iter().chain(args.command).collect(),
-        working_dir: env::current_dir().context("the directory to run the test program in")?,
+        working_dir: here,
         variables: environment::of_test(
             env::vars_os(),
             &guest.session.host_variables,
-            &guest.session.variables,
+            &settings.variables(),
         ),
         binary: binary.clone(),
     };
-    match isolate::sandbox(&guest.session.view, program).run() {
+    match alone::sandbox_over(&guest.session.view, &settings, program).run() {
         Ok(outcome) => {
             if let Status::Signaled(number) = outcome.status {
                 end_by_signal(number);

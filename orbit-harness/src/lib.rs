@@ -100,7 +100,7 @@ pub use outcome::{
     LeakedProcess, Note, Outcome, Pressure, ProcessName, Status, Usage, UsageSource,
 };
 pub use publish::Port;
-pub use sandbox::Sandbox;
+pub use sandbox::{Killer, Sandbox};
 pub use spec::{ImageRef, Init, Mount, NetworkMode, PullPolicy, SpecFault};
 pub use units::{Bytes, CpuQuota, UnitError};
 

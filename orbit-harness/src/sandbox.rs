@@ -202,6 +202,17 @@ impl Sandbox {
         let _ = self.events.shutdown_send();
     }
 
+    /// What ends this sandbox from another thread, while this one [waits](Self::wait).
+    ///
+    /// # Errors
+    /// Where this process has no descriptor to spare.
+    pub fn killer(&self) -> Result<Killer, Error> {
+        let cannot = |error| Error::io("cannot share the sandbox's channel", error);
+        Ok(Killer {
+            events: self.events.try_clone().map_err(cannot)?,
+        })
+    }
+
     /// Asks the program to end with SIGTERM, and kills the sandbox if it has not after `patience`.
     ///
     /// # Errors
@@ -317,6 +328,37 @@ impl Sandbox {
             notes: end.notes,
             warnings: end.warnings,
         })
+    }
+}
+
+/// Ends a sandbox from another thread: see [`Sandbox::killer`]. It does not keep the sandbox alive.
+///
+/// ```
+/// let mut sandbox = orbit::Sandbox::builder().cmd(["sleep", "60"]).start()?;
+/// let killer = sandbox.killer()?;
+/// let waiting = std::thread::spawn(move || sandbox.wait());
+/// killer.kill();
+/// assert_eq!(waiting.join().unwrap()?.status, orbit::Status::Signaled(9));
+/// # Ok::<(), orbit::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Killer {
+    events: Channel,
+}
+
+impl Killer {
+    /// Kills the program and everything else in the sandbox. Nothing happens if it has ended.
+    pub fn kill(&self) {
+        // Where nobody listens, nobody lives.
+        let _ = self.events.shutdown_send();
+    }
+
+    /// Sends a signal, as numbered in signal(7), to the program. Nothing happens if it has ended, if there is no such
+    /// signal, or if the program is process 1 itself ([`Init::Program`]).
+    pub fn signal(&self, signal: i32) {
+        if (1..=libc::SIGRTMAX()).contains(&signal) {
+            let _ = self.events.send(&Control::Signal(signal), &[]);
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{env, path::PathBuf};
 
 use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches, ValueHint};
+use serde::{Deserialize, Serialize};
 
 use super::{
     fault::{Fault, Origin},
@@ -14,7 +15,7 @@ use super::{
 const HEADING: &str = "Isolation";
 
 /// Keys of the configuration that were given as flags: the strongest of all that says something of them.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SettingsArgs {
     profile: Option<String>,
     /// By the key's place in the table, as written.

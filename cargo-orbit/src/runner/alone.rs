@@ -11,6 +11,7 @@ use std::{
     os::unix::process::parent_id,
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::Arc,
     thread,
 };
 
@@ -70,6 +71,20 @@ pub(super) fn run(through: Vec<OsString>, command: Vec<OsString>) -> anyhow::Res
         }
         Err(Failed::Signals(error)) => Err(error),
     }
+}
+
+/// What holds for the program `binary`, when `flags` were given.
+pub(super) fn settings(
+    flags: &SettingsArgs,
+    binary: &Path,
+    here: &Path,
+    arguments: &[OsString],
+) -> anyhow::Result<Arc<Settings>> {
+    let package = package(binary, here);
+    let known = kept::known(&package, target_directory(binary, &package).as_deref())?;
+    let config = Config::load(&known.workspace, flags, env::vars_os())?;
+    let which = Which::find(&known.workspace, &package, binary, arguments);
+    Ok(config.settings(&which.facts()))
 }
 
 /// The sandbox for a program that needs to see `shown`.

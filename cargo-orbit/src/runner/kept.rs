@@ -203,7 +203,7 @@ fn ask(package: &Path) -> anyhow::Result<Known> {
     files.sort();
     files.dedup();
     Ok(Known {
-        view: View::new(&metadata, &toolchain, Vec::new(), Path::exists),
+        view: View::new(&metadata, &toolchain, Path::exists),
         depends_on: DependsOn::now(files),
         workspace,
     })
