@@ -149,7 +149,8 @@ fn form(key: &Key) -> String {
 
 /// The keys as the page has them.
 fn page() -> String {
-    KEYS.iter()
+    let keys: Vec<String> = KEYS
+        .iter()
         .map(|key| {
             format!(
                 "\n### `{}`\n\n{}\n\n- Type: {}\n- Default: {}\n- Example: `{} = {}`\n- Also: `{}`, `--{} {}`\n",
@@ -164,7 +165,8 @@ fn page() -> String {
                 key.placeholder,
             )
         })
-        .collect()
+        .collect();
+    keys.concat()
 }
 
 mod tests {

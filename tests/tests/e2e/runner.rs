@@ -97,7 +97,8 @@ fn verdicts(finished: &Finished) -> BTreeMap<String, String> {
     let verdict = |line: &str| {
         let (verdict, rest) = line.trim_start().split_once(" [")?;
         let (_, name) = rest.split_once(") ")?;
-        Some((name.to_owned(), verdict.to_owned()))
+        let is_verdict = verdict.bytes().all(|byte| byte.is_ascii_uppercase());
+        is_verdict.then(|| (name.to_owned(), verdict.to_owned()))
     };
     finished.stderr.lines().filter_map(verdict).collect()
 }
@@ -162,6 +163,7 @@ fn cargo_says_the_same(context: &Context) -> Result<()> {
             .stdout
             .lines()
             .filter(|line| line.starts_with("test ") || line.contains("harness"))
+            .filter(|line| !line.starts_with("test result"))
             .map(str::to_owned)
             .collect();
         lines.sort();
