@@ -15,6 +15,7 @@ mod roles;
 mod run;
 mod runner;
 mod support;
+mod verdicts;
 
 use std::process::ExitCode;
 
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
             faults::cases(),
             run::cases(),
             runner::cases(),
+            verdicts::cases(),
             published::cases(),
         ]
         .concat(),
