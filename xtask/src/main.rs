@@ -26,7 +26,7 @@ usage: cargo xtask VERB
   ci      the same: what .ci/run calls
   check   formatting, lints, documentation, licences
   images  build the test images
-  vm [FILTER]...                run the tests of limits in a virtual machine with cgroup v2
+  vm [FILTER]...                run the tests of limits, and of sandboxes, in a virtual machine with cgroup v2
   vm --once PROGRAM [ARG]...    run a program once in it, as root; ORBIT_VM_EXTRA names other paths it needs
 ";
 
@@ -55,7 +55,7 @@ fn main() -> ExitCode {
             Ok(())
         }
         ["vm", filter @ ..] => {
-            suites::limits_in_vm(&mut tally, filter);
+            suites::all_in_vm(&mut tally, filter);
             Ok(())
         }
         _ => {

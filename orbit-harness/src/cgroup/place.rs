@@ -159,11 +159,16 @@ impl Place {
         Ok(())
     }
 
-    /// A control group with these limits, in which no process is yet.
+    /// A control group with these limits, in which no process is yet. `below`: what is born into it has its own
+    /// below that one.
     ///
     /// # Errors
     /// The first limit that cannot be kept here.
-    pub(crate) fn sandbox(&self, settings: &[Setting]) -> Result<Directory, LimitError> {
+    pub(crate) fn sandbox(
+        &self,
+        settings: &[Setting],
+        below: bool,
+    ) -> Result<Directory, LimitError> {
         for setting in settings {
             self.enable(setting.controller)?;
             if setting.controller == Controller::Cpuset {
@@ -171,7 +176,10 @@ impl Place {
             }
         }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let directory = Directory::create(self.owner.join(number.to_string()))?;
+        let mut directory = Directory::create(self.owner.join(number.to_string()))?;
+        if below {
+            directory.add_inner()?;
+        }
         directory.give_to(self.supervisor_ids)?;
         for setting in settings {
             directory.set(setting)?;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use orbit::Sandbox;
+use orbit::{Sandbox, SandboxBuilder};
 
 /// Says what a child of this binary is to do.
 const ROLE: &str = "ORBIT_LIMITS_ROLE";
@@ -19,6 +19,7 @@ pub(crate) fn run_as_child() -> Option<ExitCode> {
     let done = match role.as_str() {
         "many" => many(),
         "one" => one(),
+        "parallelism" => parallelism(),
         _ => return Some(ExitCode::from(2)),
     };
     if let Err(error) = done {
@@ -49,6 +50,21 @@ fn one() -> Result<(), orbit::Error> {
         .memory("16M")
         .run()
         .map(drop)
+}
+
+/// What a program takes for the number of CPUs.
+fn parallelism() -> Result<(), orbit::Error> {
+    println!(
+        "{}",
+        std::thread::available_parallelism().map_or(0, usize::from)
+    );
+    Ok(())
+}
+
+/// A sandbox whose program is this binary in a role.
+pub(crate) fn sandbox(role: &str) -> Result<SandboxBuilder> {
+    let program = env::current_exe()?;
+    Ok(Sandbox::builder().cmd([program]).env(ROLE, role))
 }
 
 /// Starts this binary in a role.
