@@ -34,8 +34,9 @@ const WITHOUT_TOOLCHAIN: &str = "ORBIT_TESTS_WITHOUT_TOOLCHAIN";
 /// How many times its deadline a case may take, where the machine is that much slower than others.
 const PATIENCE: &str = "ORBIT_TESTS_PATIENCE";
 /// What of the caller's environment a case sees.
-const INHERITED: [&str; 5] = [
+const INHERITED: [&str; 6] = [
     "RUST_BACKTRACE",
+    PATIENCE,
     "ORBIT_IMAGES_DIR",
     "TERM",
     "LANG",
