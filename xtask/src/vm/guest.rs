@@ -18,7 +18,7 @@ use super::{
 };
 
 /// The programs that tests and rootless sandboxes call, where this machine has them.
-const PROGRAMS: [&str; 13] = [
+const PROGRAMS: [&str; 12] = [
     "/usr/bin/newuidmap",
     "/usr/bin/newgidmap",
     "/usr/bin/setpriv",
@@ -31,8 +31,7 @@ const PROGRAMS: [&str; 13] = [
     "/usr/bin/script",
     // Busybox has one that goes on where nothing can be written.
     "/usr/bin/head",
-    "/usr/bin/docker-registry",
-    "/usr/bin/skopeo",
+    "/usr/bin/env",
 ];
 
 /// The disk for `jobs`.

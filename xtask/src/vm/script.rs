@@ -110,8 +110,9 @@ impl Job {
         let name = &self.name;
         let run = if self.boxed {
             let inside = format!("{BOX}cd {home}; export {environment}; exec {command}");
+            // What a shell starts in the background ignores Ctrl-C, and a program inherits that.
             format!(
-                "/usr/bin/unshare --mount --net --pid --ipc --uts --cgroup --fork --mount-proc --kill-child \
+                "/usr/bin/env --default-signal=INT,QUIT /usr/bin/unshare --mount --net --pid --ipc --uts --cgroup --fork --mount-proc --kill-child \
                  sh -c {}",
                 quoted(&inside)
             )
