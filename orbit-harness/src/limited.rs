@@ -231,7 +231,7 @@ fn control_group(
     settings: &[Setting],
     below: bool,
 ) -> Result<Directory, LimitError> {
-    let place = Place::get(host)?;
+    let place = Place::get(host, supervisor)?;
     let directory = place.sandbox(settings, below)?;
     place.adopt(supervisor)?;
     Ok(directory)

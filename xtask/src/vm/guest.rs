@@ -18,7 +18,7 @@ use super::{
 };
 
 /// The programs that tests and rootless sandboxes call, where this machine has them.
-const PROGRAMS: [&str; 12] = [
+const PROGRAMS: [&str; 13] = [
     "/usr/bin/newuidmap",
     "/usr/bin/newgidmap",
     "/usr/bin/setpriv",
@@ -29,8 +29,10 @@ const PROGRAMS: [&str; 12] = [
     "/usr/bin/unshare",
     "/usr/bin/mount",
     "/usr/bin/script",
-    // Busybox has one that goes on where nothing can be written.
+    // Busybox has one that goes on where nothing can be written,
     "/usr/bin/head",
+    // and its shell takes its own programs for all others.
+    "/usr/bin/sh",
     "/usr/bin/env",
 ];
 

@@ -130,7 +130,7 @@ impl Job {
         );
         if self.boxed {
             // Line by line, as another writes to the same console.
-            format!("( {told}) | while IFS= read -r line; do echo \"$line\"; done &\n")
+            format!("( {told}) | while IFS= read -r line; do printf '%s\\n' \"$line\"; done &\n")
         } else {
             told
         }
