@@ -74,7 +74,27 @@ pub(crate) fn tests(filter: &[String], see: &mut dyn FnMut(&str)) -> Result<bool
 fn limits(filter: &[String]) -> Result<Vec<Job>> {
     let binary = test_binary("limits")?;
     let job = |who| Job::new(who, binary.clone(), filter.to_vec());
-    Ok(Who::ALL.into_iter().map(job).collect())
+    let mut jobs: Vec<Job> = Who::ALL.into_iter().map(job).collect();
+    let attribute = test_binary("attribute_limits")?;
+    for who in Who::ALL {
+        let mut arguments = vec!["--include-ignored".to_owned()];
+        // Nobody keeps the others for it, which is an error that the tests of limits look at.
+        arguments.extend((who == Who::Undelegated).then(|| "best_effort".to_owned()));
+        arguments.extend(filter.iter().cloned());
+        jobs.push(Job::new(who, attribute.clone(), arguments));
+    }
+    // Some of them once more at the top of a container's tree, in which the processes are that divide it.
+    if filter.is_empty() {
+        for (who, name) in [
+            (Who::Root, "container"),
+            (Who::Delegated, "container-of-user"),
+        ] {
+            let few = vec!["killed".to_owned()];
+            let job = Job::new(who, binary.clone(), few).boxed(name);
+            jobs.push(job.env("ORBIT_TESTS_AS", name));
+        }
+    }
+    Ok(jobs)
 }
 
 /// The sandbox suite as root, and as a user whose cgroup is delegated, at the same time.

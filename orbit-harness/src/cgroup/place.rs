@@ -416,6 +416,10 @@ fn move_processes(directory: &Path) -> io::Result<()> {
         _ => {}
     }
     for pid in words(directory, "cgroup.procs")? {
+        // One that this pid namespace does not show; as a number, it would mean this process.
+        if pid == "0" {
+            continue;
+        }
         match write(&leaf, "cgroup.procs", &pid) {
             // It is gone by now.
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}

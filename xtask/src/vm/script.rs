@@ -108,24 +108,28 @@ impl Job {
         let command = format!("{switch}{}", words.join(" "));
         let environment = environment.join(" ");
         let name = &self.name;
-        let run = if self.boxed {
-            let inside = format!("{BOX}cd {home}; export {environment}; exec {command}");
+        let enter = format!("echo 0 > /sys/fs/cgroup/{cgroup}/cgroup.procs");
+        let run = format!("cd {home}; export {environment}; exec {command}");
+        let (made, run) = if self.boxed {
+            let made = match self.who {
+                Who::Root => format!("mkdir /sys/fs/cgroup/{cgroup}\n"),
+                _ => format!("mkdir /sys/fs/cgroup/{cgroup}; {}", delegate(&cgroup)),
+            };
+            // It enters its cgroup alone, as the first process of a container does: what waits for it stays outside.
+            let top = format!("{TOP}{run}");
+            let inside = format!("{BOX}{enter}; exec unshare --cgroup sh -c {}", quoted(&top));
             // What a shell starts in the background ignores Ctrl-C, and a program inherits that.
-            format!(
-                "/usr/bin/env --default-signal=INT,QUIT /usr/bin/unshare --mount --net --pid --ipc --uts --cgroup --fork --mount-proc --kill-child \
-                 sh -c {}",
+            let run = format!(
+                "/usr/bin/env --default-signal=INT,QUIT /usr/bin/unshare --mount --net --pid --ipc --uts --fork \
+                 --mount-proc --kill-child sh -c {}",
                 quoted(&inside)
-            )
+            );
+            (made, run)
         } else {
-            format!("cd {home}; export {environment}; exec {command}")
-        };
-        let made = match (self.boxed, self.who) {
-            (true, Who::Root) => format!("mkdir /sys/fs/cgroup/{cgroup}\n"),
-            (true, _) => format!("mkdir /sys/fs/cgroup/{cgroup}; {}", delegate(&cgroup)),
-            (false, _) => String::new(),
+            (String::new(), format!("{enter}; {run}"))
         };
         let told = format!(
-            "{made}( echo 0 > /sys/fs/cgroup/{cgroup}/cgroup.procs; {run} ) </dev/null 2>&1\n\
+            "{made}( {run} ) </dev/null 2>&1\n\
              echo \"{MARK}exit {name} $?\"\n"
         );
         if self.boxed {
@@ -137,10 +141,12 @@ impl Job {
     }
 }
 
-/// What makes the inside of a box: places of its own, loopback, and its own cgroup at the top of the tree.
+/// What makes the inside of a box: places of its own, and loopback.
 const BOX: &str = "mount -t tmpfs -o mode=1777 tmpfs /tmp; mount -t tmpfs -o mode=0755 tmpfs /srv; \
-                   mount -t tmpfs -o mode=0755 tmpfs /run; umount -l /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup; \
-                   ip link set lo up; ";
+                   mount -t tmpfs -o mode=0755 tmpfs /run; ip link set lo up; ";
+
+/// Its own cgroup, at the top of the tree that it sees.
+const TOP: &str = "umount -l /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup; ";
 
 /// What the script says on the console besides what the programs print.
 #[derive(Debug, PartialEq, Eq)]
