@@ -158,10 +158,13 @@ pub(crate) fn plan(
         tty: spec.tty,
         ulimits: spec.limits.ulimits.clone(),
     };
-    let limited = cgroup.is_some();
-    let steps = steps(
-        spec, image, host, around, &hostname, network, &program, limited,
-    );
+    let mut steps = steps(spec, image, host, around, &hostname, network, &program);
+    let sys = steps
+        .iter()
+        .position(|step| matches!(step, Step::Sys { .. }));
+    if let Some(sys) = sys.filter(|_| cgroup.is_some()) {
+        steps.insert(sys + 1, Step::Cgroup);
+    }
     Ok(Plan {
         network,
         steps,
@@ -184,7 +187,6 @@ fn steps(
     hostname: &str,
     network: Isolation,
     program: &ProgramPlan,
-    limited: bool,
 ) -> Vec<Step> {
     let size = spec.disk.unwrap_or(DEFAULT_DISK);
     let mut steps = Vec::new();
@@ -230,9 +232,6 @@ fn steps(
         steps.push(Step::CoverEtc(names.collect()));
     }
     steps.extend(system.mounts());
-    if limited {
-        steps.push(Step::Cgroup);
-    }
     steps.extend(spec.mounts.iter().map(|mount| {
         let at = normal(&mount.target);
         match &mount.kind {

@@ -272,8 +272,11 @@ impl Sandbox {
 
     /// Takes what was written, or a good part of it. Whether that was all.
     fn drain(&mut self) -> bool {
-        let captures = [&mut self.stdout, &mut self.stderr].into_iter().flatten();
-        captures.fold(true, |all, capture| capture.drain() && all)
+        let mut all = true;
+        for capture in [&mut self.stdout, &mut self.stderr].into_iter().flatten() {
+            all &= capture.drain();
+        }
+        all
     }
 
     /// Whether there was an event: not where the supervisor is gone.

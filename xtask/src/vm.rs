@@ -12,6 +12,7 @@ mod guest;
 mod kernel;
 mod qemu;
 mod script;
+mod systemd;
 
 use std::{
     path::{Path, PathBuf},
@@ -65,6 +66,9 @@ pub(crate) fn unavailable() -> Option<String> {
 /// # Errors
 /// Where there is no machine to run them in, or it does not end in time.
 pub(crate) fn tests(filter: &[String], see: &mut dyn FnMut(&str)) -> Result<bool> {
+    if matches!(filter, [word] if word == SYSTEMD) {
+        return run(&[under_systemd(test_binary("limits")?)], see);
+    }
     let mut jobs = limits(filter)?;
     jobs.extend(suites(filter)?);
     run(&jobs, see)
@@ -75,6 +79,10 @@ fn limits(filter: &[String]) -> Result<Vec<Job>> {
     let binary = test_binary("limits")?;
     let job = |who| Job::new(who, binary.clone(), filter.to_vec());
     let mut jobs: Vec<Job> = Who::ALL.into_iter().map(job).collect();
+    // The cgroup of this one is nobody's to divide, and limits are kept all the same.
+    if filter.is_empty() && systemd::is_here() {
+        jobs.push(under_systemd(binary.clone()));
+    }
     let attribute = test_binary("attribute_limits")?;
     for who in Who::ALL {
         let mut arguments = vec!["--include-ignored".to_owned()];
@@ -95,6 +103,14 @@ fn limits(filter: &[String]) -> Result<Vec<Job>> {
         }
     }
     Ok(jobs)
+}
+
+/// The filter that means this job alone.
+const SYSTEMD: &str = "systemd";
+
+fn under_systemd(limits: PathBuf) -> Job {
+    let few = vec!["killed".to_owned()];
+    Job::new(Who::Undelegated, limits, few).with_systemd(SYSTEMD)
 }
 
 /// The sandbox suite as root, and as a user whose cgroup is delegated, at the same time.

@@ -72,7 +72,8 @@ impl Bus {
     /// The kernel tells the other side who we are; what is said is only whom we take ourselves for.
     fn authenticate(&mut self, uid: u32) -> Result<(), BusError> {
         let digits = uid.to_string();
-        let hex: String = digits.bytes().map(|byte| format!("{byte:02x}")).collect();
+        // Digits are 30 to 39 in hexadecimal.
+        let hex: String = digits.chars().flat_map(|digit| ['3', digit]).collect();
         self.stream
             .write_all(format!("\0AUTH EXTERNAL {hex}\r\n").as_bytes())?;
         let mut line = Vec::new();
@@ -131,7 +132,7 @@ impl Bus {
         let mut fixed = [0; 16];
         self.stream.read_exact(&mut fixed)?;
         let length = Reader::new(&fixed)
-            .and_then(|reader| reader.rest_of_message())
+            .and_then(Reader::rest_of_message)
             .filter(|length| *length <= MAX_MESSAGE_BYTES)
             .ok_or(BusError::Malformed)?;
         let mut bytes = fixed.to_vec();

@@ -83,7 +83,7 @@ fn nothing_is_shown_without_limits() -> Result<()> {
 /// Everything that a program with namespaces of its own can try: a control group namespace and a mount that takes
 /// writes; then, since the kernel keeps the files at the root of a namespace from who is in it, from a namespace whose
 /// root is below. Then it takes four times its limit.
-const CLIMB: &str = r#"
+const CLIMB: &str = r"
 mkdir /tmp/tree
 cat > /tmp/climb <<'END'
 mount -t cgroup2 cgroup2 /tmp/tree && echo mounted
@@ -95,7 +95,7 @@ cat /proc/self/cgroup
 END
 unshare --user --map-root-user --mount --cgroup sh /tmp/climb 2>&1
 exec dd if=/dev/zero of=/dev/null bs=256M count=1
-"#;
+";
 
 fn nested_cannot_raise_its_limit() -> Result<()> {
     let outcome = sh(CLIMB).memory("64M").nested(true).run()?;

@@ -15,6 +15,7 @@ use super::{
     kernel::Kernel,
     output,
     script::{self, Job, PROBED, SINGLE, USER},
+    systemd,
 };
 
 /// The programs that tests and rootless sandboxes call, where this machine has them.
@@ -95,6 +96,12 @@ pub(super) fn disk(directory: &Path, jobs: &[Job]) -> Result<PathBuf> {
         } else {
             place_tree(&root, extra)?;
         }
+    }
+    if let Some(job) = jobs.iter().find(|job| job.systemd) {
+        for program in systemd::PROGRAMS {
+            place_program(&root, Path::new(program))?;
+        }
+        systemd::place(&root, job)?;
     }
     let script = root.join("init");
     fs::write(&script, script::init(jobs))?;

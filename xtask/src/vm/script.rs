@@ -13,6 +13,8 @@
 
 use std::path::PathBuf;
 
+use super::systemd;
+
 /// Who a job runs as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Who {
@@ -43,6 +45,7 @@ pub(crate) struct Job {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     boxed: bool,
+    pub(super) systemd: bool,
     /// What else must be there, at the same paths.
     pub(super) extra: Vec<PathBuf>,
 }
@@ -56,6 +59,7 @@ impl Job {
             arguments,
             environment: Vec::new(),
             boxed: false,
+            systemd: false,
             extra: Vec::new(),
         }
     }
@@ -67,6 +71,29 @@ impl Job {
             boxed: true,
             ..self
         }
+    }
+
+    /// As the ordinary user, once systemd has taken over: see `systemd`.
+    pub(super) fn with_systemd(self, name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            systemd: true,
+            ..self
+        }
+    }
+
+    /// What systemd's service runs, at the very end.
+    pub(super) fn under_systemd(&self) -> String {
+        let arguments = self.arguments.iter().map(|word| quoted(word));
+        format!(
+            "export HOME=/home/user XDG_RUNTIME_DIR=/run/user/{USER} ORBIT_TESTS_AS={name}\n\
+             cd /home/user\n\
+             /usr/bin/setpriv --reuid={USER} --regid={USER} --init-groups --inh-caps=-all -- {program} {arguments} 2>&1\n\
+             echo \"{MARK}exit {name} $?\"\n{END}",
+            name = self.name,
+            program = quoted(&self.program.display().to_string()),
+            arguments = arguments.collect::<Vec<_>>().join(" "),
+        )
     }
 
     pub(super) fn env(mut self, name: &str, value: impl Into<String>) -> Self {
@@ -174,6 +201,9 @@ impl Said {
     }
 }
 
+/// The end of the machine.
+const END: &str = "echo 'orbit-vm: end'\nsync\npoweroff -f\n";
+
 /// The ordinary user, under the name that the end-to-end tests know it by.
 pub(super) const USER: u32 = 1000;
 
@@ -205,10 +235,16 @@ pub(super) fn init(jobs: &[Job]) -> String {
          cd /\n"
     )];
     script.push(delegate("delegated"));
-    let (boxed, alone): (Vec<&Job>, Vec<&Job>) = jobs.iter().partition(|job| job.boxed);
+    let (last, first): (Vec<&Job>, Vec<&Job>) = jobs.iter().partition(|job| job.systemd);
+    let (boxed, alone): (Vec<&Job>, Vec<&Job>) = first.into_iter().partition(|job| job.boxed);
     script.extend(alone.into_iter().map(Job::script));
     script.extend(boxed.into_iter().map(Job::script));
-    script.push(format!("wait\necho '{MARK}end'\nsync\npoweroff -f\n"));
+    script.push("wait\n".to_owned());
+    script.push(if last.is_empty() {
+        END.to_owned()
+    } else {
+        format!("exec {} --unit=orbit.target\n", systemd::PROGRAM)
+    });
     script.concat()
 }
 
