@@ -436,7 +436,7 @@ impl SandboxBuilder {
     /// that writes more, the first and the last half of that are kept, with a line between them that says how many
     /// bytes are missing; [`Note::OutputCut`](crate::Note::OutputCut) says so too. The program is never held back.
     ///
-    /// ```
+    /// ```no_run
     /// let outcome = orbit::Sandbox::builder()
     ///     .cmd(["seq", "1000000"])
     ///     .capture_limit("1K")

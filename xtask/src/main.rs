@@ -27,6 +27,7 @@ usage: cargo xtask VERB
   check   formatting, lints, documentation, licences
   images  build the test images
   vm [FILTER]...                run the tests of limits, and of sandboxes, in a virtual machine with cgroup v2
+  vm systemd                    those that ask the user's systemd for a scope, alone
   vm --once PROGRAM [ARG]...    run a program once in it, as root; ORBIT_VM_EXTRA names other paths it needs
 ";
 

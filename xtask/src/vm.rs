@@ -109,7 +109,8 @@ fn limits(filter: &[String]) -> Result<Vec<Job>> {
 const SYSTEMD: &str = "systemd";
 
 fn under_systemd(limits: PathBuf) -> Job {
-    let few = vec!["killed".to_owned()];
+    // It writes to a terminal there.
+    let few = vec!["killed".to_owned(), "--color=never".to_owned()];
     Job::new(Who::Undelegated, limits, few).with_systemd(SYSTEMD)
 }
 
