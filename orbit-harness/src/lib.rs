@@ -81,6 +81,8 @@ mod variables;
 
 mod attribute;
 
+mod checked;
+
 #[doc(hidden)]
 pub mod __private;
 
@@ -98,7 +100,7 @@ pub use outcome::{
     LeakedProcess, Note, Outcome, OutputStream, Pressure, ProcessName, Status, Usage, UsageSource,
 };
 pub use publish::Port;
-pub use sandbox::Sandbox;
+pub use sandbox::{Killer, Sandbox};
 pub use spec::{ImageRef, Init, Mount, NetworkMode, PullPolicy, SpecFault};
 pub use units::{Bytes, CpuQuota, UnitError};
 

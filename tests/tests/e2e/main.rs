@@ -14,6 +14,7 @@ mod raw;
 mod registry;
 mod roles;
 mod run;
+mod runner;
 mod support;
 
 use std::process::ExitCode;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
             hostile::cases(),
             faults::cases(),
             run::cases(),
+            runner::cases(),
             published::cases(),
         ]
         .concat(),
