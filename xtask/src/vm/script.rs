@@ -135,7 +135,11 @@ impl Job {
         let command = format!("{switch}{}", words.join(" "));
         let environment = environment.join(" ");
         let name = &self.name;
-        let enter = format!("echo 0 > /sys/fs/cgroup/{cgroup}/cgroup.procs");
+        // A job before this one may have divided it, and then processes are in a leaf.
+        let enter = format!(
+            "echo 0 2>/dev/null > /sys/fs/cgroup/{cgroup}/cgroup.procs || \
+             echo 0 > /sys/fs/cgroup/{cgroup}/orbit-callers/cgroup.procs"
+        );
         let run = format!("cd {home}; export {environment}; exec {command}");
         let (made, run) = if self.boxed {
             let made = match self.who {
