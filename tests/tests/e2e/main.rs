@@ -8,6 +8,7 @@ mod images;
 mod inside;
 mod kit;
 mod library;
+mod output;
 mod published;
 mod raw;
 mod registry;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
             inside::cases(),
             host_view::cases(),
             library::cases(),
+            output::cases(),
             hostile::cases(),
             faults::cases(),
             run::cases(),
