@@ -6,6 +6,7 @@
 use std::{ffi::OsString, os::fd::OwnedFd, path::PathBuf, str::FromStr, time::Duration};
 
 use crate::{
+    image::{Held, Image},
     net::{
         names,
         ports::{PortError, PortMap},
@@ -40,6 +41,21 @@ pub struct SandboxBuilder {
     pub(crate) stdout: Output,
     pub(crate) stderr: Output,
     pub(crate) networks: Vec<Network>,
+    /// What lies under the writable layer where that is not for the spec's image to say.
+    pub(crate) base: Option<Base>,
+}
+
+/// A root that is there already.
+#[derive(Clone)]
+pub(crate) struct Base {
+    pub(crate) image: Image,
+    pub(crate) held: Held,
+}
+
+impl std::fmt::Debug for Base {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Base").field("image", &self.image).finish_non_exhaustive()
+    }
 }
 
 /// What a program reads from its standard input.
@@ -385,6 +401,13 @@ impl SandboxBuilder {
     /// Bounds what the sandbox writes outside of its mounts: `256M`. By default it is 4 GiB, all in memory.
     pub fn disk(mut self, limit: &str) -> Self {
         self.spec.disk = self.parse_as::<Bytes>("disk", limit).or(self.spec.disk);
+        self
+    }
+
+    /// Has the [`Outcome`](crate::Outcome) say which files were made, changed or removed in the sandbox's writable layer.
+    /// They are read when the program has ended; it costs nothing before.
+    pub fn record_changes(mut self, record: bool) -> Self {
+        self.spec.record_changes = record;
         self
     }
 

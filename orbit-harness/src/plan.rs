@@ -214,6 +214,13 @@ fn steps(
             if spec.read_only {
                 view.iter_mut().for_each(Step::without_writes);
             }
+            // What a sandbox over the host's files had written, and is to be there again.
+            if !image.layers.is_empty() {
+                view = view
+                    .into_iter()
+                    .filter_map(|step| step.over_sealed(&image.layers_dir, &image.layers))
+                    .collect();
+            }
             view
         }
         reference => rootfs::layered(image, reference, size, system.etc()),
@@ -234,10 +241,20 @@ fn steps(
                 at,
                 read_only: *read_only,
             },
-            MountKind::Overlay { source } => Step::Overlay {
-                source: source.clone(),
-                at,
-            },
+            MountKind::Overlay { source } => {
+                let step = Step::Overlay {
+                    source: source.clone(),
+                    at,
+                };
+                let sealed = &image.layers[image.layers.len() - image.sealed..];
+                if sealed.is_empty() {
+                    step
+                } else {
+                    step.clone()
+                        .over_sealed(&image.layers_dir, sealed)
+                        .unwrap_or(step)
+                }
+            }
             MountKind::Tmpfs { size } => Step::Tmpfs {
                 at,
                 size: size.unwrap_or(DEFAULT_TMPFS),

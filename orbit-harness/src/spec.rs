@@ -57,6 +57,8 @@ pub(crate) struct Spec {
     pub(crate) host_view: HostView,
     /// Whether the program may make user namespaces, and mounts in them.
     pub(crate) nested: bool,
+    /// Whether the outcome says which files were written.
+    pub(crate) record_changes: bool,
 }
 
 /// What a sandbox over the host's files sees beyond the system, and what it does not.

@@ -128,6 +128,7 @@ fn prepare<'a>(
     )
     .map(|ready| Ready {
         network: network.map(OwnedFd::from),
+        scratch: maker.take_scratch(),
         ..ready
     })
     .map_err(|cause| Failure {
@@ -198,12 +199,14 @@ fn tell_started(events: &Channel, pid: i32, ready: &Ready<'_>, executing: Option
         has_terminal: terminal.is_some(),
         executes_later: executing.is_some(),
         has_network: ready.network.is_some(),
+        has_scratch: ready.scratch.is_some(),
     };
     let fds: Vec<_> = pidfd
         .iter()
         .map(AsFd::as_fd)
         .chain(terminal)
         .chain(executing)
+        .chain(ready.scratch.as_ref().map(AsFd::as_fd))
         .chain(ready.network.as_ref().map(AsFd::as_fd))
         .collect();
     let _ = events.send(&started, &fds);
@@ -344,6 +347,8 @@ struct Ready<'a> {
     terminal: Option<TerminalPair>,
     /// For who asked for the sandbox, where it has one of its own.
     network: Option<OwnedFd>,
+    /// For the same: what holds all that is written.
+    scratch: Option<OwnedFd>,
     user_namespace: Option<BorrowedFd<'a>>,
     filter: &'a [SockFilter],
 }
@@ -412,6 +417,7 @@ impl<'a> Ready<'a> {
             stdio,
             terminal,
             network: None,
+            scratch: None,
             user_namespace,
             filter,
         })

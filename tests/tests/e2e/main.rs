@@ -1,6 +1,7 @@
 //! The end-to-end tests: one module for each subject, each with its table of cases.
 
 mod attribute;
+mod changes;
 mod faults;
 mod host_view;
 mod hostile;
@@ -13,6 +14,7 @@ mod raw;
 mod registry;
 mod roles;
 mod run;
+mod snapshots;
 mod support;
 
 use std::process::ExitCode;
@@ -32,6 +34,8 @@ fn main() -> ExitCode {
             inside::cases(),
             host_view::cases(),
             library::cases(),
+            changes::cases(),
+            snapshots::cases(),
             hostile::cases(),
             faults::cases(),
             run::cases(),
