@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{images, run, runner, test};
+use crate::{images, run, runner, shell, test};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -29,6 +29,7 @@ pub(crate) enum Verb {
     Pull(images::PullArgs),
     Images(images::ImagesArgs),
     Gc(images::GcArgs),
+    Shell(shell::Args),
     #[command(hide = true)]
     Runner(runner::Args),
 }

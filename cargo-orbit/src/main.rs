@@ -11,6 +11,7 @@ mod exit;
 mod images;
 mod run;
 mod runner;
+mod shell;
 mod signals;
 mod test;
 mod variables;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         Verb::Pull(args) => (images::pull(&args), exit::FAILED),
         Verb::Images(args) => (images::images(&args), exit::FAILED),
         Verb::Gc(args) => (images::gc(&args), exit::FAILED),
+        Verb::Shell(args) => (shell::run(&args), exit::SETUP_FAILED),
         Verb::Runner(args) => (runner::run(args), exit::SETUP_FAILED),
     };
     result.unwrap_or_else(|error| {

@@ -155,6 +155,13 @@ impl Reader<'_> {
         if self.is_orbits_own(part, directory, path, name, stat) {
             return;
         }
+        // Orbit wrote it before the program did.
+        let was_there = self.writable.etc_at(&joined(&part.at, path)).is_some();
+        let kind = if was_there {
+            ChangeKind::Modified
+        } else {
+            kind
+        };
         let bytes = if file == FileKind::File {
             u64::try_from(stat.st_size).unwrap_or(0)
         } else {

@@ -3,6 +3,7 @@
 //! For `cargo orbit test --keep-failed` and `cargo orbit shell`. Not part of what is promised.
 
 use std::{
+    ffi::OsString,
     path::PathBuf,
     time::{Duration, SystemTime},
 };
@@ -31,6 +32,8 @@ pub struct Kept {
     pub bytes: u64,
     /// The root that it was over, as `--image` names it.
     pub image: String,
+    /// The shell that its environment names.
+    pub shell: Option<OsString>,
 }
 
 impl From<SealedRecord> for Kept {
@@ -38,6 +41,11 @@ impl From<SealedRecord> for Kept {
         Self {
             made: record.made(),
             image: record.spec.image.to_string(),
+            shell: record
+                .env
+                .iter()
+                .find(|(name, _)| name == "SHELL")
+                .map(|(_, value)| value.clone()),
             id: record.id,
             title: record.title,
             bytes: record.bytes,
@@ -112,6 +120,9 @@ pub fn builder(id: &str) -> Result<SandboxBuilder, Error> {
     let is_there = |path: &PathBuf| path.exists();
     builder.spec.host_view.paths.retain(is_there);
     builder.spec.host_view.read_only_paths.retain(is_there);
+    builder.spec.entrypoint = None;
+    builder.spec.cmd = None;
+    builder.spec.args.clear();
     Ok(builder)
 }
 

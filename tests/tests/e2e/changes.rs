@@ -243,13 +243,13 @@ fn mounts_are_not_the_layer(context: &Context) -> Result<()> {
     fs::write(shared.join("there"), "1")?;
     for view in VIEWS {
         let changes = recorded(
-            view.sh("echo 1 > /mnt/bound/x; echo 2 > /mnt/tmp/x; echo 3 > /mnt/over/there; rm /mnt/bound/x")?
-                .mount(Mount::bind(&shared, "/mnt/bound"))
-                .mount(Mount::tmpfs("/mnt/tmp"))
-                .mount(Mount::overlay(&shared, "/mnt/over")),
+            view.sh("echo 1 > /opt/bound/x; echo 2 > /opt/tmp/x; echo 3 > /opt/over/there; rm /opt/bound/x")?
+                .mount(Mount::bind(&shared, "/opt/bound"))
+                .mount(Mount::tmpfs("/opt/tmp"))
+                .mount(Mount::overlay(&shared, "/opt/over")),
         )?;
         // Of these, the throwaway layer is the only one that is the sandbox's.
-        are(&changes, &["C /mnt/over/there"])?;
+        are(&changes, &["C /opt/over/there"])?;
     }
     Ok(())
 }

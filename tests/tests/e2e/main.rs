@@ -9,11 +9,13 @@ mod images;
 mod inside;
 mod kit;
 mod library;
+mod postgres;
 mod published;
 mod raw;
 mod registry;
 mod roles;
 mod run;
+mod shell;
 mod snapshots;
 mod support;
 
@@ -36,6 +38,8 @@ fn main() -> ExitCode {
             library::cases(),
             changes::cases(),
             snapshots::cases(),
+            postgres::cases(),
+            shell::cases(),
             hostile::cases(),
             faults::cases(),
             run::cases(),

@@ -69,6 +69,35 @@ fn layers(context: &Context) -> Vec<String> {
     found
 }
 
+/// As another process: finds the one that `named_is_made_once` made.
+pub(crate) fn find_named() -> Result<()> {
+    let named = Snapshot::named("test").input("one").input(b"two");
+    let snapshot = named.get_or_create(|| -> Result<Snapshot> { anyhow::bail!("it is not there") })?;
+    print!("found: {}", sh(&snapshot, "cat /data")?);
+    Ok(())
+}
+
+/// As a process that is killed: makes the same, with a sandbox that never ends.
+pub(crate) fn make_named_forever() -> Result<()> {
+    let named = Snapshot::named("test").input("one").input(b"two");
+    named.get_or_create(|| -> Result<Snapshot> {
+        let _held = sealed(View::Image.sh("echo half > /data")?)?;
+        let mut sandbox = View::Image.sh("sleep 1000")?.start()?;
+        fs::write("started", "")?;
+        sandbox.wait()?;
+        Ok(sandbox.snapshot()?)
+    })?;
+    Ok(())
+}
+
+/// As a process that is killed: has one without a name.
+pub(crate) fn make_and_wait() -> Result<()> {
+    let _held = sealed(View::Image.sh("echo 1 > /data")?)?;
+    fs::write("started", "")?;
+    thread::sleep(Duration::from_secs(1000));
+    Ok(())
+}
+
 /// Makes one of everything that a file system of a sandbox holds.
 const MAKE: &str = "set -e; mkdir -p /data/dir; cd /data; echo content > file; chmod 4711 file; ln file second; \
     ln -s ../nowhere link; mkfifo -m 640 fifo; chmod 1770 dir; echo in > dir/in; touch -d @1000000000 old; \
