@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 #[cfg(feature = "images")]
 pub(crate) use self::{
     export::{Exported, export},
-    seal::{Sealed, seal},
+    seal::{Sealed, copy, seal},
 };
 pub(crate) use self::{read::read, tree::Fault};
 use crate::step::{EtcFile, Lower, Step};

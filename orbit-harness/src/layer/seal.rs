@@ -67,6 +67,27 @@ pub(crate) fn seal(
     Ok(sealer.stats)
 }
 
+/// Copies a layer, whiteouts and all, into the empty directory `destination`.
+///
+/// # Errors
+/// The first file that could not be copied.
+pub(crate) fn copy(layer: OwnedFd, destination: OwnedFd) -> Result<(), Fault> {
+    let mut sealer = Sealer {
+        writable: &Writable::default(),
+        stats: Sealed::default(),
+        links: HashMap::new(),
+        buffer: vec![0; COPY_BYTES],
+    };
+    let part = Part {
+        name: String::new(),
+        at: "/".into(),
+        below: Vec::new(),
+        is_overlay: true,
+        is_temporary: false,
+    };
+    sealer.part(&part, &Tree(layer), &Tree(destination))
+}
+
 /// The directory `at` in the layer. Links in it are followed within it, as in the sandbox.
 fn place_of(root: &Tree, at: &Path) -> Result<OwnedFd, Errno> {
     let mut current = rustix::fs::openat(&root.0, c".", OPEN_DIRECTORY, Mode::empty())?;

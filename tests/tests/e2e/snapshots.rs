@@ -105,7 +105,7 @@ const MAKE: &str = "set -e; mkdir -p /data/dir; cd /data; echo content > file; c
     : > \"$(printf 'odd\\377\\n name')\"; mkdir closed; echo x > closed/x; chmod 0 closed; touch -d @999999999 dir";
 
 /// And tells of it.
-const TELL: &str = "cd /data; stat -c '%n %a %h %s %F' file second link fifo dir dir/in old sparse shut closed; \
+const TELL: &str = "cd /data; stat -c '%n %a %h %s %F' file second link fifo dir/in old sparse shut; stat -c '%n %a %F' dir closed; \
     stat -c '%Y' old dir; cat file dir/in; readlink link; ls | wc -l; test file -ef second && echo one file; \
     echo blocks $(( $(stat -c %b sparse) < 1000 ));";
 

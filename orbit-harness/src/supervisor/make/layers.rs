@@ -151,10 +151,27 @@ impl Maker {
                 Err(errno) => return Err(errno.into()),
             }
         }
+        let sealed = lowers.len();
         if let Some(source) = source {
             lowers.push(self.open_host(source)?);
         }
-        self.overlay_of(&lowers, at)
+        let upper = self.layers;
+        match self.overlay_of(&lowers, at) {
+            // The store lies in the very directory that the layers belong over: no layer of an overlay may be in
+            // another. So they are copied out of there.
+            #[cfg(feature = "images")]
+            Err(Cause::Errno(libc::ELOOP)) => {
+                for (number, lower) in lowers.iter_mut().take(sealed).enumerate() {
+                    *lower = copied(lower, &format!("{STAGE}/sealed{upper}-{number}"))?;
+                }
+                let target = self.directory(at, 0o755)?;
+                self.mount_over(&lowers, &target)
+            }
+            other => {
+                let _ = (sealed, upper);
+                other
+            }
+        }
     }
 
     pub(super) fn overlay(&mut self, source: &Path, at: &Path) -> Done {
@@ -175,10 +192,25 @@ impl Maker {
         if (uid, gid) != (0, 0) {
             chown(&upper, uid, gid)?;
         }
+        self.mount_over(lowers, &target)
+    }
+
+    fn mount_over(&self, lowers: &[OwnedFd], target: &OwnedFd) -> Done {
         let paths: Vec<String> = lowers.iter().map(fd_path).collect();
         let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
-        Ok(self.mount_overlay(&paths, Path::new(&fd_path(&target)))?)
+        Ok(self.mount_overlay(&paths, Path::new(&fd_path(target)))?)
     }
+}
+
+/// A copy of `layer` at `path`, in the scratch.
+#[cfg(feature = "images")]
+fn copied(layer: &OwnedFd, path: &str) -> Result<OwnedFd, Cause> {
+    rustix::fs::mkdir(path, Mode::from_raw_mode(0o755))?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let source = rustix::fs::openat(layer, c".", flags, Mode::empty())?;
+    let target = rustix::fs::open(path, flags, Mode::empty())?;
+    crate::layer::copy(source, target).map_err(|fault| Cause::Errno(fault.errno))?;
+    Ok(open_directory(path)?)
 }
 
 /// The filesystem that holds all a sandbox writes, and in it the place of the root.
