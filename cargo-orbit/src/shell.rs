@@ -28,9 +28,9 @@ Examples:
   cargo orbit shell 3f2a90c1b7d4       look into one of them
   cargo orbit shell 3f2a90c1b7d4 -- cat /tmp/server.log";
 
-/// Opens a shell in a sandbox that was kept when it failed; without an id, lists those there are.
+/// Opens a shell in a sandbox that was kept when it failed.
 ///
-/// The shell sees the files as the failed program left them, with its user, its environment and its limits. What it
+/// Without an id it lists those there are. The shell sees the files as the failed program left them, with its user, its environment and its limits. What it
 /// writes is thrown away when it ends.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -84,7 +84,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 fn list() -> anyhow::Result<ExitCode> {
     let kept = kept::list()?;
     if kept.is_empty() {
-        eprintln!("orbit: no sandbox is kept; `cargo orbit test --keep-failed` keeps those that fail");
+        eprintln!(
+            "orbit: no sandbox is kept; `cargo orbit test --keep-failed` keeps those that fail"
+        );
     }
     for one in kept {
         let since = age(one.made, SystemTime::now());
@@ -106,7 +108,9 @@ fn find(asked: &str) -> anyhow::Result<kept::Kept> {
         .filter(|one| one.id.starts_with(asked));
     match (found.next(), found.next()) {
         (Some(one), None) => Ok(one),
-        (Some(_), Some(_)) => bail!("more than one kept sandbox has an id that begins with {asked}"),
+        (Some(_), Some(_)) => {
+            bail!("more than one kept sandbox has an id that begins with {asked}")
+        }
         _ => bail!("no sandbox {asked} is kept; `cargo orbit shell` lists those there are"),
     }
 }
@@ -141,5 +145,6 @@ fn open(
 /// Whether the file at `path` is there, for everybody to run.
 fn is_program(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt as _;
-    std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o1 != 0)
+    std::fs::metadata(path)
+        .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o1 != 0)
 }

@@ -54,7 +54,9 @@ pub(crate) struct Base {
 
 impl std::fmt::Debug for Base {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Base").field("image", &self.image).finish_non_exhaustive()
+        f.debug_struct("Base")
+            .field("image", &self.image)
+            .finish_non_exhaustive()
     }
 }
 

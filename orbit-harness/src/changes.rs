@@ -63,11 +63,7 @@ impl fmt::Display for Change {
             ChangeKind::Removed => 'D',
         };
         // A name may hold anything, and is shown on terminals.
-        write!(
-            f,
-            "{letter} {}",
-            self.path.to_string_lossy().escape_debug()
-        )
+        write!(f, "{letter} {}", self.path.to_string_lossy().escape_debug())
     }
 }
 

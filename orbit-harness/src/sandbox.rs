@@ -7,10 +7,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpStream},
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
@@ -86,6 +83,10 @@ pub struct Sandbox {
 }
 
 /// What a sandbox was made of: what another one like it would be.
+#[cfg_attr(
+    not(feature = "images"),
+    expect(dead_code, reason = "read by snapshots, which are layers of images")
+)]
 pub(crate) struct Origin {
     /// As asked, with the host's paths made absolute.
     pub(crate) spec: Spec,
@@ -281,7 +282,8 @@ impl Sandbox {
     /// Whether nothing in the sandbox runs: it has ended, or is frozen.
     #[cfg(feature = "images")]
     pub(crate) fn is_quiet(&mut self) -> Result<bool, Error> {
-        Ok(self.limited.is_frozen() || self.collect(Some(Instant::now() + Duration::from_millis(1)))?)
+        Ok(self.limited.is_frozen()
+            || self.collect(Some(Instant::now() + Duration::from_millis(1)))?)
     }
 
     /// The other side of the program's terminal, where one was asked for: what is written there is typed, what
@@ -670,7 +672,12 @@ impl Sandbox {
 /// The answer of a process that read a sandbox's files.
 pub(crate) fn written<T: DeserializeOwned>(reply: &Channel) -> Result<T, Error> {
     let heard = reply.recv::<Result<T, Fault>>();
-    let cannot = |error| Error::io("cannot hear from the process that reads a sandbox's files", error);
+    let cannot = |error| {
+        Error::io(
+            "cannot hear from the process that reads a sandbox's files",
+            error,
+        )
+    };
     match heard.map_err(cannot)? {
         Some((answer, _)) => Ok(answer.map_err(Kind::Layer)?),
         None => Err(cannot(io::Error::other("it ended without an answer"))),
@@ -803,7 +810,7 @@ fn resolve(
         #[cfg(feature = "images")]
         image => {
             let (image, lease) = crate::images::resolve(image, spec.pull, host)?;
-            Ok((image, lease.map(|lease| Arc::new(lease) as _)))
+            Ok((image, lease.map(|lease| std::sync::Arc::new(lease) as _)))
         }
         #[cfg(not(feature = "images"))]
         image => {

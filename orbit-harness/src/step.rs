@@ -182,7 +182,12 @@ impl fmt::Display for Step {
                 write!(f, "symlink {} to={}", at.display(), target.display())
             }
             Self::OverlaySealed { layers, source, at } => {
-                write!(f, "mount overlay {} lower={} sealed", at.display(), layers.len())?;
+                write!(
+                    f,
+                    "mount overlay {} lower={} sealed",
+                    at.display(),
+                    layers.len()
+                )?;
                 if let Some(source) = source {
                     write!(f, " over {}", source.display())?;
                 }

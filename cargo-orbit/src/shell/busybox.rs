@@ -15,8 +15,8 @@ const DIRECTORY: &str = "/.orbit";
 
 /// What one looks around with. Each is busybox under another name.
 const APPLETS: [&str; 24] = [
-    "busybox", "cat", "cp", "df", "du", "env", "find", "grep", "head", "hexdump", "id", "ls", "mount",
-    "mv", "ps", "pwd", "readlink", "rm", "sh", "sort", "stat", "tail", "vi", "wc",
+    "busybox", "cat", "cp", "df", "du", "env", "find", "grep", "head", "hexdump", "id", "ls",
+    "mount", "mv", "ps", "pwd", "readlink", "rm", "sh", "sort", "stat", "tail", "vi", "wc",
 ];
 
 /// The program, inside.
@@ -38,9 +38,15 @@ pub(super) fn lend(sandbox: SandboxBuilder, busybox: &Path) -> SandboxBuilder {
     APPLETS
         .iter()
         .fold(sandbox, |sandbox, name| {
-            sandbox.mount(Mount::bind_read_only(busybox, format!("{DIRECTORY}/{name}")))
+            sandbox.mount(Mount::bind_read_only(
+                busybox,
+                format!("{DIRECTORY}/{name}"),
+            ))
         })
-        .env("PATH", format!("/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:{DIRECTORY}"))
+        .env(
+            "PATH",
+            format!("/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:{DIRECTORY}"),
+        )
 }
 
 /// Whether the program at `path` asks for no loader: then it needs nothing of the files around it.
@@ -63,7 +69,11 @@ fn is_static(path: &Path) -> bool {
         if header[..6] != *b"\x7fELF\x02\x01" {
             return None;
         }
-        let (table, size, count) = (number(&header[32..40]), number(&header[54..56]), number(&header[56..58]));
+        let (table, size, count) = (
+            number(&header[32..40]),
+            number(&header[54..56]),
+            number(&header[56..58]),
+        );
         for index in 0..count {
             let kind = read(&file, table + index * size, 4)?;
             if number(&kind) == u64::from(INTERPRETER) {

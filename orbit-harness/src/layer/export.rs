@@ -5,6 +5,7 @@
 use std::{
     collections::HashMap,
     ffi::{OsStr, OsString},
+    fmt::Write as _,
     fs::File,
     io::{self, BufWriter, Write},
     os::{
@@ -208,7 +209,14 @@ impl Exporter {
             if let Some(first) = self.links.get(&stat.st_ino).cloned() {
                 let link = first.as_bytes();
                 return self
-                    .header(path.as_bytes(), link, EntryType::Link, stat, 0, Records::default())
+                    .header(
+                        path.as_bytes(),
+                        link,
+                        EntryType::Link,
+                        stat,
+                        0,
+                        Records::default(),
+                    )
                     .map_err(write_fault);
             }
             self.links.insert(stat.st_ino, path.to_owned());
@@ -216,13 +224,28 @@ impl Exporter {
         match type_of(stat) {
             FileType::RegularFile => self.regular(directory, name, path, stat),
             FileType::Symlink => {
-                let link = rustix::fs::readlinkat(directory, name, Vec::new()).map_err(read_fault)?;
+                let link =
+                    rustix::fs::readlinkat(directory, name, Vec::new()).map_err(read_fault)?;
                 let records = Records::default();
-                self.header(path.as_bytes(), link.as_bytes(), EntryType::Symlink, stat, 0, records)
-                    .map_err(write_fault)
+                self.header(
+                    path.as_bytes(),
+                    link.as_bytes(),
+                    EntryType::Symlink,
+                    stat,
+                    0,
+                    records,
+                )
+                .map_err(write_fault)
             }
             FileType::Fifo => self
-                .header(path.as_bytes(), b"", EntryType::Fifo, stat, 0, Records::default())
+                .header(
+                    path.as_bytes(),
+                    b"",
+                    EntryType::Fifo,
+                    stat,
+                    0,
+                    Records::default(),
+                )
                 .map_err(write_fault),
             // A layer of Orbit's making has none; an unpacked directory may.
             _ => Ok(()),
@@ -253,8 +276,15 @@ impl Exporter {
         }
         let data: u64 = pieces.iter().map(|(_, length)| length).sum();
         let written = if data == size {
-            self.header(path.as_bytes(), b"", EntryType::Regular, stat, size, records)
-                .and_then(|()| self.content(&file, &[(0, size)], size))
+            self.header(
+                path.as_bytes(),
+                b"",
+                EntryType::Regular,
+                stat,
+                size,
+                records,
+            )
+            .and_then(|()| self.content(&file, &[(0, size)], size))
         } else {
             self.sparse(path, stat, records, &file, &mut pieces)
         };
@@ -275,7 +305,8 @@ impl Exporter {
         pieces.push((size, 0));
         let mut map = format!("{}\n", pieces.len());
         for (offset, length) in &*pieces {
-            map.push_str(&format!("{offset}\n{length}\n"));
+            // Writing to a String cannot fail.
+            let _ = write!(map, "{offset}\n{length}\n");
         }
         let mut map = map.into_bytes();
         map.resize(map.len().next_multiple_of(BLOCK_BYTES), 0);
@@ -285,7 +316,14 @@ impl Exporter {
         records.add(b"GNU.sparse.realsize", size.to_string().as_bytes());
         let data: u64 = pieces.iter().map(|(_, length)| length).sum();
         let stored = map.len() as u64 + data;
-        self.header(path.as_bytes(), b"", EntryType::Regular, stat, stored, records)?;
+        self.header(
+            path.as_bytes(),
+            b"",
+            EntryType::Regular,
+            stat,
+            stored,
+            records,
+        )?;
         self.archive.write_all(&map)?;
         self.content(file, pieces, data)
     }
@@ -351,7 +389,10 @@ impl Exporter {
         }
         if !records.0.is_empty() {
             let mut header = Header::new_ustar();
-            put_name(&mut header.as_ustar_mut().expect("made as one").name, b"PaxHeaders/0");
+            put_name(
+                &mut header.as_ustar_mut().expect("made as one").name,
+                b"PaxHeaders/0",
+            );
             header.set_entry_type(EntryType::XHeader);
             header.set_mode(0o644);
             header.set_uid(0);
@@ -365,7 +406,10 @@ impl Exporter {
         }
         let mut header = Header::new_ustar();
         put_name(&mut header.as_ustar_mut().expect("made as one").name, path);
-        put_name(&mut header.as_ustar_mut().expect("made as one").linkname, link);
+        put_name(
+            &mut header.as_ustar_mut().expect("made as one").linkname,
+            link,
+        );
         header.set_entry_type(kind);
         header.set_mode(stat.st_mode & 0o7777);
         header.set_uid(stat.st_uid.min(MAX_HEADER_ID).into());

@@ -7,9 +7,9 @@
 //!
 //! What must not happen here: nothing in a layer is followed, run or believed; it is what a hostile program left.
 
-mod read;
 #[cfg(feature = "images")]
 mod export;
+mod read;
 #[cfg(feature = "images")]
 mod seal;
 mod tree;
@@ -159,7 +159,8 @@ impl Writable {
         // A directory of the host that was asked for is what it was asked for, wherever it lies.
         part.is_temporary
             || self.temporary.iter().any(|directory| {
-                path.starts_with(directory) && (part.at == Path::new("/") || !part.at.starts_with(directory))
+                path.starts_with(directory)
+                    && (part.at == Path::new("/") || !part.at.starts_with(directory))
             })
     }
 

@@ -101,8 +101,8 @@ impl Reader<'_> {
             }
             for name in found {
                 let path = child(&next.path, &name);
-                let stat = stat_in(&directory, &name)
-                    .map_err(|errno| self.fault(part, &path, errno))?;
+                let stat =
+                    stat_in(&directory, &name).map_err(|errno| self.fault(part, &path, errno))?;
                 let Some(stat) = stat else { continue };
                 let under = under(lowers, &next.lowers, &path)
                     .map_err(|errno| self.fault(part, &path, errno))?;

@@ -204,7 +204,14 @@ impl Sealer<'_> {
     }
 
     fn file(&mut self, entry: &Entry<'_>, to: &Tree) -> Result<(), Errno> {
-        let Entry { part, target, name, inside, stat, .. } = *entry;
+        let Entry {
+            part,
+            target,
+            name,
+            inside,
+            stat,
+            ..
+        } = *entry;
         match type_of(stat) {
             FileType::CharacterDevice if part.is_overlay && is_whiteout(stat) => {
                 rustix::fs::mknodat(target, name, FileType::CharacterDevice, Mode::empty(), 0)?;
@@ -218,7 +225,10 @@ impl Sealer<'_> {
             _ => {}
         }
         if stat.st_nlink > 1 {
-            let known = self.links.get(&stat.st_ino).filter(|known| known.0 == part.name);
+            let known = self
+                .links
+                .get(&stat.st_ino)
+                .filter(|known| known.0 == part.name);
             if let Some((_, first)) = known {
                 return rustix::fs::linkat(&to.0, &**first, target, name, AtFlags::empty());
             }
@@ -261,7 +271,9 @@ impl Sealer<'_> {
                 let wanted = usize::try_from(end - at)
                     .unwrap_or(usize::MAX)
                     .min(self.buffer.len());
-                let count = from.read_at(&mut self.buffer[..wanted], at).map_err(errno)?;
+                let count = from
+                    .read_at(&mut self.buffer[..wanted], at)
+                    .map_err(errno)?;
                 if count == 0 {
                     break;
                 }
@@ -316,9 +328,18 @@ struct Entry<'a> {
 }
 
 fn set_by_name(entry: &Entry<'_>) -> Result<(), Errno> {
-    let owner = (Uid::from_raw(entry.stat.st_uid), Gid::from_raw(entry.stat.st_gid));
+    let owner = (
+        Uid::from_raw(entry.stat.st_uid),
+        Gid::from_raw(entry.stat.st_gid),
+    );
     let flags = AtFlags::SYMLINK_NOFOLLOW;
-    rustix::fs::chownat(entry.target, entry.name, Some(owner.0), Some(owner.1), flags)?;
+    rustix::fs::chownat(
+        entry.target,
+        entry.name,
+        Some(owner.0),
+        Some(owner.1),
+        flags,
+    )?;
     set_times_by_name(entry)
 }
 
@@ -327,7 +348,11 @@ fn set_times_by_name(entry: &Entry<'_>) -> Result<(), Errno> {
     rustix::fs::utimensat(entry.target, entry.name, &times(entry.stat), flags)
 }
 
-#[expect(clippy::cast_possible_wrap, clippy::unnecessary_cast, clippy::cast_lossless, reason = "the types differ by architecture")]
+#[expect(
+    clippy::cast_possible_wrap,
+    clippy::unnecessary_cast,
+    reason = "the types differ by architecture"
+)]
 fn times(stat: &Stat) -> Timestamps {
     Timestamps {
         last_access: Timespec {
@@ -358,8 +383,11 @@ pub(super) fn next_data(file: &File, offset: u64, size: u64) -> Result<Option<(u
     Ok(Some((start, end.min(size))))
 }
 
+/// The name and the value of an extended attribute.
+type Attribute = (Vec<u8>, Vec<u8>);
+
 /// The extended attributes of an open file, without those in which overlayfs keeps its own books.
-pub(super) fn xattrs(file: BorrowedFd<'_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Errno> {
+pub(super) fn xattrs(file: BorrowedFd<'_>) -> Result<Vec<Attribute>, Errno> {
     let mut list = vec![0; 64 << 10];
     let length = match rustix::fs::flistxattr(file, &mut list) {
         Ok(length) => length,

@@ -39,6 +39,7 @@ impl Fault {
         }
     }
 
+    #[cfg(feature = "images")]
     pub(crate) fn io(doing: &str, path: impl AsRef<OsStr>, error: &std::io::Error) -> Self {
         Self::new(
             doing,
@@ -68,7 +69,11 @@ pub(super) struct Tree(pub(super) OwnedFd);
 impl Tree {
     /// Opens what is at `path`, which is relative; the root is the empty path.
     pub(super) fn open(&self, path: &OsStr, flags: OFlags) -> Result<OwnedFd, Errno> {
-        let path = if path.is_empty() { OsStr::new(".") } else { path };
+        let path = if path.is_empty() {
+            OsStr::new(".")
+        } else {
+            path
+        };
         let resolve = ResolveFlags::BENEATH
             | ResolveFlags::NO_SYMLINKS
             | ResolveFlags::NO_MAGICLINKS

@@ -133,7 +133,12 @@ pub fn builder(id: &str) -> Result<SandboxBuilder, Error> {
 pub fn remove(id: &str) -> Result<bool, Error> {
     let host = host()?;
     let store = open(host)?;
-    if !is_id(id) || !store.list_sealed()?.iter().any(|it| it.id == id && it.kind == SealedKind::Kept) {
+    if !is_id(id)
+        || !store
+            .list_sealed()?
+            .iter()
+            .any(|it| it.id == id && it.kind == SealedKind::Kept)
+    {
         return Ok(false);
     }
     Ok(store.remove_sealed(id, &SupervisorWorker { host })?)

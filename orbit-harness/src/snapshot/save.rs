@@ -48,9 +48,8 @@ pub(super) fn save(image: &Image, spec: &Spec, path: &Path) -> Result<(), Error>
     beside.push(name);
     beside.push(format!(".{}", sandbox::random_id()));
     let work = path.with_file_name(beside);
-    let written = write_layout(image, spec, &work).and_then(|()| {
-        fs::rename(&work, path).map_err(|error| cannot_write(path, error))
-    });
+    let written = write_layout(image, spec, &work)
+        .and_then(|()| fs::rename(&work, path).map_err(|error| cannot_write(path, error)));
     if written.is_err() {
         // The first error is the one to tell.
         let _ = fs::remove_dir_all(&work);
@@ -59,7 +58,10 @@ pub(super) fn save(image: &Image, spec: &Spec, path: &Path) -> Result<(), Error>
 }
 
 fn cannot_write(path: &Path, error: io::Error) -> Error {
-    Error::io(format!("cannot write the image to {}", path.display()), error)
+    Error::io(
+        format!("cannot write the image to {}", path.display()),
+        error,
+    )
 }
 
 fn write_layout(image: &Image, spec: &Spec, work: &Path) -> Result<(), Error> {
@@ -124,12 +126,11 @@ fn descriptor(media_type: &str, digest: &Digest, size: u64) -> Value {
 /// The image's own, with other layers; what a directory's would be, where it was none.
 fn configuration(image: &Image, diff_ids: &[String]) -> Value {
     let known = serde_json::from_str(&image.document).ok();
-    let mut config = match known {
-        Some(Value::Object(fields)) => Value::Object(fields),
-        _ => {
-            let platform = Platform::host();
-            json!({ "os": platform.os, "architecture": platform.architecture, "config": {} })
-        }
+    let mut config = if let Some(Value::Object(fields)) = known {
+        Value::Object(fields)
+    } else {
+        let platform = Platform::host();
+        json!({ "os": platform.os, "architecture": platform.architecture, "config": {} })
     };
     config["rootfs"] = json!({ "type": "layers", "diff_ids": diff_ids });
     let history = diff_ids.iter().map(|_| json!({ "created_by": "orbit" }));

@@ -188,7 +188,11 @@ impl Store {
     /// All records, the oldest first.
     pub(crate) fn list_sealed(&self) -> Result<Vec<SealedRecord>, StoreError> {
         let mut found = Vec::new();
-        for entry in fs::read_dir(self.sealed_directory()).into_iter().flatten().flatten() {
+        for entry in fs::read_dir(self.sealed_directory())
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             let name = entry.file_name();
             if let Some(id) = name.to_str().and_then(|name| name.strip_suffix(".json")) {
                 found.extend(self.read_sealed(id)?);
@@ -229,7 +233,11 @@ impl Store {
     /// Forgets records whose layers are gone, or were not used for long: their layers go with the others.
     pub(super) fn gc_sealed(&self, is_due: impl Fn(SystemTime) -> bool) -> Result<u64, StoreError> {
         let mut removed = 0;
-        for entry in fs::read_dir(self.sealed_directory()).into_iter().flatten().flatten() {
+        for entry in fs::read_dir(self.sealed_directory())
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             let name = entry.file_name();
             let Some((id, suffix)) = name.to_str().and_then(|name| name.rsplit_once('.')) else {
                 continue;

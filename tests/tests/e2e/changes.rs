@@ -70,11 +70,15 @@ fn of_an_image(_: &Context) -> Result<()> {
     )?;
     let of = |path: &str| {
         let mut entries = changes.entries.iter();
-        entries.find(|it| it.path.to_str() == Some(path)).expect(path)
+        entries
+            .find(|it| it.path.to_str() == Some(path))
+            .expect(path)
     };
     ensure!(of("/new").bytes == 2 && of("/new").file == FileKind::File);
     ensure!(of("/fifo").file == FileKind::Other && of("/link").file == FileKind::Symlink);
-    ensure!(of("/var/www").file == FileKind::Directory && of("/bin/vi").kind == ChangeKind::Removed);
+    ensure!(
+        of("/var/www").file == FileKind::Directory && of("/bin/vi").kind == ChangeKind::Removed
+    );
     ensure!(of("/tmp/scratch").temporary && !of("/new").temporary);
     ensure!(changes.lasting().count() == changes.entries.len() - 1);
     // What Orbit writes is none of the program's; what the program writes there is.
@@ -89,8 +93,16 @@ fn of_an_image(_: &Context) -> Result<()> {
 fn of_an_image_made_again(_: &Context) -> Result<()> {
     let script = "rm -r /etc; mkdir /etc; echo 1 > /etc/passwd; mkdir -p /var/www && rm -r /var && mkdir -p /var/www/x";
     let found = lines(&recorded(View::Image.sh(script)?)?);
-    for expected in ["C /etc/passwd", "D /etc/group", "D /var/tmp", "A /var/www/x"] {
-        ensure!(found.iter().any(|it| it == expected), "no {expected}: {found:#?}");
+    for expected in [
+        "C /etc/passwd",
+        "D /etc/group",
+        "D /var/tmp",
+        "A /var/www/x",
+    ] {
+        ensure!(
+            found.iter().any(|it| it == expected),
+            "no {expected}: {found:#?}"
+        );
     }
     ensure!(!found.iter().any(|it| it == "A /etc/passwd"), "{found:#?}");
     Ok(())
@@ -113,7 +125,10 @@ fn of_the_hosts_files(context: &Context) -> Result<()> {
         format!("A {project}/made"),
         format!("D {project}/dir"),
     ];
-    ensure!(lasting == expected.clone().into(), "{lasting:#?}, not {expected:#?}");
+    ensure!(
+        lasting == expected.clone().into(),
+        "{lasting:#?}, not {expected:#?}"
+    );
     let temporary: Vec<String> = changes
         .entries
         .iter()
@@ -128,16 +143,22 @@ fn of_the_hosts_files(context: &Context) -> Result<()> {
         "/var/tmp/mine".into(),
         "/run/lock/x".into(),
     ] {
-        ensure!(temporary.contains(&format!("A {path}")), "no {path}: {temporary:#?}");
+        ensure!(
+            temporary.contains(&format!("A {path}")),
+            "no {path}: {temporary:#?}"
+        );
     }
     // A test's own $TMPDIR is for temporary files, wherever it is.
     let scratch = context.work().join("scratch");
-    let changes = recorded(
-        Sandbox::builder()
-            .env("TMPDIR", &scratch)
-            .cmd(["sh", "-c", "mkdir scratch; echo 1 > scratch/x"]),
-    )?;
-    ensure!(changes.lasting().count() == 0 && changes.entries.len() == 2, "{changes:?}");
+    let changes = recorded(Sandbox::builder().env("TMPDIR", &scratch).cmd([
+        "sh",
+        "-c",
+        "mkdir scratch; echo 1 > scratch/x",
+    ]))?;
+    ensure!(
+        changes.lasting().count() == 0 && changes.entries.len() == 2,
+        "{changes:?}"
+    );
     // The host has none of it.
     ensure!(fs::read_to_string(context.work().join("kept"))? == "1");
     Ok(())
@@ -176,7 +197,10 @@ fn while_it_runs_and_after(_: &Context) -> Result<()> {
         let mut terminal = fs::File::from(sandbox.take_terminal().expect("asked for"));
         std::io::Write::write_all(&mut terminal, b"\n")?;
         let outcome = sandbox.wait()?;
-        ensure!(outcome.success() && outcome.changes.is_none(), "{outcome:?}");
+        ensure!(
+            outcome.success() && outcome.changes.is_none(),
+            "{outcome:?}"
+        );
         are(&sandbox.changes()?, &["A /tmp/first", "A /tmp/second"])?;
         are(&sandbox.changes()?, &["A /tmp/first", "A /tmp/second"])?;
     }
@@ -189,7 +213,9 @@ fn not_where_not_asked_for(context: &Context) -> Result<()> {
     // What holds the layer goes with the sandbox.
     let audit = context.audit();
     for view in VIEWS {
-        let mut sandbox = view.sh("dd if=/dev/zero of=/tmp/big bs=1M count=8 2>/dev/null")?.start()?;
+        let mut sandbox = view
+            .sh("dd if=/dev/zero of=/tmp/big bs=1M count=8 2>/dev/null")?
+            .start()?;
         sandbox.wait()?;
         ensure!(sandbox.changes()?.entries[0].bytes == 8 << 20);
         drop(sandbox);
@@ -199,7 +225,8 @@ fn not_where_not_asked_for(context: &Context) -> Result<()> {
 }
 
 fn many_are_counted(_: &Context) -> Result<()> {
-    let script = "cd /var/www; i=0; while [ $i -lt 10050 ]; do : > f$i; i=$((i+1)); done; : > /tmp/one";
+    let script =
+        "cd /var/www; i=0; while [ $i -lt 10050 ]; do : > f$i; i=$((i+1)); done; : > /tmp/one";
     let changes = recorded(View::Image.sh(script)?)?;
     ensure!(
         changes.lasting().count() == Changes::MAX_ENTRIES && changes.omitted == 50,
@@ -226,7 +253,10 @@ fn hostile_names(_: &Context) -> Result<()> {
         "A /home/loop",
         "A /home/shut/in",
     ] {
-        ensure!(found.iter().any(|it| it == expected), "no {expected}: {found:#?}");
+        ensure!(
+            found.iter().any(|it| it == expected),
+            "no {expected}: {found:#?}"
+        );
     }
     ensure!(found.iter().filter(|it| it.contains("/deep")).count() == 100);
     ensure!(
@@ -257,7 +287,8 @@ fn mounts_are_not_the_layer(context: &Context) -> Result<()> {
 /// What a program may put into a directory of the sandbox's own, where no overlay guards it.
 fn what_looks_like_a_whiteout(_: &Context) -> Result<()> {
     let changes = recorded(
-        View::Host.sh("mknod /tmp/null c 0 0 2>/dev/null || true; mkdir /tmp/d; echo 1 > /tmp/d/x")?,
+        View::Host
+            .sh("mknod /tmp/null c 0 0 2>/dev/null || true; mkdir /tmp/d; echo 1 > /tmp/d/x")?,
     )?;
     let found = lines(&changes);
     ensure!(!found.iter().any(|it| it.starts_with('D')), "{found:?}");

@@ -24,15 +24,20 @@ const MIGRATIONS: [&str; 2] = [
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
-        Case::new("postgres::migrated_once_and_cloned", migrated_once_and_cloned)
-            .who(&[Who::Root, Who::User])
-            .needs(&["postgresql-client-15"])
-            .deadline(Duration::from_secs(240)),
+        Case::new(
+            "postgres::migrated_once_and_cloned",
+            migrated_once_and_cloned,
+        )
+        .who(&[Who::Root, Who::User])
+        .needs(&["postgresql-client-15"])
+        .deadline(Duration::from_secs(240)),
     ]
 }
 
 fn database() -> Result<SandboxBuilder> {
-    Ok(Sandbox::builder().image(&images::reference("postgres")?).expose(PORT))
+    Ok(Sandbox::builder()
+        .image(&images::reference("postgres")?)
+        .expose(PORT))
 }
 
 /// Says who one is, and waits until the server is ready for a query: as every client does first.
@@ -42,7 +47,7 @@ fn greet(address: SocketAddr) -> Result<TcpStream> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     let words = b"user\0postgres\0database\0postgres\0\0";
-    let mut message = (words.len() as u32 + 8).to_be_bytes().to_vec();
+    let mut message = (u32::try_from(words.len())? + 8).to_be_bytes().to_vec();
     message.extend(196_608_u32.to_be_bytes());
     message.extend(words);
     stream.write_all(&message)?;
@@ -73,7 +78,11 @@ fn ready(start: impl FnOnce() -> Result<Sandbox, orbit::Error>) -> Result<(Sandb
             Err(error) => {
                 sandbox.kill();
                 let outcome = sandbox.wait()?;
-                return Err(error).context(format!("{}\n{}", outcome.status, outcome.stderr_text()));
+                return Err(error).context(format!(
+                    "{}\n{}",
+                    outcome.status,
+                    outcome.stderr_text()
+                ));
             }
         }
     }
@@ -82,8 +91,19 @@ fn ready(start: impl FnOnce() -> Result<Sandbox, orbit::Error>) -> Result<(Sandb
 fn psql(sandbox: &Sandbox, sql: &str) -> Result<String> {
     let address = sandbox.addr(PORT);
     let finished = Program::new(PSQL)
-        .args(["--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1"])
-        .args(["--host", &address.ip().to_string(), "--port", &address.port().to_string()])
+        .args([
+            "--no-psqlrc",
+            "--quiet",
+            "--tuples-only",
+            "--no-align",
+            "--set=ON_ERROR_STOP=1",
+        ])
+        .args([
+            "--host",
+            &address.ip().to_string(),
+            "--port",
+            &address.port().to_string(),
+        ])
         .args(["--username", "postgres", "--command", sql])
         .run()?
         .success()?;
@@ -106,7 +126,12 @@ fn migrated_once_and_cloned(context: &Context) -> Result<()> {
                 psql(&first, migration)?;
             }
             let outcome = first.stop(Duration::from_secs(20))?;
-            ensure!(outcome.success(), "{}: {}", outcome.status, outcome.stderr_text());
+            ensure!(
+                outcome.success(),
+                "{}: {}",
+                outcome.status,
+                outcome.stderr_text()
+            );
             let began = Instant::now();
             let snapshot = first.snapshot()?;
             sealing = began.elapsed();
@@ -132,7 +157,10 @@ fn migrated_once_and_cloned(context: &Context) -> Result<()> {
         clone.as_millis(),
         fresh.as_secs_f64() / clone.as_secs_f64()
     );
-    ensure!(fresh >= 4 * clone, "a clone took {clone:?}, a fresh start {fresh:?}");
+    ensure!(
+        fresh >= 4 * clone,
+        "a clone took {clone:?}, a fresh start {fresh:?}"
+    );
 
     // And all at once, each with a client of its own that sees no other's rows.
     let all_ready = Barrier::new(CLONES);
@@ -143,12 +171,18 @@ fn migrated_once_and_cloned(context: &Context) -> Result<()> {
                 let (golden, all_ready) = (&golden, &all_ready);
                 scope.spawn(move || -> Result<()> {
                     let found = ready(|| golden.start());
-                    let held = found.as_ref().ok().map(|(clone, _)| greet(clone.addr(PORT)));
+                    let held = found
+                        .as_ref()
+                        .ok()
+                        .map(|(clone, _)| greet(clone.addr(PORT)));
                     // Also where one failed: the others wait for it.
                     all_ready.wait();
                     let (clone, _) = found?;
                     held.context("it is ready")??;
-                    psql(&clone, &format!("INSERT INTO people VALUES ({}, 'clone')", 5000 + number))?;
+                    psql(
+                        &clone,
+                        &format!("INSERT INTO people VALUES ({}, 'clone')", 5000 + number),
+                    )?;
                     let rows = psql(&clone, "SELECT count(*), max(id) FROM people")?;
                     ensure!(rows == format!("1001|{}\n", 5000 + number), "{rows}");
                     Ok(())
@@ -160,7 +194,10 @@ fn migrated_once_and_cloned(context: &Context) -> Result<()> {
         }
         Ok(())
     })?;
-    println!("{CLONES} clones with {CLONES} clients: {} ms in all", began.elapsed().as_millis());
+    println!(
+        "{CLONES} clones with {CLONES} clients: {} ms in all",
+        began.elapsed().as_millis()
+    );
     drop(golden);
     audit.check()?;
     Ok(())

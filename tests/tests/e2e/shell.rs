@@ -3,7 +3,6 @@
 use std::{
     fs::File,
     io::{Read as _, Write as _},
-    os::fd::OwnedFd,
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -72,13 +71,20 @@ fn finds_what_was_left(context: &Context) -> Result<()> {
         // A shell, fed from a pipe; the beginning of the id is enough.
         let finished = typed(context, &id[..6], "echo $GREETING from $0")?;
         has(&finished.stdout, &["hello there from /bin/"])?;
-        context.orbit("shell")?.args(["--remove", &id]).run()?.success()?;
+        context
+            .orbit("shell")?
+            .args(["--remove", &id])
+            .run()?
+            .success()?;
     }
     Ok(())
 }
 
 fn on_a_terminal(_: &Context) -> Result<()> {
-    let id = keep(View::Image.sh("echo why > /tmp/log; exit 1")?, "tests::fails")?;
+    let id = keep(
+        View::Image.sh("echo why > /tmp/log; exit 1")?,
+        "tests::fails",
+    )?;
     let pair = openpty(None, None)?;
     let program = || -> Result<Stdio> { Ok(Stdio::from(pair.slave.try_clone()?)) };
     let mut command = std::process::Command::new(orbit_tests::orbit_cli::binary()?);
@@ -89,7 +95,7 @@ fn on_a_terminal(_: &Context) -> Result<()> {
         .stderr(program()?);
     let mut child = command.spawn()?;
     drop(command);
-    let mut terminal = File::from(OwnedFd::from(pair.master));
+    let mut terminal = File::from(pair.master);
     terminal.write_all(b"tty; cat /tmp/log; echo $((40+2)); exit 5\n")?;
     drop(pair.slave);
     let mut shown = Vec::new();
@@ -144,7 +150,10 @@ fn lists_and_removes(context: &Context) -> Result<()> {
     ensure!(lines.len() == 2, "{listed}");
     let line = |id: &str| {
         let mut lines = lines.iter();
-        lines.find(|line| line.starts_with(id)).copied().context("no line")
+        lines
+            .find(|line| line.starts_with(id))
+            .copied()
+            .context("no line")
     };
     has(line(&first)?, &["tests::first", "oci:", " ago", "9 bytes"])?;
     has(line(&second)?, &["tests::\\u{1b}[31msecond"])?;
