@@ -406,6 +406,17 @@ impl SandboxBuilder {
         self
     }
 
+    /// Sets the monotonic clock and the time since boot ahead by this much, for what is in the sandbox: as on a machine
+    /// that has been up for longer. `CLOCK_MONOTONIC`, `CLOCK_BOOTTIME` and `/proc/uptime` show it, and what sleeps
+    /// until a time of one of them.
+    ///
+    /// The time of day is not changed: Linux has no namespace for `CLOCK_REALTIME`, so dates, the times of files and
+    /// certificates are the host's. It cannot be changed while the sandbox runs, nor be set back. Needs Linux 6.1.
+    pub fn clock_offset(mut self, ahead: Duration) -> Self {
+        self.spec.clock_offset = Some(ahead);
+        self
+    }
+
     /// Has the [`Outcome`](crate::Outcome) say which files were made, changed or removed in the sandbox's writable layer.
     /// They are read when the program has ended; it costs nothing before.
     pub fn record_changes(mut self, record: bool) -> Self {

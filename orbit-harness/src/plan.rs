@@ -39,6 +39,8 @@ pub(crate) struct Plan {
     pub(crate) publish: Vec<Published>,
     pub(crate) program: ProgramPlan,
     pub(crate) timeout: Option<Duration>,
+    /// By how much the clocks that count from boot are ahead.
+    pub(crate) clock_offset: Option<Duration>,
     /// The limits of the control group that the sandbox is born in; `None` for no control group of its own.
     pub(crate) cgroup: Option<Vec<Setting>>,
     /// What was asked as best it can be kept, and cannot be.
@@ -168,6 +170,7 @@ pub(crate) fn plan(
         },
         program,
         timeout: spec.timeout,
+        clock_offset: spec.clock_offset,
         cgroup,
         warnings,
     })
@@ -559,6 +562,9 @@ impl Plan {
             ""
         };
         let mut lines = vec![format!("unshare mount pid ipc uts cgroup{network}")];
+        if let Some(ahead) = self.clock_offset {
+            lines[0] = format!("{} time, {ahead:?} ahead", lines[0]);
+        }
         if let Some(settings) = &self.cgroup {
             let words = settings.iter().map(|setting| format!(" {setting}"));
             lines[0].extend(

@@ -491,6 +491,7 @@ impl SandboxBuilder {
         let around = surroundings();
         anchor(&mut spec, &around.working_dir, &mut faults);
         limited::look_up(&mut spec.limits, &mut faults);
+        check_clock(&spec, &mut faults);
         let (image, held) = match base {
             Some(base) => (base.image, base.held),
             None => resolve(&spec, host, &mut faults)?,
@@ -681,6 +682,26 @@ pub(crate) fn written<T: DeserializeOwned>(reply: &Channel) -> Result<T, Error> 
     match heard.map_err(cannot)? {
         Some((answer, _)) => Ok(answer.map_err(Kind::Layer)?),
         None => Err(cannot(io::Error::other("it ended without an answer"))),
+    }
+}
+
+/// That this kernel lets a program have a clock of its own when it is executed: before Linux 6.1 it would have the
+/// host's, and nobody would say so.
+fn check_clock(spec: &Spec, faults: &mut Vec<SpecFault>) {
+    let Some(ahead) = spec.clock_offset else {
+        return;
+    };
+    let release = rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned();
+    let mut numbers = release.split('.').map(|part| part.parse().unwrap_or(0_u32));
+    let version = (numbers.next(), numbers.next());
+    if version < (Some(6), Some(1)) {
+        let why = format!(
+            "this kernel is {release}, and programs have clocks of their own since Linux 6.1"
+        );
+        faults.push(SpecFault::new("clock_offset", format!("{ahead:?}"), why));
     }
 }
 

@@ -110,6 +110,9 @@ fn prepare<'a>(
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP)
             .map_err(|error| failure(0, &error.into()))?;
     }
+    if let Some(ahead) = plan.clock_offset {
+        set_clocks(ahead).map_err(|error| failure(0, &error))?;
+    }
     let mut maker = Maker::new(networks).map_err(|error| failure(0, &error.into()))?;
     for (number, step) in plan.steps.iter().enumerate() {
         maker.carry_out(step).map_err(|cause| Failure {
@@ -135,6 +138,15 @@ fn prepare<'a>(
         line: plan.steps.len() + 1,
         cause,
     })
+}
+
+/// Sets the clocks ahead that what this process executes will see. Source: time_namespaces(7).
+fn set_clocks(ahead: Duration) -> std::io::Result<()> {
+    let namespace = nix::sched::CloneFlags::from_bits_retain(libc::CLONE_NEWTIME);
+    nix::sched::unshare(namespace)?;
+    let (seconds, nanos) = (ahead.as_secs(), ahead.subsec_nanos());
+    let offsets = format!("monotonic {seconds} {nanos}\nboottime {seconds} {nanos}\n");
+    fs::write("/proc/self/timens_offsets", offsets)
 }
 
 /// The program as process 1: this process becomes it.
