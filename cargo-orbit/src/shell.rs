@@ -3,9 +3,6 @@
 //! The sandbox is made again as it was, over the files that it left, with a shell in place of its program. What is done
 //! there is thrown away, so that the next look finds the same.
 
-// The texts are clap's, for terminals.
-#![expect(rustdoc::broken_intra_doc_links)]
-
 mod busybox;
 
 use std::{
