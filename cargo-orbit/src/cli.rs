@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{images, run, runner, shell, test};
+use crate::{env, explain, images, run, runner, shell, test};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -30,7 +30,8 @@ pub(crate) enum Verb {
     Images(images::ImagesArgs),
     Gc(images::GcArgs),
     Shell(shell::Args),
-    #[command(hide = true)]
+    Explain(Box<explain::Args>),
+    Env(env::Args),
     Runner(runner::Args),
 }
 

@@ -7,8 +7,13 @@
 #![forbid(unsafe_code)]
 
 mod cli;
+mod config;
+mod env;
 mod exit;
+mod explain;
+mod filter;
 mod images;
+mod report;
 mod run;
 mod runner;
 mod shell;
@@ -44,6 +49,8 @@ fn main() -> ExitCode {
         Verb::Images(args) => (images::images(&args), exit::FAILED),
         Verb::Gc(args) => (images::gc(&args), exit::FAILED),
         Verb::Shell(args) => (shell::run(&args), exit::SETUP_FAILED),
+        Verb::Explain(args) => (explain::run(&args), exit::FAILED),
+        Verb::Env(args) => (env::run(&args), exit::FAILED),
         Verb::Runner(args) => (runner::run(args), exit::SETUP_FAILED),
     };
     result.unwrap_or_else(|error| {

@@ -88,6 +88,8 @@ mod variables;
 
 mod attribute;
 
+mod checked;
+
 #[doc(hidden)]
 pub mod __private;
 
@@ -106,7 +108,7 @@ pub use outcome::{
     LeakedProcess, Note, Outcome, Pressure, ProcessName, Status, Usage, UsageSource,
 };
 pub use publish::Port;
-pub use sandbox::Sandbox;
+pub use sandbox::{Killer, Sandbox};
 #[cfg(feature = "images")]
 #[doc(hidden)]
 pub use snapshot::kept;

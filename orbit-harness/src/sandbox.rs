@@ -215,6 +215,17 @@ impl Sandbox {
         let _ = self.events.shutdown_send();
     }
 
+    /// What ends this sandbox from another thread, while this one [waits](Self::wait).
+    ///
+    /// # Errors
+    /// Where this process has no descriptor to spare.
+    pub fn killer(&self) -> Result<Killer, Error> {
+        let cannot = |error| Error::io("cannot share the sandbox's channel", error);
+        Ok(Killer {
+            events: self.events.try_clone().map_err(cannot)?,
+        })
+    }
+
     /// Asks the program to end with SIGTERM, and kills the sandbox if it has not after `patience`.
     ///
     /// # Errors
@@ -385,6 +396,37 @@ impl Sandbox {
     }
 }
 
+/// Ends a sandbox from another thread: see [`Sandbox::killer`]. It does not keep the sandbox alive.
+///
+/// ```
+/// let mut sandbox = orbit::Sandbox::builder().cmd(["sleep", "60"]).start()?;
+/// let killer = sandbox.killer()?;
+/// let waiting = std::thread::spawn(move || sandbox.wait());
+/// killer.kill();
+/// assert_eq!(waiting.join().unwrap()?.status, orbit::Status::Signaled(9));
+/// # Ok::<(), orbit::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Killer {
+    events: Channel,
+}
+
+impl Killer {
+    /// Kills the program and everything else in the sandbox. Nothing happens if it has ended.
+    pub fn kill(&self) {
+        // Where nobody listens, nobody lives.
+        let _ = self.events.shutdown_send();
+    }
+
+    /// Sends a signal, as numbered in signal(7), to the program. Nothing happens if it has ended, if there is no such
+    /// signal, or if the program is process 1 itself ([`Init::Program`]).
+    pub fn signal(&self, signal: i32) {
+        if (1..=libc::SIGRTMAX()).contains(&signal) {
+            let _ = self.events.send(&Control::Signal(signal), &[]);
+        }
+    }
+}
+
 /// Limits while it runs. All but [`usage`](Self::usage) need a control group: a sandbox that was started with a
 /// limit has one, or with [`accounting`](SandboxBuilder::accounting).
 impl Sandbox {
@@ -470,6 +512,40 @@ impl SandboxBuilder {
     pub fn run(self) -> Result<Outcome, Error> {
         let mut sandbox = self.start()?;
         sandbox.wait()
+    }
+
+    /// What would be done to make this sandbox, one numbered step a line: nothing is made and nothing is run. An
+    /// image is looked up, and pulled as [`pull`](Self::pull) says; the addresses that it would have on networks are
+    /// not among the steps.
+    ///
+    /// ```
+    /// let plan = orbit::Sandbox::builder().cmd(["true"]).plan()?;
+    /// assert!(plan.starts_with("01 unshare mount"), "{plan}");
+    /// # Ok::<(), orbit::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Everything that is wrong with what was asked, as [`start`](Self::start) would say.
+    pub fn plan(self) -> Result<String, Error> {
+        let Self {
+            mut spec,
+            mut faults,
+            ..
+        } = self;
+        let host =
+            Host::get().map_err(|e| Error::io("cannot read the facts of this machine", e))?;
+        let around = surroundings();
+        anchor(&mut spec, &around.working_dir, &mut faults);
+        limited::look_up(&mut spec.limits, &mut faults);
+        let (image, _held) = resolve(&spec, host, &mut faults)?;
+        match plan(&spec, &image, host, &around) {
+            Ok(plan) if faults.is_empty() => Ok(plan.to_string()),
+            Ok(_) => Err(Error::spec(faults)),
+            Err(found) => {
+                faults.extend(found);
+                Err(Error::spec(faults))
+            }
+        }
     }
 
     /// Starts the program in a fresh sandbox, and returns once it runs.

@@ -7,7 +7,8 @@ use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches, ValueHint};
 
-use crate::variables::Variable;
+use super::select::Partition;
+use crate::config::args::SettingsArgs;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -35,16 +36,74 @@ Exit code:
 #[command(after_long_help = EXAMPLES)]
 #[command(override_usage = "cargo orbit test [OPTIONS] [TESTNAME] [-- [ARGS]...]")]
 pub(crate) struct Args {
-    /// Set a variable for the tests, or with a name alone pass the host's value on. May be repeated.
-    #[arg(long, value_name = "NAME[=VALUE]", help_heading = "Isolation")]
-    pub(crate) env: Vec<Variable>,
+    #[command(flatten)]
+    pub(crate) settings: SettingsArgs,
 
-    /// Keep what tests write under this path, such as snapshots to review. May be repeated.
-    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath, help_heading = "Isolation")]
-    pub(crate) writable: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
 
     #[command(flatten)]
     pub(crate) cargo: CargoArgs,
+}
+
+/// Which tests run, how often, and what is told of them.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RunArgs {
+    /// Run only tests that this filterset of nextest's language selects; of several, tests that any selects.
+    #[arg(
+        short = 'E',
+        long,
+        value_name = "FILTERSET",
+        help_heading = "Test Selection"
+    )]
+    pub(crate) filterset: Vec<String>,
+
+    /// Run one share of the tests: count:M/N or hash:M/N.
+    #[arg(long, value_name = "SHARE", help_heading = "Test Selection")]
+    pub(crate) partition: Option<Partition>,
+
+    /// Run only tests that failed the last time.
+    #[arg(long, help_heading = "Test Selection")]
+    pub(crate) failed: bool,
+
+    /// Run tests that are marked #[ignore], and no others.
+    #[arg(
+        long,
+        help_heading = "Test Selection",
+        conflicts_with = "include_ignored"
+    )]
+    pub(crate) ignored: bool,
+
+    /// Run tests that are marked #[ignore] too.
+    #[arg(long, help_heading = "Test Selection")]
+    pub(crate) include_ignored: bool,
+
+    /// Print the tests that would run, and run none.
+    #[arg(long, help_heading = "Test Selection")]
+    pub(crate) list: bool,
+
+    /// Run each test N times.
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "1",
+        hide_default_value = true,
+        help_heading = "Running"
+    )]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) repeat: u32,
+
+    /// Run tests in a random order; the same SEED gives the same order.
+    #[arg(long, value_name = "SEED", num_args = 0..=1, require_equals = true, help_heading = "Running")]
+    pub(crate) shuffle: Option<Option<u64>>,
+
+    /// Write a JUnit report to FILE.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Reports")]
+    pub(crate) junit: Option<PathBuf>,
+
+    /// Write a page with the timeline of the run to DIR/index.html.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Reports")]
+    pub(crate) report: Option<PathBuf>,
 }
 
 /// An option of `cargo test`.
@@ -213,17 +272,47 @@ impl CargoOption {
 /// The part of the command line that is cargo's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct CargoArgs {
-    /// Options and the test's name, for `cargo test`.
-    pub(crate) options: Vec<OsString>,
+    /// Options for `cargo test --no-run`: what is to be built, and how.
+    pub(crate) build_options: Vec<OsString>,
+    /// Options for `cargo test --doc`: the same, without a choice of targets.
+    pub(crate) doc_options: Vec<OsString>,
+    /// Only tests whose names contain it.
+    pub(crate) test_name: Option<OsString>,
     /// Options that `cargo metadata` must be given too.
     pub(crate) metadata_options: Vec<OsString>,
     /// `--target`, as given.
     pub(crate) targets: Vec<String>,
     /// `--no-run`: nothing is run, so that nothing needs isolation.
     pub(crate) no_run: bool,
+    pub(crate) no_fail_fast: bool,
+    /// `--jobs`, as given.
+    pub(crate) jobs: Option<String>,
+    pub(crate) quiet: bool,
+    pub(crate) verbose: u8,
+    /// `--color`, as given.
+    pub(crate) color: Option<String>,
+    /// `--message-format`, as given.
+    pub(crate) message_format: Option<String>,
+    /// Which targets were chosen.
+    pub(crate) targets_chosen: TargetsChosen,
     /// What follows `--`, for the test binaries.
     pub(crate) for_tests: Vec<OsString>,
 }
+
+/// Whether test binaries, doctests or both are wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum TargetsChosen {
+    /// None were named: test binaries and doctests.
+    #[default]
+    All,
+    /// `--doc`.
+    OnlyDoctests,
+    /// `--lib`, `--test NAME` and the like: no doctests.
+    Some,
+}
+
+/// Options that are understood here, and of which the build is told nothing.
+const NOT_OF_THE_BUILD: &[&str] = &["no-run", "no-fail-fast", "message-format", "doc"];
 
 impl clap::Args for CargoArgs {
     fn augment_args(command: Command) -> Command {
@@ -258,14 +347,36 @@ impl FromArgMatches for CargoArgs {
             if METADATA_OPTIONS.contains(&option.id()) {
                 parsed.metadata_options.extend(words.iter().cloned());
             }
-            parsed.options.extend(words);
+            if !NOT_OF_THE_BUILD.contains(&option.id()) {
+                parsed.build_options.extend(words.iter().cloned());
+                if option.heading != TARGETS && option.id() != "quiet" {
+                    parsed.doc_options.extend(words.iter().cloned());
+                }
+            }
+            if option.heading == TARGETS && option.id() != "doc" && !words.is_empty() {
+                parsed.targets_chosen = TargetsChosen::Some;
+            }
+        }
+        if matches.get_flag("doc") {
+            parsed.targets_chosen = TargetsChosen::OnlyDoctests;
         }
         let values = |id| matches.get_many::<OsString>(id).into_iter().flatten();
         parsed.targets = values("target")
             .map(|target| target.to_string_lossy().into_owned())
             .collect();
         parsed.no_run = matches.get_flag("no-run");
-        parsed.options.extend(values("testname").cloned());
+        parsed.no_fail_fast = matches.get_flag("no-fail-fast");
+        parsed.quiet = matches.get_flag("quiet");
+        parsed.verbose = matches.get_count("verbose");
+        let last = |id| {
+            values(id)
+                .last()
+                .map(|value| value.to_string_lossy().into_owned())
+        };
+        parsed.jobs = last("jobs");
+        parsed.color = last("color");
+        parsed.message_format = last("message-format");
+        parsed.test_name = values("testname").next().cloned();
         parsed.for_tests = values("args").cloned().collect();
         Ok(parsed)
     }
@@ -295,15 +406,18 @@ mod tests {
             parse("-vv -p a -p b --test t --release -F x,y -Zunstable -j -1 name -- --exact q")
                 .unwrap();
         let said: Vec<_> = args
-            .options
+            .build_options
             .iter()
             .map(|word| word.to_string_lossy())
             .collect();
         assert_eq!(
             said.join(" "),
             "--verbose --verbose -Z unstable --package a --package b --test t --features x,y --jobs -1 \
-             --release name"
+             --release"
         );
+        assert_eq!(args.test_name, Some("name".into()));
+        assert_eq!(args.targets_chosen, TargetsChosen::Some);
+        assert!(!args.doc_options.contains(&"--test".into()));
         assert_eq!(args.for_tests, ["--exact", "q"]);
         assert_eq!(
             args.metadata_options,
@@ -313,7 +427,7 @@ mod tests {
 
     #[test]
     fn a_choice_may_be_left_open() {
-        assert_eq!(parse("--bin").unwrap().options, ["--bin"]);
+        assert_eq!(parse("--bin").unwrap().build_options, ["--bin"]);
         assert_eq!(parse("--target t --no-run").unwrap().targets, ["t"]);
     }
 

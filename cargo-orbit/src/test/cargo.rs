@@ -61,17 +61,17 @@ pub(crate) fn targets(
     Ok(targets)
 }
 
-/// `cargo test` with `runner` before each program of each of `targets`.
+/// `cargo test --doc` with `runner` before each program of each of `targets`.
 ///
 /// # Errors
 /// [`CargoError::NotText`] where the runner's path is not text.
-pub(crate) fn test_command(
+pub(crate) fn doctest_command(
     args: &CargoArgs,
     runner: &Path,
     targets: &[(String, Through)],
 ) -> Result<Command, CargoError> {
     let mut command = Command::new(program());
-    command.arg("test");
+    command.args(["test", "--doc", "--no-fail-fast"]);
     for (triple, through) in targets {
         command
             .arg("--config")
@@ -79,10 +79,7 @@ pub(crate) fn test_command(
         // Before cargo 1.93 a variable won over `--config`; what it held is in `through`.
         command.env_remove(runner_variable(triple));
     }
-    command.args(&args.options);
-    if !args.for_tests.is_empty() {
-        command.arg("--").args(&args.for_tests);
-    }
+    command.args(&args.doc_options);
     Ok(command)
 }
 
@@ -200,7 +197,7 @@ impl CargoError {
 }
 
 /// The cargo that started us, or the one in `PATH`.
-fn program() -> OsString {
+pub(crate) fn program() -> OsString {
     std::env::var_os("CARGO").unwrap_or_else(|| OsStr::new("cargo").to_owned())
 }
 
@@ -229,22 +226,21 @@ mod tests {
             "CARGO_TARGET_THUMBV7EM_NONE_EABIHF_RUNNER"
         );
         let args = CargoArgs {
-            options: vec!["--lib".into()],
-            for_tests: vec!["--exact".into()],
+            doc_options: vec!["--release".into()],
             ..CargoArgs::default()
         };
         let targets = [("t".to_owned(), Vec::new())];
-        let command = test_command(&args, Path::new("/o"), &targets).unwrap();
+        let command = doctest_command(&args, Path::new("/o"), &targets).unwrap();
         let words: Vec<_> = command.get_args().collect();
         assert_eq!(
             words,
             [
                 "test",
+                "--doc",
+                "--no-fail-fast",
                 "--config",
                 r#"target."t".runner=["/o","orbit","runner","--"]"#,
-                "--lib",
-                "--",
-                "--exact"
+                "--release"
             ]
         );
         let removed: Vec<_> = command.get_envs().collect();

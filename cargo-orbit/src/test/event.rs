@@ -9,6 +9,10 @@ use serde::{Deserialize, Serialize};
 /// One thing that happened.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one at a time, and few of the small ones"
+)]
 pub(crate) enum Event {
     /// Before anything is built.
     RunStarted(RunStarted),
@@ -178,6 +182,27 @@ pub(crate) struct Attempt {
     pub(crate) notes: Vec<String>,
     /// The kept sandbox, for `cargo orbit shell`.
     pub(crate) kept: Option<String>,
+}
+
+impl Attempt {
+    /// One of which nothing more is known yet.
+    pub(crate) const fn new(verdict: Verdict, used: Used) -> Self {
+        Self {
+            verdict,
+            started: Duration::ZERO,
+            wall_time: Duration::ZERO,
+            lane: 0,
+            alone: true,
+            used,
+            stdout: Vec::new(),
+            stderr: Vec::new(),
+            leaked: Vec::new(),
+            denied: Vec::new(),
+            wrote: Vec::new(),
+            notes: Vec::new(),
+            kept: None,
+        }
+    }
 }
 
 /// What a test used.

@@ -1,135 +1,452 @@
-//! `cargo orbit test`: `cargo test`, with every test program in a fresh container.
+//! `cargo orbit test`: builds the tests, and runs them in fresh containers.
 //!
-//! The parts: [`args`] is what was asked; [`cargo`] starts `cargo test` with [`crate::runner`] before each
-//! program; [`session`] carries what they all need; for each program [`environment`] chooses its variables
-//! and [`isolate`] its view of the host.
+//! The parts: [`args`] and [`words`] are what was asked; [`build`] has cargo build, and [`binary`] knows what cargo would start each
+//! binary with; [`engine`] runs them, by [`schedule`] and [`select`]; [`isolate`] is what a test sees of the host, [`environment`]
+//! its variables; [`libtest`] understands what test programs say; [`event`] is all of it as data, of which reports are made.
+//! Doctests are rustdoc's business: [`doctests`], with [`session`] for the runners that rustdoc starts.
 
 pub(crate) mod args;
+mod attempt;
+mod binary;
+mod build;
 mod cargo;
+mod doctests;
+mod engine;
 pub(crate) mod environment;
-#[allow(
-    dead_code,
-    reason = "what reports are made from; the engine comes next"
-)]
 pub(crate) mod event;
+mod history;
 pub(crate) mod isolate;
+mod libtest;
+mod schedule;
+mod select;
 pub(crate) mod session;
+mod together;
+mod words;
 
 use std::{
-    collections::BTreeMap,
-    env, io,
-    os::unix::process::ExitStatusExt as _,
-    path::{self, Path, PathBuf},
-    process::{ExitCode, ExitStatus},
+    env,
+    io::{self, IsTerminal as _},
+    path::Path,
+    process::{Command, ExitCode, ExitStatus},
+    sync::{
+        Arc,
+        mpsc::{self, Sender},
+    },
+    thread,
+    time::{Instant, SystemTime},
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use cargo_config2::Config;
-use rustix::process::Pid;
+use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    iterator::Signals,
+};
 
 use self::{
-    args::Args,
+    args::{Args, CargoArgs, TargetsChosen},
+    attempt::Ground,
+    binary::{Surroundings, TestBinary},
+    build::Build,
+    doctests::Doctests,
+    engine::{Choice, Ended, Engine, Message, Options},
     environment::HostVariables,
+    event::{Event, RunStarted},
+    history::History,
     isolate::{Toolchain, View},
-    session::{Host, NotRun, Session},
+    select::{RunIgnored, Selection},
+    session::{Host, Session},
+    words::Words,
 };
-use crate::{exit, signals};
+use crate::{
+    config::{Config as Settled, settings::Settings},
+    exit,
+    filter::{Filter, Platform, TestFacts, Workspace},
+    report::{Reports, colour, github, html, human, json, junit},
+};
 
 /// Builds and runs the tests that `args` ask for.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let began = Instant::now();
+    if args.cargo.no_run {
+        return build_only(&args.cargo);
+    }
+    let words = Words::parse(&args.cargo.for_tests).map_err(anyhow::Error::msg)?;
     let config = Config::load().map_err(cargo::CargoError::from)?;
     // A process of the toolchain has to answer it, so it is asked first and needed last.
     let sysroot = cargo::Sysroot::ask(&config)?;
     let targets = cargo::targets(&config, &args.cargo.targets)?;
+    let [(target, through)] = &targets[..] else {
+        bail!("tests for several targets cannot run together; choose one with --target");
+    };
+    // Cargo begins to build while it is asked what there is to build.
+    let build = (args.cargo.targets_chosen != TargetsChosen::OnlyDoctests)
+        .then(|| Build::start(&args.cargo).context("cannot start cargo; is it in PATH?"))
+        .transpose()?;
     let metadata = cargo::metadata(&args.cargo, &targets)?;
-    let toolchain = Toolchain::find(sysroot.answer()?, env::home_dir(), |name| env::var_os(name));
-    let session = Session {
-        view: View::new(&metadata, &toolchain, writable(args)?, Path::exists),
+    let sysroot = sysroot.answer()?;
+    let toolchain = Toolchain::find(sysroot.clone(), env::home_dir(), |name| env::var_os(name));
+    let target_directory = metadata.target_directory.clone().into_std_path_buf();
+    let history = History::load(&target_directory);
+    let options = options(args, &words, &history)?;
+    let workspace = Workspace::new(&metadata);
+    let choice = Chosen {
+        config: Settled::load(&workspace, &args.settings, env::vars_os())?,
+        filters: filters(&args.run.filterset, &workspace)?,
+    };
+    let ground = Ground {
+        view: View::new(&metadata, &toolchain, Path::exists),
         host_variables: HostVariables::new(env::vars_os()),
-        variables: args.env.clone(),
+        through: through.clone(),
+        began,
+        running: attempt::Running::default(),
+    };
+    let around = Surroundings {
+        cargo: cargo::program().into(),
+        sysroot,
+        target: target.clone(),
+        target_directory: target_directory.clone(),
+        env: binary::configured(&config),
+        library_path: env::var_os("LD_LIBRARY_PATH"),
+    };
+    let session = Session {
+        view: ground.view.clone(),
+        host_variables: ground.host_variables.clone(),
+        settings: args.settings.clone(),
     };
     let mut host = Host::new(&session)?;
+    let doctests = doctests(args, &words, &metadata, &targets, &host, &options)?;
 
-    let runner = env::current_exe().context("cannot find the program cargo-orbit itself")?;
-    let signals = signals::Taken::new().context("cannot take the signals of this process")?;
-    let mut cargo = cargo::test_command(&args.cargo, &runner, &targets)?
-        .env(environment::SESSION, host.address())
-        .spawn()
-        .context("cannot start cargo; is it in PATH?")?;
-    signals
-        .pass_on_to(Pid::from_child(&cargo))
-        .context("cannot pass signals on to cargo")?;
-    let status = cargo.wait().context("cannot wait for cargo")?;
-    drop(signals);
-
-    let not_run = host.reports()?;
-    if not_run.is_empty() {
-        return Ok(code(status).into());
+    let mut reports = reports(args, &words);
+    if !options.list {
+        reports.on(&Event::RunStarted(run_started(
+            &metadata,
+            &options,
+            choice.config.profile.clone(),
+        )));
     }
-    eprint!("\n{}", not_run_text(&not_run));
-    Ok(exit::SETUP_FAILED.into())
+    let (sender, messages) = mpsc::channel();
+    let signals = signals(sender.clone()).context("cannot take the signals of this process")?;
+    let builder = build
+        .as_ref()
+        .map(|build| pidfd_open(build.pid(), PidfdFlags::empty()));
+    let builder = builder.transpose().context("cannot hold on to cargo")?;
+    let stop_build = || {
+        if let Some(cargo) = &builder {
+            // It fails only where cargo has ended, which is what the signal asks for.
+            let _ = pidfd_send_signal(cargo, Signal::INT);
+        }
+    };
+    let engine = Engine::new(&ground, &options, &choice, sender.clone(), reports, history);
+    let ended = thread::scope(|scope| {
+        match build {
+            Some(build) => {
+                let (metadata, around) = (&metadata, &around);
+                scope.spawn(move || {
+                    let built = |binary| {
+                        let _ = sender.send(Message::Built(binary));
+                    };
+                    let ended = build.follow(metadata, around, built);
+                    let well = ended.is_ok_and(|status| status.success());
+                    let _ = sender.send(Message::BuildEnded(well));
+                });
+            }
+            None => {
+                let _ = sender.send(Message::BuildEnded(true));
+            }
+        }
+        engine.run(&messages, doctests, &stop_build)
+    });
+    signals.close();
+    let not_run = host.reports()?.len() + ended.not_run;
+    Ok(conclude(ended, &target_directory, not_run).into())
 }
 
-/// What was asked with `--writable`, as whole paths.
-fn writable(args: &Args) -> anyhow::Result<Vec<PathBuf>> {
-    let absolute = |path: &PathBuf| {
-        let found = path::absolute(path).and_then(|path| {
-            if path.try_exists()? {
-                Ok(path)
-            } else {
-                Err(io::ErrorKind::NotFound.into())
-            }
-        });
-        found.with_context(|| format!("--writable {}", path.display()))
+/// `cargo test --no-run`: nothing is run, so nothing needs isolation.
+fn build_only(args: &CargoArgs) -> anyhow::Result<ExitCode> {
+    let status = Command::new(cargo::program())
+        .arg("test")
+        .args(&args.build_options)
+        .arg("--no-run")
+        .args(
+            args.message_format
+                .iter()
+                .map(|format| format!("--message-format={format}")),
+        )
+        .status()
+        .context("cannot start cargo; is it in PATH?")?;
+    Ok(code(status).into())
+}
+
+/// What the engine is to do.
+fn options(args: &Args, words: &Words, history: &History) -> anyhow::Result<Options> {
+    let run = &args.run;
+    let mut names = words.names.clone();
+    names.extend(
+        args.cargo
+            .test_name
+            .iter()
+            .map(|name| name.to_string_lossy().into_owned()),
+    );
+    let ignored = match (run.ignored, run.include_ignored) {
+        (true, _) => RunIgnored::Only,
+        (_, true) => RunIgnored::Include,
+        _ => words.ignored,
     };
-    args.writable.iter().map(absolute).collect()
+    let cpus = thread::available_parallelism().map_or(1, usize::from);
+    let jobs = match words.threads {
+        Some(threads) => threads,
+        None => args
+            .cargo
+            .jobs
+            .as_deref()
+            .map_or(Ok(cpus), |text| jobs(text, cpus))?,
+    };
+    Ok(Options {
+        jobs,
+        selection: Selection {
+            names,
+            exact: words.exact,
+            skip: words.skip.clone(),
+            ignored,
+            partition: run.partition,
+            failed: run.failed.then(|| history.failed().clone()),
+        },
+        nocapture: words.nocapture,
+        fail_fast: !args.cargo.no_fail_fast,
+        repeat: run.repeat,
+        shuffle: run
+            .shuffle
+            .map(|seed| seed.unwrap_or_else(|| fastrand::u64(..))),
+        list: run.list || words.list,
+        arguments: words.others.clone(),
+        memory_bytes: rustix::system::sysinfo().totalram as u64,
+    })
+}
+
+/// `--jobs` as cargo understands it: a number, or one less than there are CPUs.
+fn jobs(text: &str, cpus: usize) -> anyhow::Result<usize> {
+    match text.parse::<isize>() {
+        Ok(jobs) if jobs > 0 => Ok(jobs.unsigned_abs()),
+        Ok(jobs) if jobs < 0 => Ok(cpus.saturating_sub(jobs.unsigned_abs()).max(1)),
+        _ if text == "default" => Ok(cpus),
+        _ => bail!(
+            "--jobs {text}: expected a number from 1, one below 0 to leave CPUs free, or `default`"
+        ),
+    }
+}
+
+/// What chooses how tests run, and which.
+struct Chosen {
+    config: Settled,
+    filters: Vec<Filter>,
+}
+
+impl Choice for Chosen {
+    fn settings(&self, binary: &TestBinary, test: &str) -> Arc<Settings> {
+        self.config.settings(&facts(binary, test))
+    }
+
+    fn has(&self, binary: &TestBinary, test: &str) -> bool {
+        let facts = facts(binary, test);
+        self.filters.is_empty() || self.filters.iter().any(|filter| filter.matches(&facts))
+    }
+}
+
+/// What the configuration and filtersets are asked about. A binary that runs as a whole has no test's name.
+fn facts<'a>(binary: &'a TestBinary, test: &'a str) -> TestFacts<'a> {
+    TestFacts {
+        package_id: &binary.package_id,
+        binary_id: &binary.id.0,
+        binary_name: &binary.name,
+        kind: binary.kind,
+        platform: if binary.kind == "proc-macro" {
+            Platform::Host
+        } else {
+            Platform::Target
+        },
+        test: Some(test),
+    }
+}
+
+/// What was asked with `-E`.
+fn filters(texts: &[String], workspace: &Workspace) -> anyhow::Result<Vec<Filter>> {
+    let parse = |text: &String| match Filter::parse(text, workspace) {
+        Ok(filter) => Ok(filter),
+        Err(error) => bail!("-E {}", error.rendered(text)),
+    };
+    texts.iter().map(parse).collect()
+}
+
+fn reports(args: &Args, words: &Words) -> Reports {
+    let mut reports = Reports::default();
+    let verbosity = if args.cargo.quiet || words.quiet {
+        human::Verbosity::Quiet
+    } else if args.cargo.verbose > 0 || words.show_output {
+        human::Verbosity::Verbose
+    } else {
+        human::Verbosity::Normal
+    };
+    let colours = colour::wanted(
+        args.cargo.color.as_deref(),
+        |name| env::var_os(name),
+        io::stderr().is_terminal(),
+    );
+    let mut human = human::Human::new(verbosity, colours);
+    let on_github = github::is_here(|name| env::var_os(name));
+    if on_github {
+        human = human.guarded(github::Guard::new());
+    }
+    reports.add("the report on standard error", human);
+    if args
+        .cargo
+        .message_format
+        .as_deref()
+        .is_some_and(|format| format.starts_with("json"))
+    {
+        reports.add(
+            "the report on standard output",
+            json::Json::new(io::stdout()),
+        );
+    }
+    if let Some(path) = &args.run.junit {
+        reports.add(
+            format!("the JUnit report {}", path.display()),
+            junit::Junit::new(path.clone()),
+        );
+    }
+    if let Some(directory) = &args.run.report {
+        reports.add(
+            format!("the page {}/index.html", directory.display()),
+            html::Html::new(directory.clone()),
+        );
+    }
+    if on_github {
+        reports.add(
+            "the report for GitHub",
+            github::Github::new(io::stderr(), |name| env::var_os(name)),
+        );
+    }
+    reports
+}
+
+fn run_started(
+    metadata: &cargo_metadata::Metadata,
+    options: &Options,
+    profile: Option<String>,
+) -> RunStarted {
+    let since_1970 = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    let workspace = metadata.workspace_root.file_name().unwrap_or("workspace");
+    RunStarted {
+        run: format!("{:012x}-{:x}", since_1970.as_millis(), std::process::id()),
+        started_at_unix_seconds: since_1970.as_secs(),
+        workspace: workspace.to_owned(),
+        jobs: options.jobs,
+        shuffle: options.shuffle,
+        profile,
+        command_line: env::args().collect(),
+    }
+}
+
+/// The doctests to run, where some are wanted.
+fn doctests(
+    args: &Args,
+    words: &Words,
+    metadata: &cargo_metadata::Metadata,
+    targets: &[(String, Vec<String>)],
+    host: &Host,
+    options: &Options,
+) -> anyhow::Result<Option<Doctests>> {
+    let packages = doctests::libraries(metadata);
+    let selection = &options.selection;
+    let in_share = selection.partition.is_none_or(select::Partition::is_first);
+    let is_wanted = args.cargo.targets_chosen != TargetsChosen::Some
+        && !packages.is_empty()
+        && in_share
+        && selection.failed.is_none()
+        && args.run.filterset.is_empty()
+        && !options.list;
+    if !is_wanted {
+        return Ok(None);
+    }
+    let runner = env::current_exe().context("cannot find the program cargo-orbit itself")?;
+    let mut command = cargo::doctest_command(&args.cargo, &runner, targets)?;
+    command.env(environment::SESSION, host.address());
+    command.arg("--").args(&selection.names).args(&words.others);
+    command.args(
+        selection
+            .skip
+            .iter()
+            .flat_map(|name| ["--skip", name.as_str()]),
+    );
+    let flags = [
+        (selection.exact, "--exact"),
+        (selection.ignored == RunIgnored::Only, "--ignored"),
+        (
+            selection.ignored == RunIgnored::Include,
+            "--include-ignored",
+        ),
+    ];
+    command.args(
+        flags
+            .into_iter()
+            .filter(|(wanted, _)| *wanted)
+            .map(|(_, flag)| flag),
+    );
+    command.arg(format!("--test-threads={}", options.jobs));
+    Ok(Some(Doctests { command, packages }))
+}
+
+/// Tells the engine of signals that ask this process to end.
+fn signals(sender: Sender<Message>) -> io::Result<signal_hook::iterator::Handle> {
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
+    let handle = signals.handle();
+    thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            for number in &mut signals {
+                if sender.send(Message::Signal(number)).is_err() {
+                    return;
+                }
+            }
+        })?;
+    Ok(handle)
+}
+
+/// Says what is left to say, and chooses the exit code.
+fn conclude(ended: Ended, target_directory: &Path, not_run: usize) -> u8 {
+    for id in &ended.listed {
+        println!("{id}");
+    }
+    if ended.listed.is_empty()
+        && let Err(error) = ended.history.save(target_directory)
+    {
+        eprintln!(
+            "orbit: cannot remember this run in {}: {error}",
+            target_directory.display()
+        );
+    }
+    for fault in ended.reports.faults() {
+        eprintln!("orbit: {:#}", anyhow::Error::from(fault));
+    }
+    if let Some(signal) = ended.signal {
+        return exit::of_number(128 + signal);
+    }
+    if not_run > 0 {
+        return exit::SETUP_FAILED;
+    }
+    if ended.build_failed || ended.summary.failed > 0 {
+        return exit::CARGO_FAILED;
+    }
+    0
 }
 
 /// Cargo's own exit code; 128 + signal where a signal ended it.
 fn code(status: ExitStatus) -> u8 {
+    use std::os::unix::process::ExitStatusExt as _;
     let number = status.code().or(status.signal().map(|signal| 128 + signal));
     number.map_or(exit::CARGO_FAILED, exit::of_number)
-}
-
-/// The end of the output where not everything could run: each reason once, however many tests it hit.
-fn not_run_text(not_run: &[NotRun]) -> String {
-    let mut by_reason: BTreeMap<&str, usize> = BTreeMap::new();
-    for report in not_run {
-        *by_reason.entry(&report.why).or_default() += 1;
-    }
-    let reasons: Vec<String> = by_reason
-        .iter()
-        .map(|(why, count)| format!("  {count} × {}\n", why.replace('\n', "\n      ")))
-        .collect();
-    let reasons = reasons.concat();
-    let programs = match not_run.len() {
-        1 => "1 test program".to_owned(),
-        count => format!("{count} test programs"),
-    };
-    format!(
-        "orbit: {programs} could not be started in a container and did not run; what is said of the tests \
-         above is incomplete:\n{reasons}"
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_reason_is_told_once() {
-        let not_run = |program: &str, why: &str| NotRun {
-            program: program.into(),
-            why: why.to_owned(),
-        };
-        insta::assert_snapshot!(
-            not_run_text(&[not_run("/a", "no\nnamespaces"), not_run("/b", "full"), not_run("/c", "full")]),
-            @r"
-        orbit: 3 test programs could not be started in a container and did not run; what is said of the tests above is incomplete:
-          2 × full
-          1 × no
-              namespaces
-        "
-        );
-    }
 }

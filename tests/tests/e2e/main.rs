@@ -15,6 +15,7 @@ mod raw;
 mod registry;
 mod roles;
 mod run;
+mod runner;
 mod shell;
 mod snapshots;
 mod support;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
             hostile::cases(),
             faults::cases(),
             run::cases(),
+            runner::cases(),
             published::cases(),
         ]
         .concat(),

@@ -1,0 +1,274 @@
+//! One sandbox of a test run: made, waited for, and told.
+
+use std::{
+    ffi::OsString,
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use orbit::{Killer, Outcome, Output, SandboxBuilder, Status, Stdin};
+
+use rustix::process::{Signal, pidfd_send_signal};
+
+use super::{
+    binary::TestBinary,
+    environment::{self, HostVariables},
+    event::{Attempt, Used, Verdict},
+    isolate::{Program, View},
+};
+use crate::{config::settings::Settings, runner::alone::sandbox_over};
+
+/// What is the same for every sandbox of a run.
+#[derive(Debug)]
+pub(crate) struct Ground {
+    pub(crate) view: View,
+    pub(crate) host_variables: HostVariables,
+    /// What programs of the target are started through.
+    pub(crate) through: Vec<String>,
+    /// When the run began.
+    pub(crate) began: Instant,
+    pub(crate) running: Running,
+}
+
+impl Ground {
+    /// The sandbox for `binary` with `arguments`.
+    pub(crate) fn sandbox(
+        &self,
+        binary: &TestBinary,
+        settings: &Settings,
+        arguments: Vec<OsString>,
+    ) -> SandboxBuilder {
+        let host = std::env::vars_os();
+        let given = host.chain(
+            binary
+                .variables
+                .iter()
+                .map(|(name, value)| (name.clone(), value.clone())),
+        );
+        let program = Program {
+            command: self
+                .through
+                .iter()
+                .map(OsString::from)
+                .chain([binary.path.clone().into_os_string()])
+                .chain(arguments)
+                .collect(),
+            binary: binary.path.clone(),
+            working_dir: binary.working_dir.clone(),
+            variables: environment::of_test(given, &self.host_variables, &settings.variables()),
+        };
+        sandbox_over(&self.view, settings, program)
+    }
+}
+
+/// The sandboxes that run now, so that they can be ended from elsewhere.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Running(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// What was sent to all that ran, and is sent to all that come.
+    sent: Option<Send>,
+    killers: Vec<Option<Target>>,
+}
+
+/// Something that can be ended.
+#[derive(Debug)]
+pub(crate) enum Target {
+    Sandbox(Killer),
+    /// A process, by its pidfd.
+    Process(OwnedFd),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Send {
+    Signal(i32),
+    Kill,
+}
+
+impl Send {
+    fn to(self, target: &Target) {
+        match (target, self) {
+            (Target::Sandbox(killer), Self::Signal(number)) => killer.signal(number),
+            (Target::Sandbox(killer), Self::Kill) => killer.kill(),
+            (Target::Process(process), send) => {
+                let signal = match send {
+                    Self::Signal(number) => Signal::from_named_raw(number),
+                    Self::Kill => Some(Signal::KILL),
+                };
+                if let Some(signal) = signal {
+                    // It fails only where the process has ended, which is what the signal asks for.
+                    let _ = pidfd_send_signal(process, signal);
+                }
+            }
+        }
+    }
+}
+
+impl Running {
+    /// Sends a signal to everything that runs, and to whatever is just being started.
+    pub(crate) fn signal(&self, number: i32) {
+        self.send(Send::Signal(number));
+    }
+
+    pub(crate) fn kill(&self) {
+        self.send(Send::Kill);
+    }
+
+    fn send(&self, send: Send) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.sent = Some(send);
+        for killer in state.killers.iter().flatten() {
+            send.to(killer);
+        }
+    }
+
+    fn was_ended(&self) -> bool {
+        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.sent.is_some()
+    }
+
+    pub(crate) fn enter(&self, killer: Target) -> usize {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(send) = state.sent {
+            send.to(&killer);
+        }
+        let free = state.killers.iter().position(Option::is_none);
+        let place = free.unwrap_or(state.killers.len());
+        if free.is_none() {
+            state.killers.push(None);
+        }
+        state.killers[place] = Some(killer);
+        place
+    }
+
+    pub(crate) fn leave(&self, place: usize) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.killers[place] = None;
+    }
+}
+
+/// Where the streams of a test go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Streams {
+    Captured,
+    /// Straight to where ours go, with `--nocapture`.
+    Inherited,
+    /// Where the builder already says.
+    AsTheyAre,
+}
+
+/// Runs a sandbox to its end. `Passed` is what its exit code said, no more.
+pub(crate) fn run(ground: &Ground, sandbox: SandboxBuilder, streams: Streams) -> Attempt {
+    run_with(ground, sandbox, streams, |_| {})
+}
+
+/// The same; `begun` is given what ends the sandbox, once it runs.
+pub(crate) fn run_with(
+    ground: &Ground,
+    sandbox: SandboxBuilder,
+    streams: Streams,
+    begun: impl FnOnce(Killer),
+) -> Attempt {
+    let sandbox = match streams {
+        Streams::Captured => sandbox
+            .stdin(Stdin::Null)
+            .stdout(Output::Capture)
+            .stderr(Output::Capture),
+        Streams::Inherited => sandbox
+            .stdin(Stdin::Inherit)
+            .stdout(Output::Inherit)
+            .stderr(Output::Inherit),
+        Streams::AsTheyAre => sandbox,
+    };
+    let started = ground.began.elapsed();
+    let result = sandbox.start().and_then(|mut sandbox| {
+        let place = ground.running.enter(Target::Sandbox(sandbox.killer()?));
+        begun(sandbox.killer()?);
+        let outcome = sandbox.wait();
+        ground.running.leave(place);
+        outcome
+    });
+    let wall_time = ground.began.elapsed().saturating_sub(started);
+    match result {
+        Ok(outcome) => {
+            let mut attempt = of_outcome(outcome, started, wall_time);
+            if ground.running.was_ended() && !attempt.verdict.passed() {
+                attempt.verdict = Verdict::Interrupted;
+            }
+            attempt
+        }
+        Err(error) => Attempt {
+            started,
+            wall_time,
+            ..Attempt::new(
+                Verdict::SetupFailed {
+                    why: error.to_string(),
+                },
+                Used::default(),
+            )
+        },
+    }
+}
+
+fn of_outcome(outcome: Outcome, started: Duration, wall_time: Duration) -> Attempt {
+    let verdict = match outcome.status {
+        Status::Exited(0) => Verdict::Passed,
+        Status::Exited(code) => Verdict::Failed { code: Some(code) },
+        Status::Signaled(signal) => Verdict::Killed {
+            signal,
+            name: signal_name(signal),
+        },
+        Status::TimedOut(limit) => Verdict::TimedOut { limit },
+        Status::OomKilled {
+            limit,
+            peak,
+            process,
+        } => Verdict::OutOfMemory {
+            limit_bytes: limit.as_u64(),
+            peak_bytes: peak.as_u64(),
+            process: process.to_string(),
+        },
+        // `Status` may get more ways to end; whatever they are, the test has not passed.
+        other => Verdict::Failed {
+            code: Some(other.shell_code()),
+        },
+    };
+    let used = Used {
+        cpu_user: outcome.usage.cpu_user,
+        cpu_system: outcome.usage.cpu_system,
+        memory_peak_bytes: outcome
+            .usage
+            .memory_peak_bytes
+            .or(Some(outcome.usage.max_rss_bytes)),
+    };
+    let notes = outcome.notes.iter().map(ToString::to_string);
+    Attempt {
+        started,
+        wall_time,
+        stdout: outcome.stdout,
+        stderr: outcome.stderr,
+        leaked: outcome.leaked.into_iter().map(|it| it.name).collect(),
+        notes: notes.chain(outcome.warnings).collect(),
+        ..Attempt::new(verdict, used)
+    }
+}
+
+/// `SIGSEGV`.
+fn signal_name(number: i32) -> String {
+    signal_hook::low_level::signal_name(number)
+        .map_or_else(|| format!("signal {number}"), str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_have_names() {
+        assert_eq!(signal_name(11), "SIGSEGV");
+        assert_eq!(signal_name(6), "SIGABRT");
+        assert_eq!(signal_name(60), "signal 60");
+    }
+}

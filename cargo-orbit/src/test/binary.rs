@@ -1,0 +1,264 @@
+//! The test binaries that cargo builds, and what cargo would start each of them with.
+//!
+//! Cargo starts test binaries only when all of them are built, one after the other. To start them as soon as they
+//! are there, what it would give them has to be worked out here: their directory, their variables. A test compares that
+//! with what cargo itself gives.
+//!
+//! Pure.
+//!
+//! Source: The Cargo Book, "Environment Variables", those that Cargo sets for crates and for `cargo test`;
+//! rust-lang/cargo, src/cargo/core/compiler/compilation.rs.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    ffi::OsString,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use cargo_config2::Config;
+use cargo_metadata::{Artifact, BuildScript, Metadata, Package, PackageId, TargetKind};
+
+use super::event::BinaryId;
+
+/// A test binary that is built.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TestBinary {
+    pub(crate) id: BinaryId,
+    pub(crate) package_id: String,
+    pub(crate) package: String,
+    /// `lib`, `bin`, `test`, `example`, `bench` or `proc-macro`.
+    pub(crate) kind: &'static str,
+    /// The target's name.
+    pub(crate) name: String,
+    pub(crate) path: PathBuf,
+    pub(crate) working_dir: PathBuf,
+    /// Beside those of the host.
+    pub(crate) variables: BTreeMap<OsString, OsString>,
+}
+
+/// What is the same for all binaries of a build.
+#[derive(Debug)]
+pub(crate) struct Surroundings {
+    /// The cargo that builds.
+    pub(crate) cargo: PathBuf,
+    pub(crate) sysroot: PathBuf,
+    /// Of the host that runs the tests; there is no runner for another.
+    pub(crate) target: String,
+    pub(crate) target_directory: PathBuf,
+    /// `[env]` of cargo's configuration.
+    pub(crate) env: Vec<ConfiguredVariable>,
+    /// The host's own library path.
+    pub(crate) library_path: Option<OsString>,
+}
+
+/// An entry of `[env]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ConfiguredVariable {
+    name: OsString,
+    value: OsString,
+    /// Also where the host has it.
+    force: bool,
+}
+
+/// `[env]` of cargo's configuration.
+pub(crate) fn configured(config: &Config) -> Vec<ConfiguredVariable> {
+    config
+        .env
+        .iter()
+        .map(|(name, entry)| ConfiguredVariable {
+            name: name.into(),
+            value: entry.value.clone(),
+            force: entry.force,
+        })
+        .collect()
+}
+
+/// What cargo has told of the build so far.
+#[derive(Debug, Default)]
+pub(crate) struct Built {
+    scripts: HashMap<PackageId, BuildScript>,
+    /// Binaries of each package by name: integration tests may start them.
+    programs: HashMap<PackageId, BTreeMap<String, PathBuf>>,
+}
+
+impl Built {
+    /// Takes note of a build script that has run.
+    pub(crate) fn script(&mut self, script: BuildScript) {
+        self.scripts.insert(script.package_id.clone(), script);
+    }
+
+    /// Takes note of what was built; a test binary where it is one.
+    pub(crate) fn artifact(
+        &mut self,
+        artifact: &Artifact,
+        metadata: &Metadata,
+        around: &Surroundings,
+        is_set: impl Fn(&OsString) -> bool,
+    ) -> Option<Arc<TestBinary>> {
+        let path = artifact.executable.as_ref()?.as_std_path();
+        if !artifact.profile.test {
+            if artifact.target.kind.contains(&TargetKind::Bin) {
+                self.programs
+                    .entry(artifact.package_id.clone())
+                    .or_default()
+                    .insert(artifact.target.name.clone(), path.to_owned());
+            }
+            return None;
+        }
+        let package = metadata
+            .packages
+            .iter()
+            .find(|package| package.id == artifact.package_id)?;
+        let kind = kind_of(&artifact.target.kind)?;
+        let name = &artifact.target.name;
+        let id = match kind {
+            "lib" | "proc-macro" => package.name.to_string(),
+            "test" => format!("{}::{name}", package.name),
+            other => format!("{}::{other}/{name}", package.name),
+        };
+        Some(Arc::new(TestBinary {
+            id: BinaryId(id),
+            package_id: package.id.repr.clone(),
+            package: package.name.to_string(),
+            kind,
+            name: name.clone(),
+            path: path.to_owned(),
+            working_dir: directory(package).to_owned(),
+            variables: self.variables(package, kind, path, around, is_set),
+        }))
+    }
+
+    fn variables(
+        &self,
+        package: &Package,
+        kind: &str,
+        path: &Path,
+        around: &Surroundings,
+        is_set: impl Fn(&OsString) -> bool,
+    ) -> BTreeMap<OsString, OsString> {
+        let mut variables: BTreeMap<OsString, OsString> = BTreeMap::new();
+        for entry in &around.env {
+            if entry.force || !is_set(&entry.name) {
+                variables.insert(entry.name.clone(), entry.value.clone());
+            }
+        }
+        variables.insert("CARGO".into(), around.cargo.clone().into());
+        for (name, value) in of_package(package) {
+            variables.insert(name.into(), value.into());
+        }
+        if let Some(script) = self.scripts.get(&package.id) {
+            variables.insert("OUT_DIR".into(), script.out_dir.as_str().into());
+            for (name, value) in &script.env {
+                variables.insert(name.into(), value.into());
+            }
+        }
+        if matches!(kind, "test" | "bench") {
+            for (name, program) in self.programs.get(&package.id).into_iter().flatten() {
+                variables.insert(format!("CARGO_BIN_EXE_{name}").into(), program.into());
+            }
+        }
+        variables.insert("LD_LIBRARY_PATH".into(), self.library_path(path, around));
+        variables
+    }
+
+    /// Where the dynamic linker looks: what build scripts linked to below the target directory, the directories of
+    /// the build, the toolchain's, and what the host says.
+    fn library_path(&self, binary: &Path, around: &Surroundings) -> OsString {
+        let deps = binary.parent().unwrap_or(Path::new("/"));
+        let output = deps.parent().unwrap_or(deps);
+        let mut native: Vec<PathBuf> = self
+            .scripts
+            .values()
+            .flat_map(|script| &script.linked_paths)
+            .map(|path| {
+                let path = path.as_str();
+                // `native=/path`, `framework=…`
+                PathBuf::from(path.split_once('=').map_or(path, |(_, path)| path))
+            })
+            .filter(|path| path.starts_with(&around.target_directory))
+            .collect();
+        native.sort();
+        native.dedup();
+        let toolchain = around
+            .sysroot
+            .join("lib/rustlib")
+            .join(&around.target)
+            .join("lib");
+        let mut paths = native;
+        paths.extend([deps.to_owned(), output.to_owned(), toolchain]);
+        if let Some(host) = &around.library_path {
+            paths.extend(std::env::split_paths(host));
+        }
+        let mut text = OsString::new();
+        for (index, path) in paths.iter().enumerate() {
+            if index > 0 {
+                text.push(":");
+            }
+            text.push(path);
+        }
+        text
+    }
+}
+
+/// What kind of target it is, in one word.
+fn kind_of(kinds: &[TargetKind]) -> Option<&'static str> {
+    kinds.iter().find_map(|kind| {
+        Some(match kind {
+            TargetKind::Bin => "bin",
+            TargetKind::Test => "test",
+            TargetKind::Example => "example",
+            TargetKind::Bench => "bench",
+            TargetKind::ProcMacro => "proc-macro",
+            TargetKind::Lib
+            | TargetKind::RLib
+            | TargetKind::DyLib
+            | TargetKind::CDyLib
+            | TargetKind::StaticLib => "lib",
+            _ => return None,
+        })
+    })
+}
+
+/// Where a package lies.
+pub(crate) fn directory(package: &Package) -> &Path {
+    let manifest = package.manifest_path.as_std_path();
+    manifest.parent().unwrap_or(Path::new("/"))
+}
+
+/// `CARGO_PKG_*` and `CARGO_MANIFEST_*`.
+fn of_package(package: &Package) -> Vec<(&'static str, String)> {
+    let version = &package.version;
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    let path = |path: &Option<cargo_metadata::camino::Utf8PathBuf>| {
+        path.as_ref().map(ToString::to_string).unwrap_or_default()
+    };
+    vec![
+        (
+            "CARGO_MANIFEST_DIR",
+            directory(package).to_string_lossy().into_owned(),
+        ),
+        ("CARGO_MANIFEST_PATH", package.manifest_path.to_string()),
+        ("CARGO_PKG_VERSION", version.to_string()),
+        ("CARGO_PKG_VERSION_MAJOR", version.major.to_string()),
+        ("CARGO_PKG_VERSION_MINOR", version.minor.to_string()),
+        ("CARGO_PKG_VERSION_PATCH", version.patch.to_string()),
+        ("CARGO_PKG_VERSION_PRE", version.pre.to_string()),
+        ("CARGO_PKG_AUTHORS", package.authors.join(":")),
+        ("CARGO_PKG_NAME", package.name.to_string()),
+        ("CARGO_PKG_DESCRIPTION", text(&package.description)),
+        ("CARGO_PKG_HOMEPAGE", text(&package.homepage)),
+        ("CARGO_PKG_REPOSITORY", text(&package.repository)),
+        ("CARGO_PKG_LICENSE", text(&package.license)),
+        ("CARGO_PKG_LICENSE_FILE", path(&package.license_file)),
+        (
+            "CARGO_PKG_RUST_VERSION",
+            package
+                .rust_version
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+        ),
+        ("CARGO_PKG_README", path(&package.readme)),
+    ]
+}

@@ -1,0 +1,70 @@
+//! Cargo building the test binaries, and telling of each as soon as it is there.
+
+use std::{
+    io::BufReader,
+    process::{Child, ChildStdout, Command, ExitStatus, Stdio},
+    sync::Arc,
+};
+
+use cargo_metadata::{Message, Metadata};
+
+use super::{
+    args::CargoArgs,
+    binary::{Built, Surroundings, TestBinary},
+    cargo,
+};
+
+/// A build under way.
+#[derive(Debug)]
+pub(crate) struct Build {
+    cargo: Child,
+    stdout: ChildStdout,
+}
+
+impl Build {
+    /// Starts `cargo test --no-run`.
+    pub(crate) fn start(args: &CargoArgs) -> std::io::Result<Self> {
+        let mut cargo = Command::new(cargo::program())
+            .arg("test")
+            .args(&args.build_options)
+            .args(["--no-run", "--message-format=json-render-diagnostics"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let stdout = cargo
+            .stdout
+            .take()
+            .ok_or_else(|| std::io::Error::other("cargo has no standard output"))?;
+        Ok(Self { cargo, stdout })
+    }
+
+    /// Cargo's number, to pass signals on to.
+    pub(crate) fn pid(&self) -> rustix::process::Pid {
+        rustix::process::Pid::from_child(&self.cargo)
+    }
+
+    /// Reads to the end of the build, telling of each test binary.
+    pub(crate) fn follow(
+        mut self,
+        metadata: &Metadata,
+        around: &Surroundings,
+        mut tell: impl FnMut(Arc<TestBinary>),
+    ) -> std::io::Result<ExitStatus> {
+        let mut built = Built::default();
+        for message in Message::parse_stream(BufReader::new(self.stdout)) {
+            match message? {
+                Message::BuildScriptExecuted(script) => built.script(script),
+                Message::CompilerArtifact(artifact) => {
+                    let is_set = |name: &std::ffi::OsString| std::env::var_os(name).is_some();
+                    if let Some(binary) = built.artifact(&artifact, metadata, around, is_set) {
+                        tell(binary);
+                    }
+                }
+                // What a build script or a macro printed.
+                Message::TextLine(line) => eprintln!("{line}"),
+                _ => {}
+            }
+        }
+        self.cargo.wait()
+    }
+}

@@ -1,0 +1,159 @@
+//! What is remembered from run to run, in the target directory: how long tests took, and which failed.
+//!
+//! Nothing depends on it but the order of tests and `--failed`: what cannot be read is as good as nothing.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::event::{BinaryId, Class, TestId, TestResult};
+
+/// Read another version as nothing.
+const FORMAT: u32 = 1;
+
+/// What earlier runs have shown.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct History {
+    format: u32,
+    /// By binary and name, in microseconds.
+    took_us: BTreeMap<BinaryId, BTreeMap<String, u64>>,
+    /// Whose last attempt in the last run that had them failed.
+    failed: BTreeSet<TestId>,
+}
+
+impl History {
+    fn path(target: &Path) -> PathBuf {
+        target.join("orbit").join("history.json")
+    }
+
+    /// What is remembered in the target directory.
+    pub(crate) fn load(target: &Path) -> Self {
+        fs::read(Self::path(target))
+            .ok()
+            .and_then(|text| serde_json::from_slice(&text).ok())
+            .filter(|history: &Self| history.format == FORMAT)
+            .unwrap_or_default()
+    }
+
+    /// Keeps it. Another run may do so at the same time: the last one wins, whole.
+    pub(crate) fn save(&self, target: &Path) -> io::Result<()> {
+        let path = Self::path(target);
+        let directory = path.parent().unwrap_or(target);
+        fs::create_dir_all(directory)?;
+        let mut file = tempfile::NamedTempFile::new_in(directory)?;
+        let mut kept = self.clone();
+        kept.format = FORMAT;
+        serde_json::to_writer(&mut file, &kept)?;
+        file.persist(path)?;
+        Ok(())
+    }
+
+    /// How long a test took the last time.
+    pub(crate) fn took(&self, binary: &BinaryId, name: &str) -> Option<Duration> {
+        let us = self.took_us.get(binary)?.get(name)?;
+        Some(Duration::from_micros(*us))
+    }
+
+    /// Those that failed when they last ran.
+    pub(crate) fn failed(&self) -> &BTreeSet<TestId> {
+        &self.failed
+    }
+
+    /// Takes note of a test that has ended.
+    pub(crate) fn learn(&mut self, result: &TestResult) {
+        let id = TestId {
+            repetition: None,
+            ..result.id.clone()
+        };
+        match result.class() {
+            Class::Ignored | Class::NotReached => return,
+            Class::Failed => {
+                self.failed.insert(id.clone());
+            }
+            Class::Passed | Class::Flaky => {
+                self.failed.remove(&id);
+            }
+        }
+        if let Some(last) = result.attempts.last() {
+            let us = u64::try_from(last.wall_time.as_micros()).unwrap_or(u64::MAX);
+            self.took_us
+                .entry(id.binary)
+                .or_default()
+                .insert(id.name, us);
+        }
+    }
+
+    /// Forgets tests of a binary that are not there any more.
+    pub(crate) fn keep(&mut self, binary: &BinaryId, names: &[String]) {
+        let is_there = |name: &str| name.is_empty() || names.iter().any(|known| known == name);
+        if let Some(took) = self.took_us.get_mut(binary) {
+            let names: BTreeSet<&str> = names.iter().map(String::as_str).collect();
+            took.retain(|name, _| name.is_empty() || names.contains(name.as_str()));
+        }
+        self.failed
+            .retain(|id| id.binary != *binary || is_there(&id.name));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::event::{Attempt, Used, Verdict},
+        *,
+    };
+
+    fn result(name: &str, verdict: Verdict) -> TestResult {
+        TestResult {
+            id: TestId {
+                binary: BinaryId("b".into()),
+                name: name.into(),
+                repetition: Some(2),
+            },
+            attempts: vec![Attempt {
+                wall_time: Duration::from_millis(3),
+                ..Attempt::new(verdict, Used::default())
+            }],
+            skipped: None,
+        }
+    }
+
+    #[test]
+    fn what_is_learnt_is_kept() {
+        let target = tempfile::tempdir().unwrap();
+        let mut history = History::load(target.path());
+        assert_eq!(history, History::default());
+        history.learn(&result("good", Verdict::Passed));
+        history.learn(&result("bad", Verdict::Failed { code: None }));
+        history.learn(&result("gone", Verdict::Leaked));
+        history.keep(&BinaryId("b".into()), &["good".into(), "bad".into()]);
+        history.save(target.path()).unwrap();
+
+        let mut history = History::load(target.path());
+        let binary = BinaryId("b".into());
+        assert_eq!(
+            history.took(&binary, "good"),
+            Some(Duration::from_millis(3))
+        );
+        assert_eq!(history.took(&binary, "gone"), None);
+        let failed: Vec<_> = history.failed().iter().map(ToString::to_string).collect();
+        assert_eq!(failed, ["b bad"]);
+        history.learn(&result("bad", Verdict::Passed));
+        assert!(history.failed().is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_nothing() {
+        let target = tempfile::tempdir().unwrap();
+        let path = History::path(target.path());
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        for text in ["", "{", r#"{"format":99,"took_us":{},"failed":[]}"#] {
+            fs::write(&path, text).unwrap();
+            assert_eq!(History::load(target.path()), History::default());
+        }
+    }
+}
