@@ -6,6 +6,7 @@
 use std::{ffi::OsString, os::fd::OwnedFd, path::PathBuf, str::FromStr, time::Duration};
 
 use crate::{
+    image::{Held, Image},
     net::{
         names,
         ports::{PortError, PortMap},
@@ -41,6 +42,23 @@ pub struct SandboxBuilder {
     pub(crate) stderr: Output,
     pub(crate) capture_limit: Option<Bytes>,
     pub(crate) networks: Vec<Network>,
+    /// What lies under the writable layer where that is not for the spec's image to say.
+    pub(crate) base: Option<Base>,
+}
+
+/// A root that is there already.
+#[derive(Clone)]
+pub(crate) struct Base {
+    pub(crate) image: Image,
+    pub(crate) held: Held,
+}
+
+impl std::fmt::Debug for Base {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Base")
+            .field("image", &self.image)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What a program reads from its standard input.
@@ -387,6 +405,24 @@ impl SandboxBuilder {
     /// Bounds what the sandbox writes outside of its mounts: `256M`. By default it is 4 GiB, all in memory.
     pub fn disk(mut self, limit: &str) -> Self {
         self.spec.disk = self.parse_as::<Bytes>("disk", limit).or(self.spec.disk);
+        self
+    }
+
+    /// Sets the monotonic clock and the time since boot ahead by this much, for what is in the sandbox: as on a machine
+    /// that has been up for longer. `CLOCK_MONOTONIC`, `CLOCK_BOOTTIME` and `/proc/uptime` show it, and what sleeps
+    /// until a time of one of them.
+    ///
+    /// The time of day is not changed: Linux has no namespace for `CLOCK_REALTIME`, so dates, the times of files and
+    /// certificates are the host's. It cannot be changed while the sandbox runs, nor be set back. Needs Linux 6.1.
+    pub fn clock_offset(mut self, ahead: Duration) -> Self {
+        self.spec.clock_offset = Some(ahead);
+        self
+    }
+
+    /// Has the [`Outcome`](crate::Outcome) say which files were made, changed or removed in the sandbox's writable layer.
+    /// They are read when the program has ended; it costs nothing before.
+    pub fn record_changes(mut self, record: bool) -> Self {
+        self.spec.record_changes = record;
         self
     }
 

@@ -44,6 +44,8 @@ pub(crate) enum Kind {
     Connect { port: u16, source: io::Error },
     #[error(transparent)]
     Limit(#[from] crate::cgroup::LimitError),
+    #[error("{0}")]
+    Layer(#[source] crate::layer::Fault),
     #[cfg(feature = "images")]
     #[error(transparent)]
     Store(#[from] crate::store::StoreError),

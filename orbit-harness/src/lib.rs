@@ -32,6 +32,8 @@ mod image;
 #[cfg(feature = "images")]
 mod store;
 
+mod changes;
+
 mod outcome;
 
 mod security;
@@ -47,6 +49,8 @@ mod names;
 mod cgroup;
 
 mod step;
+
+mod layer;
 
 mod rootfs;
 
@@ -75,6 +79,9 @@ pub mod images;
 
 mod sandbox;
 
+#[cfg(feature = "images")]
+mod snapshot;
+
 mod wire;
 
 mod variables;
@@ -90,6 +97,7 @@ pub use attribute::sandboxed;
 #[cfg(feature = "libtest-mimic")]
 pub use attribute::trial::trial;
 pub use builder::{IntoNetwork, IntoPortMap, Output, SandboxBuilder, Stdin};
+pub use changes::{Change, ChangeKind, Changes, FileKind};
 pub use error::Error;
 pub use net::{
     addresses::{Subnet, SubnetError},
@@ -101,6 +109,11 @@ pub use outcome::{
 };
 pub use publish::Port;
 pub use sandbox::{Killer, Sandbox};
+#[cfg(feature = "images")]
+#[doc(hidden)]
+pub use snapshot::kept;
+#[cfg(feature = "images")]
+pub use snapshot::{NamedSnapshot, Snapshot};
 pub use spec::{ImageRef, Init, Mount, NetworkMode, PullPolicy, SpecFault};
 pub use units::{Bytes, CpuQuota, UnitError};
 

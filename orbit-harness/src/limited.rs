@@ -185,6 +185,12 @@ impl Limited {
         self.directory()?.freeze(frozen).map_err(Error::from)
     }
 
+    /// Whether every process of it stands still, as far as a control group can say so.
+    #[cfg(feature = "images")]
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.directory.as_ref().is_some_and(Directory::is_frozen)
+    }
+
     /// What is used so far by a sandbox whose program is process `pid`.
     pub(crate) fn usage(&self, pid: Option<u32>) -> Usage {
         let seen = pid.and_then(of_process).unwrap_or_default();

@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::units::Bytes;
+use crate::{changes::Changes, units::Bytes};
 
 /// How the program of a sandbox ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -274,6 +274,8 @@ pub struct Outcome {
     pub notes: Vec<Note>,
     /// Limits that were asked for as best they can be kept, and could not be.
     pub warnings: Vec<String>,
+    /// Which files it wrote, where [`record_changes`](crate::SandboxBuilder::record_changes) asked for that.
+    pub changes: Option<Changes>,
 }
 
 impl Outcome {

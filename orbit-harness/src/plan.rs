@@ -39,6 +39,8 @@ pub(crate) struct Plan {
     pub(crate) publish: Vec<Published>,
     pub(crate) program: ProgramPlan,
     pub(crate) timeout: Option<Duration>,
+    /// By how much the clocks that count from boot are ahead.
+    pub(crate) clock_offset: Option<Duration>,
     /// The limits of the control group that the sandbox is born in; `None` for no control group of its own.
     pub(crate) cgroup: Option<Vec<Setting>>,
     /// What was asked as best it can be kept, and cannot be.
@@ -174,6 +176,7 @@ pub(crate) fn plan(
         },
         program,
         timeout: spec.timeout,
+        clock_offset: spec.clock_offset,
         cgroup,
         warnings,
     })
@@ -220,6 +223,13 @@ fn steps(
             if spec.read_only {
                 view.iter_mut().for_each(Step::without_writes);
             }
+            // What a sandbox over the host's files had written, and is to be there again.
+            if !image.layers.is_empty() {
+                view = view
+                    .into_iter()
+                    .filter_map(|step| step.over_sealed(&image.layers_dir, &image.layers))
+                    .collect();
+            }
             view
         }
         reference => rootfs::layered(image, reference, size, system.etc()),
@@ -240,10 +250,20 @@ fn steps(
                 at,
                 read_only: *read_only,
             },
-            MountKind::Overlay { source } => Step::Overlay {
-                source: source.clone(),
-                at,
-            },
+            MountKind::Overlay { source } => {
+                let step = Step::Overlay {
+                    source: source.clone(),
+                    at,
+                };
+                let sealed = &image.layers[image.layers.len() - image.sealed..];
+                if sealed.is_empty() {
+                    step
+                } else {
+                    step.clone()
+                        .over_sealed(&image.layers_dir, sealed)
+                        .unwrap_or(step)
+                }
+            }
             MountKind::Tmpfs { size } => Step::Tmpfs {
                 at,
                 size: size.unwrap_or(DEFAULT_TMPFS),
@@ -565,6 +585,9 @@ impl Plan {
             ""
         };
         let mut lines = vec![format!("unshare mount pid ipc uts cgroup{network}")];
+        if let Some(ahead) = self.clock_offset {
+            lines[0] = format!("{} time, {ahead:?} ahead", lines[0]);
+        }
         if let Some(settings) = &self.cgroup {
             let words = settings.iter().map(|setting| format!(" {setting}"));
             let below = if self.is_below_its_cgroup() {

@@ -1,6 +1,7 @@
 //! [`Sandbox`]: a running container, and [`SandboxBuilder`]'s way to one.
 
 use std::{
+    ffi::OsStr,
     fmt, fs,
     io::{self, Read as _},
     net::{Ipv4Addr, SocketAddr, TcpStream},
@@ -11,14 +12,17 @@ use std::{
 };
 
 use rustix::event::{PollFd, PollFlags, Timespec};
+use serde::de::DeserializeOwned;
 
 use crate::{
     bridge::{self, Place},
     builder::SandboxBuilder,
     capture::{self, Capture, Stream},
+    changes::Changes,
     error::{Error, Kind},
     host::Host,
-    image::Image,
+    image::{Held, Image},
+    layer::{Fault, Writable},
     limited::{self, Limited},
     names::{self, Claim},
     network::{Address, Membership, Network},
@@ -28,7 +32,7 @@ use crate::{
     rootfs::host_view::Surroundings,
     security::idmap::plan::Writer,
     spec::{ImageRef, Init, Link, LinkNames, MountKind, NetworkMode, Spec, SpecFault},
-    supervisor::{Cause, Channel, Control, Event, Exit, Failure, Gone, Supervisor},
+    supervisor::{Cause, Channel, Control, Event, Exit, Failure, Gone, Request, Supervisor},
     sys,
     units::Bytes,
 };
@@ -75,14 +79,23 @@ pub struct Sandbox {
     _claim: Option<Claim>,
     /// Its control group, which goes when the sandbox is gone.
     limited: Limited,
-    /// What is held of the image while it is in use.
-    _image: Held,
+    /// The filesystem of its writable layers, which stays as long as this does.
+    scratch: Option<OwnedFd>,
+    origin: Origin,
 }
 
-#[cfg(feature = "images")]
-type Held = Option<crate::store::ImageLease>;
-#[cfg(not(feature = "images"))]
-type Held = ();
+/// What a sandbox was made of: what another one like it would be.
+#[cfg_attr(
+    not(feature = "images"),
+    expect(dead_code, reason = "read by snapshots, which are layers of images")
+)]
+pub(crate) struct Origin {
+    /// As asked, with the host's paths made absolute.
+    pub(crate) spec: Spec,
+    pub(crate) image: Image,
+    /// What is held of the image while it is in use.
+    pub(crate) held: Held,
+}
 
 impl Sandbox {
     /// What a sandbox should be: the host's files with nothing else asked, until it is said otherwise.
@@ -240,6 +253,52 @@ impl Sandbox {
         self.outcome.clone().ok_or_else(|| Kind::Vanished.into())
     }
 
+    /// Which files were made, changed or removed in the sandbox's writable layer so far: while it runs, and when it has
+    /// ended. What is written to mounts of the host, and to other filesystems in memory, is not among them.
+    ///
+    /// ```
+    /// let mut sandbox = orbit::Sandbox::builder().cmd(["touch", "/tmp/made"]).start()?;
+    /// sandbox.wait()?;
+    /// let changes = sandbox.changes()?;
+    /// assert_eq!(changes.entries[0].to_string(), "A /tmp/made");
+    /// # Ok::<(), orbit::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Where the supervisor is gone, or a file of the layer cannot be read.
+    pub fn changes(&self) -> Result<Changes, Error> {
+        let Some(scratch) = &self.scratch else {
+            // It ended before its program ran.
+            return Ok(Changes::default());
+        };
+        let host =
+            Host::get().map_err(|e| Error::io("cannot read the facts of this machine", e))?;
+        let request = Request::Changes(Box::new(self.writable()));
+        let reply = Supervisor::get(host)?.ask(&request, &[scratch.as_fd()])?;
+        written(&reply)
+    }
+
+    /// Where what it writes lies.
+    pub(crate) fn writable(&self) -> Writable {
+        let temporary = self.plan.program.env.get(OsStr::new("TMPDIR"));
+        let temporary = temporary.map(Path::new).filter(|path| path.is_absolute());
+        Writable::of(&self.plan.steps, temporary)
+    }
+
+    /// What it was made of, its program's plan, and the filesystem of its writable layers: `None` where it ended
+    /// before its program ran.
+    #[cfg(feature = "images")]
+    pub(crate) fn made_of(&self) -> (&Origin, &Plan, Option<&OwnedFd>) {
+        (&self.origin, &self.plan, self.scratch.as_ref())
+    }
+
+    /// Whether nothing in the sandbox runs: it has ended, or is frozen.
+    #[cfg(feature = "images")]
+    pub(crate) fn is_quiet(&mut self) -> Result<bool, Error> {
+        Ok(self.limited.is_frozen()
+            || self.collect(Some(Instant::now() + Duration::from_millis(1)))?)
+    }
+
     /// The other side of the program's terminal, where one was asked for: what is written there is typed, what
     /// is read is shown. From then on nothing of it is captured.
     pub fn take_terminal(&mut self) -> Option<OwnedFd> {
@@ -328,6 +387,11 @@ impl Sandbox {
         let cut = stdout_cut.into_iter().chain(stderr_cut);
         end.notes
             .extend(cut.map(|(stream, left_out)| Note::OutputCut { stream, left_out }));
+        let changes = if self.origin.spec.record_changes {
+            Some(self.changes()?)
+        } else {
+            None
+        };
         Ok(Outcome {
             status: end.status,
             stdout,
@@ -337,6 +401,7 @@ impl Sandbox {
             leaked,
             notes: end.notes,
             warnings: end.warnings,
+            changes,
         })
     }
 }
@@ -506,13 +571,18 @@ impl SandboxBuilder {
             stderr,
             capture_limit,
             networks,
+            base,
         } = self;
         let host =
             Host::get().map_err(|e| Error::io("cannot read the facts of this machine", e))?;
         let around = surroundings();
         anchor(&mut spec, &around.working_dir, &mut faults);
         limited::look_up(&mut spec.limits, &mut faults);
-        let (image, held) = resolve(&spec, host, &mut faults)?;
+        check_clock(&spec, &mut faults);
+        let (image, held) = match base {
+            Some(base) => (base.image, base.held),
+            None => resolve(&spec, host, &mut faults)?,
+        };
         let claim = claim_name(&mut spec)?;
         let (addresses, place) = if faults.is_empty() {
             take_addresses(networks, &mut spec, host)?
@@ -579,7 +649,7 @@ impl SandboxBuilder {
             limited,
             plan,
             is_on_bridge: spec.network == NetworkMode::Bridge,
-            name: spec.name,
+            name: spec.name.clone(),
             _claim: claim,
             few_ids: match &host.ids.writer {
                 Writer::Caller(single) => Some(format!("{single}; {}", single.fix())),
@@ -589,7 +659,8 @@ impl SandboxBuilder {
             ports,
             memberships,
             place,
-            _image: held,
+            scratch: None,
+            origin: Origin { spec, image, held },
         };
         sandbox.await_start()?;
         if let (false, Some(network)) = (bound.is_empty(), &sandbox.network) {
@@ -609,10 +680,12 @@ impl Sandbox {
                     has_terminal,
                     executes_later,
                     has_network,
+                    has_scratch,
                 },
                 mut fds,
             )) => {
                 self.network = if has_network { fds.pop() } else { None };
+                self.scratch = if has_scratch { fds.pop() } else { None };
                 let mut fds = fds.into_iter();
                 self.pidfd = if has_pidfd { fds.next() } else { None };
                 if let Some(terminal) = has_terminal.then(|| fds.next()).flatten() {
@@ -685,6 +758,41 @@ impl Sandbox {
             failure,
         }
         .into()
+    }
+}
+
+/// The answer of a process that read a sandbox's files.
+pub(crate) fn written<T: DeserializeOwned>(reply: &Channel) -> Result<T, Error> {
+    let heard = reply.recv::<Result<T, Fault>>();
+    let cannot = |error| {
+        Error::io(
+            "cannot hear from the process that reads a sandbox's files",
+            error,
+        )
+    };
+    match heard.map_err(cannot)? {
+        Some((answer, _)) => Ok(answer.map_err(Kind::Layer)?),
+        None => Err(cannot(io::Error::other("it ended without an answer"))),
+    }
+}
+
+/// That this kernel lets a program have a clock of its own when it is executed: before Linux 6.1 it would have the
+/// host's, and nobody would say so.
+fn check_clock(spec: &Spec, faults: &mut Vec<SpecFault>) {
+    let Some(ahead) = spec.clock_offset else {
+        return;
+    };
+    let release = rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned();
+    let mut numbers = release.split('.').map(|part| part.parse().unwrap_or(0_u32));
+    let version = (numbers.next(), numbers.next());
+    if version < (Some(6), Some(1)) {
+        let why = format!(
+            "this kernel is {release}, and programs have clocks of their own since Linux 6.1"
+        );
+        faults.push(SpecFault::new("clock_offset", format!("{ahead:?}"), why));
     }
 }
 
@@ -812,7 +920,10 @@ fn resolve(
             Ok(Default::default())
         }
         #[cfg(feature = "images")]
-        image => crate::images::resolve(image, spec.pull, host),
+        image => {
+            let (image, lease) = crate::images::resolve(image, spec.pull, host)?;
+            Ok((image, lease.map(|lease| std::sync::Arc::new(lease) as _)))
+        }
         #[cfg(not(feature = "images"))]
         image => {
             let _ = host;
@@ -824,7 +935,7 @@ fn resolve(
     }
 }
 
-fn surroundings() -> Surroundings {
+pub(crate) fn surroundings() -> Surroundings {
     let executable = std::env::current_exe().ok();
     Surroundings {
         working_dir: std::env::current_dir().unwrap_or_else(|_| "/".into()),

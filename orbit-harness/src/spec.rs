@@ -57,6 +57,10 @@ pub(crate) struct Spec {
     pub(crate) host_view: HostView,
     /// Whether the program may make user namespaces, and mounts in them.
     pub(crate) nested: bool,
+    /// By how much its monotonic clock and its time since boot are ahead.
+    pub(crate) clock_offset: Option<Duration>,
+    /// Whether the outcome says which files were written.
+    pub(crate) record_changes: bool,
 }
 
 /// What a sandbox over the host's files sees beyond the system, and what it does not.

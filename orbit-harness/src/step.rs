@@ -39,6 +39,13 @@ pub(crate) enum Step {
     CoverEtc(Vec<EtcFile>),
     /// A symbolic link.
     Symlink { at: PathBuf, target: PathBuf },
+    /// A directory of the host, and above it what sealed layers have at the same place, under a writable layer in the
+    /// scratch. Topmost first; a layer that has nothing there is left out.
+    OverlaySealed {
+        layers: Vec<PathBuf>,
+        source: Option<PathBuf>,
+        at: PathBuf,
+    },
     /// A directory of the host under a writable layer in the scratch.
     Overlay { source: PathBuf, at: PathBuf },
     /// A file or directory of the host, with what is mounted below it.
@@ -70,8 +77,12 @@ pub(crate) enum Step {
 /// What lies under the writable layer of a root.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Lower {
-    /// Layers of an image, lowest first, by their names in `dir`.
-    Layers { dir: PathBuf, names: Vec<String> },
+    /// Layers of an image, lowest first, by their names in `dir`; below all of them `base`, where there is one.
+    Layers {
+        dir: PathBuf,
+        names: Vec<String>,
+        base: Option<PathBuf>,
+    },
     /// One directory.
     Directory(PathBuf),
 }
@@ -95,6 +106,34 @@ impl Step {
             };
         }
     }
+
+    /// The same over `layers`, which were sealed from a sandbox that was made by this step; topmost first. `None` where
+    /// they hold what it would make.
+    pub(crate) fn over_sealed(self, dir: &std::path::Path, names: &[String]) -> Option<Self> {
+        let layers = || names.iter().rev().map(|name| dir.join(name)).collect();
+        match self {
+            Self::EmptyRoot => Some(Self::OverlayRoot {
+                lower: Lower::Layers {
+                    dir: dir.to_owned(),
+                    names: names.to_vec(),
+                    base: None,
+                },
+                etc: Vec::new(),
+            }),
+            Self::Overlay { source, at } => Some(Self::OverlaySealed {
+                layers: layers(),
+                source: Some(source),
+                at,
+            }),
+            Self::Fresh { at, .. } => Some(Self::OverlaySealed {
+                layers: layers(),
+                source: None,
+                at,
+            }),
+            Self::Symlink { .. } => None,
+            other => Some(other),
+        }
+    }
 }
 
 impl fmt::Display for Step {
@@ -115,8 +154,11 @@ impl fmt::Display for Step {
             }
             Self::OverlayRoot { lower, etc } => {
                 match lower {
-                    Lower::Layers { names, .. } => {
+                    Lower::Layers { names, base, .. } => {
                         write!(f, "mount overlay / lower={}", names.len())?;
+                        if let Some(base) = base {
+                            write!(f, " over {}", base.display())?;
+                        }
                     }
                     Lower::Directory(path) => {
                         write!(f, "mount overlay / lower={}", path.display())?;
@@ -140,6 +182,18 @@ impl fmt::Display for Step {
             }
             Self::Symlink { at, target } => {
                 write!(f, "symlink {} to={}", at.display(), target.display())
+            }
+            Self::OverlaySealed { layers, source, at } => {
+                write!(
+                    f,
+                    "mount overlay {} lower={} sealed",
+                    at.display(),
+                    layers.len()
+                )?;
+                if let Some(source) = source {
+                    write!(f, " over {}", source.display())?;
+                }
+                f.write_str(" upper=scratch")
             }
             Self::Overlay { source, at } => {
                 write!(

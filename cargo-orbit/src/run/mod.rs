@@ -57,7 +57,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 /// Runs the sandbox to its end, with its terminal on this one, and with the signals that this process gets.
-fn in_foreground(sandbox: SandboxBuilder, interactive: bool) -> anyhow::Result<Outcome> {
+pub(crate) fn in_foreground(sandbox: SandboxBuilder, interactive: bool) -> anyhow::Result<Outcome> {
     let signals = signals::Taken::new().context("cannot take the signals of this process")?;
     let mut sandbox = sandbox.start()?;
     // Where the program has ended already there is nobody to pass signals on to.
@@ -84,7 +84,7 @@ fn in_foreground(sandbox: SandboxBuilder, interactive: bool) -> anyhow::Result<O
 }
 
 /// Says what the program's own output cannot: limits that were not kept, and those it ran into.
-fn report(outcome: &Outcome) {
+pub(crate) fn report(outcome: &Outcome) {
     for warning in &outcome.warnings {
         eprintln!("orbit: warning: {warning}");
     }

@@ -107,6 +107,13 @@ impl Directory {
         Err(fail(io::ErrorKind::TimedOut.into()))
     }
 
+    /// Whether every process in it stands still.
+    #[cfg(feature = "images")]
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.read("cgroup.events")
+            .is_some_and(|text| text.lines().any(|found| found == "frozen 1"))
+    }
+
     /// The text of a file; `None` where this kernel has none of it.
     pub(crate) fn read(&self, file: &str) -> Option<String> {
         read_at(&self.fd, file)

@@ -73,6 +73,7 @@ fn image() -> Image {
             user: "app".into(),
             ..ImageConfig::default()
         },
+        ..Image::default()
     }
 }
 
@@ -101,6 +102,35 @@ fn text(builder: SandboxBuilder, uid: u32) -> String {
 #[test]
 fn over_the_host_as_an_ordinary_user() {
     insta::assert_snapshot!(text(Sandbox::builder().cmd(["true"]), 1000));
+}
+
+/// Over what earlier sandboxes of the host's files wrote, each directory has that above the host's, and the root is
+/// theirs.
+#[test]
+fn over_sealed_layers_of_the_host() {
+    let spec = Sandbox::builder().cmd(["true"]).spec;
+    let sealed = Image {
+        layers_dir: "/cache".into(),
+        layers: vec!["one".into(), "two".into()],
+        sealed: 2,
+        ..Image::default()
+    };
+    let plan = plan(&spec, &sealed, &host(1000), &around()).unwrap();
+    let lines: Vec<String> = plan
+        .lines()
+        .into_iter()
+        .filter(|line| line.contains("overlay") || line.contains("symlink"))
+        .collect();
+    insta::assert_snapshot!(lines.join("\n"), @r"
+    mount overlay / lower=2 upper=scratch
+    mount overlay /etc lower=2 sealed over /etc upper=scratch
+    mount overlay /opt lower=2 sealed over /opt upper=scratch
+    mount overlay /usr lower=2 sealed over /usr upper=scratch
+    mount overlay /var lower=2 sealed over /var upper=scratch
+    mount overlay /var/tmp lower=2 sealed upper=scratch
+    mount overlay /home/dev/project/crate lower=2 sealed over /home/dev/project/crate upper=scratch
+    mount overlay /home/dev/project/target/debug/deps lower=2 sealed over /home/dev/project/target/debug/deps upper=scratch
+    ");
 }
 
 #[test]

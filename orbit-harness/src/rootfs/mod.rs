@@ -22,10 +22,14 @@ pub(crate) fn layered(
     etc: Vec<EtcFile>,
 ) -> Vec<Step> {
     let lower = match reference {
-        ImageRef::Dir(path) => Lower::Directory(path.clone()),
+        ImageRef::Dir(path) if image.layers.is_empty() => Lower::Directory(path.clone()),
         _ => Lower::Layers {
             dir: image.layers_dir.clone(),
             names: image.layers.clone(),
+            base: match reference {
+                ImageRef::Dir(path) => Some(path.clone()),
+                _ => None,
+            },
         },
     };
     vec![

@@ -18,7 +18,7 @@ use nix::sys::{
 };
 use rustix::{
     event::{PollFd, PollFlags},
-    process::PidfdFlags,
+    process::{DumpableBehavior, PidfdFlags},
 };
 
 use super::{
@@ -110,6 +110,9 @@ fn prepare<'a>(
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP)
             .map_err(|error| failure(0, &error.into()))?;
     }
+    if let Some(ahead) = plan.clock_offset {
+        set_clocks(ahead).map_err(|error| failure(0, &error))?;
+    }
     let mut maker = Maker::new(networks).map_err(|error| failure(0, &error.into()))?;
     for (number, step) in plan.steps.iter().enumerate() {
         maker.carry_out(step).map_err(|cause| Failure {
@@ -128,12 +131,27 @@ fn prepare<'a>(
     )
     .map(|ready| Ready {
         network: network.map(OwnedFd::from),
+        scratch: maker.take_scratch(),
         ..ready
     })
     .map_err(|cause| Failure {
         line: plan.steps.len() + 1,
         cause,
     })
+}
+
+/// Sets the clocks ahead that what this process executes will see. Source: time_namespaces(7).
+fn set_clocks(ahead: Duration) -> std::io::Result<()> {
+    let namespace = nix::sched::CloneFlags::from_bits_retain(libc::CLONE_NEWTIME);
+    nix::sched::unshare(namespace)?;
+    let (seconds, nanos) = (ahead.as_secs(), ahead.subsec_nanos());
+    let offsets = format!("monotonic {seconds} {nanos}\nboottime {seconds} {nanos}\n");
+    // As long as nobody may look into this process, its own files in /proc are not its own. Nobody can see it yet, and
+    // no program runs; and where this is not undone, none will.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)?;
+    let written = fs::write("/proc/self/timens_offsets", offsets);
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    written
 }
 
 /// The program as process 1: this process becomes it.
@@ -198,12 +216,14 @@ fn tell_started(events: &Channel, pid: i32, ready: &Ready<'_>, executing: Option
         has_terminal: terminal.is_some(),
         executes_later: executing.is_some(),
         has_network: ready.network.is_some(),
+        has_scratch: ready.scratch.is_some(),
     };
     let fds: Vec<_> = pidfd
         .iter()
         .map(AsFd::as_fd)
         .chain(terminal)
         .chain(executing)
+        .chain(ready.scratch.as_ref().map(AsFd::as_fd))
         .chain(ready.network.as_ref().map(AsFd::as_fd))
         .collect();
     let _ = events.send(&started, &fds);
@@ -344,6 +364,8 @@ struct Ready<'a> {
     terminal: Option<TerminalPair>,
     /// For who asked for the sandbox, where it has one of its own.
     network: Option<OwnedFd>,
+    /// For the same: what holds all that is written.
+    scratch: Option<OwnedFd>,
     user_namespace: Option<BorrowedFd<'a>>,
     filter: &'a [SockFilter],
 }
@@ -412,6 +434,7 @@ impl<'a> Ready<'a> {
             stdio,
             terminal,
             network: None,
+            scratch: None,
             user_namespace,
             filter,
         })

@@ -20,7 +20,11 @@ use rustix::{
 
 pub(super) use self::devices::TerminalPair;
 use self::syscalls::{INERT, chown, fd_path, mount, open_directory, tmpfs_options};
-use super::{channel::Channel, home::HOST, protocol::Cause};
+use super::{
+    channel::Channel,
+    home::{HOST, STAGE},
+    protocol::Cause,
+};
 use crate::step::Step;
 
 type Done = Result<(), Cause>;
@@ -41,6 +45,8 @@ pub(super) struct Maker {
     /// To who connects this sandbox to its networks, one for each link.
     networks: VecDeque<Channel>,
     terminal: Option<TerminalPair>,
+    /// The filesystem of all writable layers, for who asked for the sandbox: to read what was written.
+    scratch: Option<OwnedFd>,
 }
 
 impl From<Errno> for Cause {
@@ -60,11 +66,16 @@ impl Maker {
             layers: 0,
             networks: networks.into(),
             terminal: None,
+            scratch: None,
         })
     }
 
     pub(super) fn take_terminal(&mut self) -> Option<TerminalPair> {
         self.terminal.take()
+    }
+
+    pub(super) fn take_scratch(&mut self) -> Option<OwnedFd> {
+        self.scratch.take()
     }
 
     pub(super) fn carry_out(&mut self, step: &Step) -> Done {
@@ -76,7 +87,9 @@ impl Maker {
             Step::Hostname(name) => Ok(rustix::system::sethostname(name.as_bytes())?),
             Step::Scratch { size, owner } => {
                 self.system = *owner;
-                Ok(layers::scratch(*size)?)
+                layers::scratch(*size)?;
+                self.scratch = Some(open_directory(STAGE)?);
+                Ok(())
             }
             Step::OverlayRoot { lower, etc } => self.overlay_root(lower, etc),
             Step::EmptyRoot => self.empty_root(),
@@ -89,6 +102,9 @@ impl Maker {
             }
             Step::Symlink { at, target } => self.symlink(at, target),
             Step::Overlay { source, at } => self.overlay(source, at),
+            Step::OverlaySealed { layers, source, at } => {
+                self.overlay_sealed(layers, source.as_deref(), at)
+            }
             Step::Bind {
                 source,
                 at,

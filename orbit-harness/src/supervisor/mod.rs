@@ -21,11 +21,10 @@ mod serve;
 mod start;
 #[cfg(feature = "images")]
 mod work;
+mod written;
 
 pub(crate) use broker::{Broker, Lease, MAX_PORTS};
 pub(crate) use channel::Channel;
 pub(crate) use client::{Supervisor, SupervisorError};
-#[cfg(feature = "images")]
-pub(crate) use protocol::Request;
-pub(crate) use protocol::{Cause, Control, Event, Exit, Failure, Gone};
+pub(crate) use protocol::{Cause, Control, Event, Exit, Failure, Gone, Request};
 pub(crate) use start::run;

@@ -10,6 +10,7 @@ use std::{path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    layer::Writable,
     outcome::{LeakedProcess, Status, Usage},
     plan::Plan,
     security::idmap::IdMapPair,
@@ -76,6 +77,17 @@ pub(crate) enum Request {
     Launch(Box<Plan>),
     /// Start the broker. Descriptor: its control channel, on which it says when it is ready.
     Broker,
+    /// Read what was written to a sandbox. Descriptors: the reply channel, the filesystem of its writable layers.
+    Changes(Box<Writable>),
+    /// Copy what was written to a sandbox into an empty directory. Descriptors: as for `Changes`.
+    #[cfg(feature = "images")]
+    Seal {
+        writable: Box<Writable>,
+        destination: PathBuf,
+    },
+    /// Write a layer as an archive. Descriptors: the reply channel, the file to write to.
+    #[cfg(feature = "images")]
+    Export { layer: PathBuf },
     /// Unpack a layer, inside the user namespace. Descriptors: the reply channel, the blob.
     #[cfg(feature = "images")]
     Unpack {
@@ -91,12 +103,14 @@ pub(crate) enum Request {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Event {
     /// The program runs. Descriptors, as far as the fields say: a pidfd of it; the other side of its terminal;
-    /// a pipe that ends when a program that is process 1 itself executes; last, its network namespace.
+    /// a pipe that ends when a program that is process 1 itself executes; the filesystem of its writable layers; last,
+    /// its network namespace.
     Started {
         has_pidfd: bool,
         has_terminal: bool,
         executes_later: bool,
         has_network: bool,
+        has_scratch: bool,
     },
     /// A step failed, and nothing is left.
     Failed(Failure),

@@ -134,6 +134,22 @@ impl Supervisor {
         match request {
             Request::Launch(plan) => self.launch(&plan, fds)?,
             Request::Broker => self.start_broker(fds)?,
+            Request::Changes(writable) => {
+                self.work(fds, |mut fds| super::written::changes(&writable, fds.pop()))?;
+            }
+            #[cfg(feature = "images")]
+            Request::Seal {
+                writable,
+                destination,
+            } => {
+                self.work(fds, |mut fds| {
+                    super::written::seal(&writable, &destination, fds.pop())
+                })?;
+            }
+            #[cfg(feature = "images")]
+            Request::Export { layer } => {
+                self.work(fds, |mut fds| super::written::export(&layer, fds.pop()))?;
+            }
             #[cfg(feature = "images")]
             Request::Unpack { order, destination } => {
                 self.work(fds, |mut fds| {
@@ -239,7 +255,6 @@ impl Supervisor {
     }
 
     /// Runs `task` in a process of its own, with the first of `fds` as its reply channel.
-    #[cfg(feature = "images")]
     fn work<T: serde::Serialize>(
         &mut self,
         mut fds: Vec<OwnedFd>,
