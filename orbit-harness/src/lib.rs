@@ -58,6 +58,8 @@ mod publish;
 
 mod bridge;
 
+mod meeting;
+
 mod entry;
 
 mod error;
@@ -94,6 +96,7 @@ pub use error::Error;
 pub use net::{
     addresses::{Subnet, SubnetError},
     ports::{PortError, PortMap, Protocol},
+    rate::Rate,
 };
 pub use network::{Network, NetworkBuilder};
 pub use outcome::{
@@ -103,6 +106,7 @@ pub use publish::Port;
 pub use sandbox::{Killer, Sandbox};
 pub use spec::{ImageRef, Init, Mount, NetworkMode, PullPolicy, SpecFault};
 pub use units::{Bytes, CpuQuota, UnitError};
+pub use wire::{IntoRate, WireBuilder};
 
 /// The README's examples compile.
 #[cfg(doctest)]

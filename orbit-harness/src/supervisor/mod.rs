@@ -22,7 +22,7 @@ mod start;
 #[cfg(feature = "images")]
 mod work;
 
-pub(crate) use broker::{Broker, Lease, MAX_PORTS};
+pub(crate) use broker::{Broker, Known, Lease, MAX_PORTS, greeting};
 pub(crate) use channel::Channel;
 pub(crate) use client::{Supervisor, SupervisorError};
 #[cfg(feature = "images")]

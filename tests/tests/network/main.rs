@@ -8,6 +8,7 @@ mod publish;
 mod scale;
 mod service;
 mod support;
+mod wire;
 
 use std::process::ExitCode;
 
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
             named::cases(),
             bridge::cases(),
             scale::cases(),
+            wire::cases(),
         ]
         .concat(),
     )
