@@ -126,8 +126,8 @@ fn udp_echo(at: &str) -> io::Result<()> {
     }
 }
 
-/// Sends and hears datagrams, as it is told at `at`: `send ADDRESS`; `heard ADDRESS`, which is answered with
-/// `heard` where one came from there since it was last asked, or comes soon.
+/// Sends and hears datagrams, as it is told at `at`: `send ADDRESS`; `forget all` that came so far; `heard ADDRESS`,
+/// which is answered with `heard` where one came from there since it was last asked, or comes soon.
 fn relay(at: &str) -> io::Result<()> {
     const DATAGRAMS: u16 = 82;
     const SOON: Duration = Duration::from_millis(250);
@@ -142,13 +142,21 @@ fn relay(at: &str) -> io::Result<()> {
         let mut told = String::new();
         stream.read_to_string(&mut told)?;
         let (what, address) = told.split_once(' ').unwrap_or_default();
+        if what == "forget" {
+            while socket.recv_from(&mut [0; 16]).is_ok() {}
+            heard.clear();
+            continue;
+        }
         if what == "send" {
             for to in (address, DATAGRAMS).to_socket_addrs()? {
                 let to = match to {
                     SocketAddr::V4(v4) => (v4.ip().to_ipv6_mapped(), DATAGRAMS).into(),
                     v6 @ SocketAddr::V6(_) => v6,
                 };
-                socket.send_to(b"hello", to)?;
+                // An address of IPv6 cannot be sent from at first, until nobody else turns out to have it.
+                if let Err(error) = socket.send_to(b"hello", to) {
+                    eprintln!("{to}: {error}");
+                }
             }
             continue;
         }
