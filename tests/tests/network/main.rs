@@ -7,6 +7,7 @@ mod named;
 mod publish;
 mod scale;
 mod service;
+mod shared;
 mod support;
 mod wire;
 
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
             bridge::cases(),
             scale::cases(),
             wire::cases(),
+            shared::cases(),
         ]
         .concat(),
     )
