@@ -38,6 +38,10 @@ pub(crate) fn cases() -> Vec<Case> {
             "named::names_and_addresses_end_with_their_sandbox",
             names_end,
         ),
+        Case::new(
+            "named::a_name_of_many_is_answered_by_a_connection",
+            name_of_many,
+        ),
         Case::new("named::threads_share_a_network", threads_share_a_network),
         Case::new(
             "named::a_hundred_sandboxes_on_port_80",
@@ -292,6 +296,31 @@ fn names_end(_: &Context) -> Result<()> {
         ensure!(
             outcome.stderr_text().contains("lookup"),
             "round {round}: {outcome:?}"
+        );
+    }
+    Ok(())
+}
+
+/// More addresses than a datagram holds: the system's resolver asks again by TCP.
+fn name_of_many(_: &Context) -> Result<()> {
+    let network = Network::builder().create()?;
+    let sleeper = || {
+        Sandbox::builder()
+            .cmd(["sleep", "60"])
+            .disk("1M")
+            .network(&network)
+            .network_alias("many")
+            .start()
+    };
+    let mut many = Vec::new();
+    for count in [1, 12, 13, 40] {
+        while many.len() < count {
+            many.push(sleeper()?);
+        }
+        let outcome = service(&["resolve", "many"])?.network(&network).run()?;
+        ensure!(
+            outcome.stdout_text() == count.to_string(),
+            "{count}: {outcome:?}"
         );
     }
     Ok(())

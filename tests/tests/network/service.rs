@@ -26,6 +26,7 @@ pub(crate) fn run() -> Option<ExitCode> {
         ["serve-zeros", at, count] => send_bytes(at, count.parse().ok()?, zeros),
         ["serve-count", at, wait_ms] => count(at, Duration::from_millis(wait_ms.parse().ok()?)),
         ["fetch", at] => fetch(at),
+        ["resolve", name] => resolve(name),
         ["serve-relay", at] => relay(at),
         ["serve-run", at] => run_others(at),
         ["serve-proxy", at, to] => each(at, proxy, to),
@@ -273,4 +274,11 @@ fn proxy(near: TcpStream, to: &str) -> io::Result<()> {
     let (mut from_far, mut to_near) = (far.try_clone()?, near.try_clone()?);
     thread::spawn(move || io::copy(&mut from_far, &mut to_near));
     io::copy(&mut &near, &mut &far).map(drop)
+}
+
+/// Prints how many addresses a name has, as the system's own resolver finds them.
+fn resolve(name: &str) -> io::Result<()> {
+    let found: HashSet<SocketAddr> = (name, 0).to_socket_addrs()?.collect();
+    print!("{}", found.len());
+    Ok(())
 }

@@ -32,6 +32,10 @@ pub(crate) fn cases() -> Vec<Case> {
             "shared::a_process_that_stands_still_is_named",
             stopped_process,
         ),
+        Case::new("shared::tests_of_one_run_meet", tests_of_one_run_meet)
+            .who(&[Who::User])
+            .needs(&["busybox-static"])
+            .deadline(Duration::from_secs(600)),
         Case::new("shared::bad_networks_are_one_clear_error", bad_networks),
     ]
 }
@@ -54,19 +58,17 @@ fn run(context: &Context, options: &[&str], program: &[&str]) -> Result<Command>
     run_image(context, "host", options, program)
 }
 
-fn run_image(context: &Context, image: &str, options: &[&str], program: &[&str]) -> Result<Command> {
+fn run_image(
+    context: &Context,
+    image: &str,
+    options: &[&str],
+    program: &[&str],
+) -> Result<Command> {
     let exe = std::env::current_exe()?;
     let mut command =
         Command::new(std::env::var_os("ORBIT_TESTS_CARGO_ORBIT").context("main sets it")?);
     command
-        .args([
-            "orbit",
-            "run",
-            "--network",
-            "lab",
-            "--timeout",
-            "60s",
-        ])
+        .args(["orbit", "run", "--network", "lab", "--timeout", "60s"])
         .args(["--image", image])
         .args(options)
         .arg("--")
@@ -328,4 +330,26 @@ fn bad_networks(context: &Context) -> Result<()> {
     end(holds)?;
     drop(same);
     Ok(audit.check()?)
+}
+
+/// Each test of a run is a process in a sandbox; what those make is a sandbox in that.
+fn tests_of_one_run_meet(context: &Context) -> Result<()> {
+    let finished = context
+        .orbit("test")?
+        .arg("--manifest-path")
+        .arg(context.in_workspace("fixtures/meeting/Cargo.toml"))
+        .env("CARGO_TARGET_DIR", context.work().join("target"))
+        .deadline(Duration::from_secs(600))
+        .run()?
+        .success()?;
+    let said = format!("{}{}", finished.stdout, finished.stderr);
+    ensure!(said.contains("2 passed"), "{said}");
+    // The place where they met is gone.
+    let sessions = context.cache().join("run/sessions");
+    ensure!(
+        !sessions.exists() || fs::read_dir(&sessions)?.next().is_none(),
+        "{} is not empty",
+        sessions.display()
+    );
+    Ok(())
 }
