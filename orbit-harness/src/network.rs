@@ -312,7 +312,9 @@ impl Network {
                 (found, _) => break found,
             }
         };
-        others.into_iter().for_each(|address| pool.release(address));
+        for address in others {
+            pool.release(address);
+        }
         match found {
             Some(address) => Ok(Address {
                 network: self.clone(),

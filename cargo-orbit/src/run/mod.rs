@@ -213,17 +213,18 @@ fn mode(args: &Args) -> anyhow::Result<NetworkMode> {
             "--subnet describes the network that --network names; for a bridge, give --bridge-cidr"
         );
     }
-    match &args.network {
-        None if bridge_asked => Ok(NetworkMode::Bridge),
-        None => Ok(NetworkMode::None),
-        Some(args::Network::Mode(NetworkMode::Bridge)) => Ok(NetworkMode::Bridge),
-        Some(_) if bridge_asked => bail!(
+    let asked = args.network.as_ref().map(|network| match network {
+        args::Network::Mode(mode) => mode.clone(),
+        // Beside the network, loopback.
+        args::Network::Named(_) => NetworkMode::None,
+    });
+    match (asked, bridge_asked) {
+        (None, true) | (Some(NetworkMode::Bridge), _) => Ok(NetworkMode::Bridge),
+        (Some(_), true) => bail!(
             "--bridge and --bridge-cidr describe a bridge, but --network asks for another network; \
              leave one of them out"
         ),
-        Some(args::Network::Mode(mode)) => Ok(mode.clone()),
-        // Beside the network, loopback.
-        Some(args::Network::Named(_)) => Ok(NetworkMode::None),
+        (asked, false) => Ok(asked.unwrap_or_default()),
     }
 }
 

@@ -152,7 +152,7 @@ mod tests {
             jitter: 20 * MS,
             ..Faults::default()
         });
-        let (mut last, mut earliest, mut latest) = (now, 1000 * MS, 0 * MS);
+        let (mut last, mut earliest, mut latest) = (now, 1000 * MS, Duration::ZERO);
         for round in 0..1000 {
             let sent = now + round * MS;
             let at = varied.take(sent, 100, || chance.next()).unwrap();

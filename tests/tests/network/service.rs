@@ -269,6 +269,7 @@ fn run_others(at: &str) -> io::Result<()> {
 }
 
 /// Passes on what it reads to `to`, and back.
+#[expect(clippy::needless_pass_by_value, reason = "as `each` passes it")]
 fn proxy(near: TcpStream, to: &str) -> io::Result<()> {
     let far = TcpStream::connect(to)?;
     let (mut from_far, mut to_near) = (far.try_clone()?, near.try_clone()?);

@@ -160,7 +160,7 @@ impl Server {
                 Kind::DatagramClient => self.datagrams.pass_back(id),
                 Kind::Resolver => self.networks.resolve(id),
                 Kind::ResolverListener => self.networks.accept_question(&mut self.watch, id),
-                Kind::ResolverClient => self.networks.resolve_stream(&self.watch, id),
+                Kind::ResolverClient => self.networks.resolve_stream(id),
                 Kind::Init => self.networks.connect(id),
                 Kind::Wire => self.networks.pass(id),
                 Kind::Trunk => self.networks.accept(&mut self.watch, id),
@@ -202,13 +202,9 @@ impl Server {
                 self.keep(lease, reply, made);
             }
             (NetRequest::Meet { network, members }, false) => {
-                let met = self.networks.meet(
-                    &mut self.watch,
-                    &self.namespaces,
-                    network,
-                    rest.remove(0),
-                    members,
-                );
+                let met = self
+                    .networks
+                    .meet(&mut self.watch, network, rest.remove(0), members);
                 answer(&reply, met);
             }
             (

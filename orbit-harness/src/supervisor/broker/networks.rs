@@ -43,7 +43,7 @@ const BRIDGE: &str = "orbit0";
 
 #[derive(Default)]
 pub(super) struct Networks {
-    networks: HashMap<u64, Network>,
+    all: HashMap<u64, Network>,
     /// By the lease that holds them.
     members: HashMap<u64, Member>,
     questions: Connections,
@@ -135,7 +135,7 @@ impl Networks {
             watch.add(trunk.as_fd(), Kind::Trunk, id, EventFlags::IN)?;
             network.wire(watch, namespaces, id)?;
         }
-        self.networks.insert(id, network);
+        self.all.insert(id, network);
         Ok(())
     }
 
@@ -150,7 +150,7 @@ impl Networks {
         names: &[String],
         init: Channel,
     ) -> io::Result<()> {
-        let known = self.networks.get_mut(&network).ok_or(Errno::NOENT)?;
+        let known = self.all.get_mut(&network).ok_or(Errno::NOENT)?;
         if let Some(former) = known.former.insert(address, lease) {
             silence(known, former)?;
         }
@@ -191,7 +191,7 @@ impl Networks {
         let Ok(Some((name, mut fds))) = init.recv::<String>() else {
             return;
         };
-        let made = match (self.networks.get(&member.network), fds.first()) {
+        let made = match (self.all.get(&member.network), fds.first()) {
             (Some(network), Some(namespace)) => network.netlink.add_veth(
                 &port_name(lease),
                 network.bridge,
@@ -225,7 +225,7 @@ impl Networks {
         faults: Faults,
     ) -> io::Result<()> {
         let (receiver, _) = self.member(id, to).ok_or(Errno::NOENT)?;
-        let network = self.networks.get_mut(&id).ok_or(Errno::NOENT)?;
+        let network = self.all.get_mut(&id).ok_or(Errno::NOENT)?;
         let port = network.netlink.index(&port_name(receiver))?;
         network.wire(watch, namespaces, id)?;
         if let Some(wire) = &mut network.wire {
@@ -264,7 +264,7 @@ impl Networks {
             }
             Ok(())
         });
-        if let Some(network) = self.networks.get_mut(&id)
+        if let Some(network) = self.all.get_mut(&id)
             && let Some(wire) = &mut network.wire
         {
             wire.clear(&network.netlink, (from, to));
@@ -278,7 +278,7 @@ impl Networks {
 
     /// Nothing is wrong any more with the network.
     pub(super) fn heal(&mut self, namespaces: &Namespaces, id: u64) -> io::Result<()> {
-        let wire = self.networks.get(&id).and_then(|it| it.wire.as_ref());
+        let wire = self.all.get(&id).and_then(|it| it.wire.as_ref());
         for pair in wire.map(Wire::pairs).unwrap_or_default() {
             self.clear_faults(namespaces, id, pair)?;
         }
@@ -312,7 +312,7 @@ impl Networks {
             self.end_member(watch, namespaces, lease, id, address);
         }
         let ended: Vec<u64> = self
-            .networks
+            .all
             .extract_if(|_, network| network.lease == lease)
             .map(|(id, _)| id)
             .collect();
@@ -330,7 +330,7 @@ impl Networks {
         id: u64,
         address: Ipv4Addr,
     ) {
-        let wire = self.networks.get(&id).and_then(|it| it.wire.as_ref());
+        let wire = self.all.get(&id).and_then(|it| it.wire.as_ref());
         // The next at this address is parted from nobody.
         for pair in wire.map(Wire::pairs).unwrap_or_default() {
             if pair.0 == address || pair.1 == address {
@@ -338,7 +338,7 @@ impl Networks {
             }
         }
         self.members.remove(&lease);
-        if let Some(network) = self.networks.get_mut(&id) {
+        if let Some(network) = self.all.get_mut(&id) {
             if let Some(wire) = &mut network.wire {
                 wire.forget(&network.netlink, address);
             }
@@ -352,7 +352,7 @@ impl Networks {
 
     /// Answers the datagrams that came to the network `id`.
     pub(super) fn resolve(&self, id: u64) {
-        if let Some(network) = self.networks.get(&id) {
+        if let Some(network) = self.all.get(&id) {
             network
                 .resolver
                 .answer_datagrams(|asker, name| self.addresses(id, asker, name));
@@ -361,13 +361,13 @@ impl Networks {
 
     /// Takes connections on which the network `id` is asked.
     pub(super) fn accept_question(&mut self, watch: &mut Watch, id: u64) {
-        if let Some(network) = self.networks.get(&id) {
+        if let Some(network) = self.all.get(&id) {
             self.questions.accept(watch, id, &network.resolver);
         }
     }
 
     /// Answers what came on the connection `connection`.
-    pub(super) fn resolve_stream(&mut self, _: &Watch, connection: u64) {
+    pub(super) fn resolve_stream(&mut self, connection: u64) {
         let mut questions = std::mem::take(&mut self.questions);
         if let Some(id) = questions.network(connection) {
             questions.answer(connection, |asker, name| self.addresses(id, asker, name));
@@ -426,7 +426,7 @@ fn silence(network: &Network, former: u64) -> io::Result<()> {
 impl Networks {
     /// Takes the frames that came to the wire of the network `id`.
     pub(super) fn pass(&mut self, id: u64) {
-        let Some(network) = self.networks.get_mut(&id) else {
+        let Some(network) = self.all.get_mut(&id) else {
             return;
         };
         let own = frames::hardware(network.subnet.gateway());
@@ -456,13 +456,13 @@ impl Networks {
 
     /// How long until the next frame that is late arrives.
     pub(super) fn next_arrival(&self) -> Option<Duration> {
-        let wires = self.networks.values().filter_map(|it| it.wire.as_ref());
+        let wires = self.all.values().filter_map(|it| it.wire.as_ref());
         wires.filter_map(Wire::next_arrival).min()
     }
 
     /// Delivers the frames whose time has come.
     pub(super) fn deliver(&mut self) {
-        for wire in self.networks.values_mut().filter_map(|it| it.wire.as_mut()) {
+        for wire in self.all.values_mut().filter_map(|it| it.wire.as_mut()) {
             wire.deliver();
         }
     }
@@ -473,7 +473,7 @@ impl Networks {
     /// Takes the brokers of other processes that came to the network `id`, and greets them.
     pub(super) fn accept(&mut self, watch: &mut Watch, id: u64) {
         loop {
-            let Some(trunk) = self.networks.get(&id).and_then(|it| it.trunk.as_ref()) else {
+            let Some(trunk) = self.all.get(&id).and_then(|it| it.trunk.as_ref()) else {
                 return;
             };
             let Ok(socket) = rustix::net::accept_with(trunk, SocketFlags::CLOEXEC) else {
@@ -490,7 +490,6 @@ impl Networks {
     pub(super) fn meet(
         &mut self,
         watch: &mut Watch,
-        _: &Namespaces,
         id: u64,
         socket: OwnedFd,
         members: Vec<Known>,
@@ -508,7 +507,7 @@ impl Networks {
         socket: OwnedFd,
         members: Vec<Known>,
     ) -> io::Result<u64> {
-        if !self.networks.contains_key(&network) {
+        if !self.all.contains_key(&network) {
             return Err(Errno::NOENT.into());
         }
         let id = watch.next_id();
@@ -540,7 +539,7 @@ impl Networks {
         };
         self.buffer.resize(trunk::MESSAGE_BYTES, 0);
         let mut alive = peer.flush(watch, id);
-        if let Some(network) = self.networks.get_mut(&peer.network) {
+        if let Some(network) = self.all.get_mut(&peer.network) {
             let own = frames::hardware(network.subnet.gateway());
             for _ in 0..MESSAGES {
                 match peer.hear(&mut self.buffer) {
