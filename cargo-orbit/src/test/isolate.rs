@@ -12,7 +12,7 @@ use std::{
 use cargo_metadata::Metadata;
 use orbit::{
     __private::{SANDBOX_OF, SANDBOX_OF_TEST},
-    Output, Sandbox, SandboxBuilder, Stdin,
+    Mount, Output, Sandbox, SandboxBuilder, Stdin,
 };
 use serde::{Deserialize, Serialize};
 
