@@ -68,10 +68,11 @@ fn text(format: Format, program: &str, triples: &[String]) -> anyhow::Result<Str
             .map(|word| serde_json::Value::from(*word).to_string())
             .collect();
         let words = words.join(", ");
-        return Ok(triples
+        let tables: Vec<String> = triples
             .iter()
             .map(|triple| format!("[target.{triple}]\nrunner = [{words}]\n"))
-            .collect());
+            .collect();
+        return Ok(tables.concat());
     }
     ensure!(
         !program.contains(char::is_whitespace),

@@ -39,6 +39,7 @@ pub struct SandboxBuilder {
     pub(crate) stdin: Stdin,
     pub(crate) stdout: Output,
     pub(crate) stderr: Output,
+    pub(crate) capture_limit: Option<Bytes>,
     pub(crate) networks: Vec<Network>,
 }
 
@@ -61,7 +62,8 @@ pub enum Stdin {
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub enum Output {
-    /// To memory: [`Outcome::stdout`](crate::Outcome::stdout), [`Outcome::stderr`](crate::Outcome::stderr).
+    /// To memory: [`Outcome::stdout`](crate::Outcome::stdout), [`Outcome::stderr`](crate::Outcome::stderr), of each
+    /// as much as [`SandboxBuilder::capture_limit`] says.
     #[default]
     Capture,
     /// Where this process writes its own.
@@ -427,6 +429,25 @@ impl SandboxBuilder {
     /// Where standard error goes: to [`Outcome::stderr`](crate::Outcome::stderr) by default.
     pub fn stderr(mut self, stderr: Output) -> Self {
         self.stderr = stderr;
+        self
+    }
+
+    /// How much is kept of each [captured](Output::Capture) stream: 16 MiB unless this says otherwise. Of a program
+    /// that writes more, the first and the last half of that are kept, with a line between them that says how many
+    /// bytes are missing; [`Note::OutputCut`](crate::Note::OutputCut) says so too. The program is never held back.
+    ///
+    /// ```no_run
+    /// let outcome = orbit::Sandbox::builder()
+    ///     .cmd(["seq", "1000000"])
+    ///     .capture_limit("1K")
+    ///     .run()?;
+    /// let text = outcome.stdout_text();
+    /// assert!(text.starts_with("1\n2\n3\n") && text.ends_with("999999\n1000000\n"));
+    /// assert!(text.contains("[orbit: 6887872 bytes left out"));
+    /// # Ok::<(), orbit::Error>(())
+    /// ```
+    pub fn capture_limit(mut self, limit: &str) -> Self {
+        self.capture_limit = self.parse_as("capture_limit", limit).or(self.capture_limit);
         self
     }
 

@@ -100,7 +100,7 @@ pub use net::{
 };
 pub use network::{Network, NetworkBuilder};
 pub use outcome::{
-    LeakedProcess, Note, Outcome, Pressure, ProcessName, Status, Usage, UsageSource,
+    LeakedProcess, Note, Outcome, OutputStream, Pressure, ProcessName, Status, Usage, UsageSource,
 };
 pub use publish::Port;
 pub use sandbox::{Killer, Sandbox};

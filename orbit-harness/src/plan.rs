@@ -158,7 +158,13 @@ pub(crate) fn plan(
         tty: spec.tty,
         ulimits: spec.limits.ulimits.clone(),
     };
-    let steps = steps(spec, image, host, around, &hostname, network, &program);
+    let mut steps = steps(spec, image, host, around, &hostname, network, &program);
+    let sys = steps
+        .iter()
+        .position(|step| matches!(step, Step::Sys { .. }));
+    if let Some(sys) = sys.filter(|_| cgroup.is_some()) {
+        steps.insert(sys + 1, Step::Cgroup);
+    }
     Ok(Plan {
         network,
         steps,
@@ -534,6 +540,23 @@ impl fmt::Display for Plan {
 }
 
 impl Plan {
+    /// What is left where there is no control group for the sandbox.
+    pub(crate) fn without_cgroup(&mut self) {
+        self.cgroup = None;
+        self.steps.retain(|step| !matches!(step, Step::Cgroup));
+    }
+
+    /// Whether the program may come to see its control group as one that it can write to: it may make namespaces
+    /// and mounts, and as a user the group's files are its own. Then it lives in a group below the one whose limits
+    /// hold, beyond which it cannot see.
+    pub(crate) fn is_below_its_cgroup(&self) -> bool {
+        self.program.seccomp == SeccompPlan::Nested
+            || self
+                .program
+                .capabilities
+                .contains(capabilities::Capability::SysAdmin)
+    }
+
     /// The line that says what step `number`, counted from 0, does.
     pub(crate) fn lines(&self) -> Vec<String> {
         let network = if self.network == Isolation::Own {
@@ -544,11 +567,12 @@ impl Plan {
         let mut lines = vec![format!("unshare mount pid ipc uts cgroup{network}")];
         if let Some(settings) = &self.cgroup {
             let words = settings.iter().map(|setting| format!(" {setting}"));
-            lines[0].extend(
-                [", born in a control group".to_owned()]
-                    .into_iter()
-                    .chain(words),
-            );
+            let below = if self.is_below_its_cgroup() {
+                ", born below a control group"
+            } else {
+                ", born in a control group"
+            };
+            lines[0].extend([below.to_owned()].into_iter().chain(words));
         }
         lines.extend(self.steps.iter().map(ToString::to_string));
         let program = &self.program;

@@ -22,7 +22,7 @@ use crate::{
     limited::{self, Limited},
     names::{self, Claim},
     network::{Address, Membership, Network},
-    outcome::{Outcome, Status, Usage},
+    outcome::{Note, Outcome, OutputStream, Status, Usage},
     plan::{Plan, plan},
     publish::{self, Port, Ports},
     rootfs::host_view::Surroundings,
@@ -30,6 +30,7 @@ use crate::{
     spec::{ImageRef, Init, Link, LinkNames, MountKind, NetworkMode, Spec, SpecFault},
     supervisor::{Cause, Channel, Control, Event, Exit, Failure, Gone, Supervisor},
     sys,
+    units::Bytes,
 };
 
 /// A running sandbox: a container that ends, with everything in it, when this value is dropped.
@@ -53,6 +54,7 @@ pub struct Sandbox {
     terminal: Option<OwnedFd>,
     stdout: Option<Capture>,
     stderr: Option<Capture>,
+    capture_limit: Bytes,
     exit: Option<Exit>,
     gone: Option<Gone>,
     failure: Option<Failure>,
@@ -275,14 +277,17 @@ impl Sandbox {
             }
         }
         // All that could write is dead: what they wrote is there.
-        self.drain();
+        while !self.drain() {}
         Ok(true)
     }
 
-    fn drain(&mut self) {
+    /// Takes what was written, or a good part of it. Whether that was all.
+    fn drain(&mut self) -> bool {
+        let mut all = true;
         for capture in [&mut self.stdout, &mut self.stderr].into_iter().flatten() {
-            capture.drain();
+            all &= capture.drain();
         }
+        all
     }
 
     /// Whether there was an event: not where the supervisor is gone.
@@ -299,8 +304,10 @@ impl Sandbox {
     }
 
     fn conclude(&mut self) -> Result<Outcome, Error> {
-        let stdout = self.stdout.as_mut().map(Capture::take).unwrap_or_default();
-        let stderr = self.stderr.as_mut().map(Capture::take).unwrap_or_default();
+        let (stdout, cut) = self.stdout.as_mut().map(Capture::take).unwrap_or_default();
+        let stdout_cut = cut.map(|left_out| (OutputStream::Stdout, left_out));
+        let (stderr, cut) = self.stderr.as_mut().map(Capture::take).unwrap_or_default();
+        let stderr_cut = cut.map(|left_out| (OutputStream::Stderr, left_out));
         self.pidfd = None;
         self.ports.close();
         if let Some(failure) = self.failure.take() {
@@ -317,7 +324,10 @@ impl Sandbox {
             (None, Some(gone)) => (gone.status, gone.usage, gone.wall_time, Vec::new(), None),
             (None, None) => return Err(Kind::Vanished.into()),
         };
-        let end = self.limited.conclude(status, usage, full_disk);
+        let mut end = self.limited.conclude(status, usage, full_disk);
+        let cut = stdout_cut.into_iter().chain(stderr_cut);
+        end.notes
+            .extend(cut.map(|(stream, left_out)| Note::OutputCut { stream, left_out }));
         Ok(Outcome {
             status: end.status,
             stdout,
@@ -494,6 +504,7 @@ impl SandboxBuilder {
             stdin,
             stdout,
             stderr,
+            capture_limit,
             networks,
         } = self;
         let host =
@@ -523,9 +534,12 @@ impl SandboxBuilder {
         // First of all: what cannot be published is not worth a sandbox.
         let bound = publish::bind(&plan.publish)?;
         let cannot_open = |error| Error::io("cannot open the program's standard streams", error);
+        let keep = capture_limit.unwrap_or(capture::DEFAULT_LIMIT);
         let input = capture::input(stdin).map_err(cannot_open)?;
-        let (output, stdout) = capture::output(stdout, Stream::Output).map_err(cannot_open)?;
-        let (error_output, stderr) = capture::output(stderr, Stream::Error).map_err(cannot_open)?;
+        let (output, stdout) =
+            capture::output(stdout, Stream::Output, keep).map_err(cannot_open)?;
+        let (error_output, stderr) =
+            capture::output(stderr, Stream::Error, keep).map_err(cannot_open)?;
         crate::cgroup::reap(host);
         let supervisor = Supervisor::get(host)?;
         let limited = Limited::make(&mut plan, host, supervisor.pid(), spec.limits.best_effort)?;
@@ -557,6 +571,7 @@ impl SandboxBuilder {
             terminal: None,
             stdout,
             stderr,
+            capture_limit: keep,
             exit: None,
             gone: None,
             failure: None,
@@ -603,7 +618,7 @@ impl Sandbox {
                 if let Some(terminal) = has_terminal.then(|| fds.next()).flatten() {
                     let cannot = |error| Error::io("cannot read the program's terminal", error);
                     let reader = terminal.try_clone().map_err(cannot)?;
-                    self.stdout = Some(Capture::new(reader).map_err(cannot)?);
+                    self.stdout = Some(Capture::new(reader, self.capture_limit).map_err(cannot)?);
                     self.terminal = Some(terminal);
                 }
                 match executes_later.then(|| fds.next()).flatten() {

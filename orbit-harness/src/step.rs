@@ -53,6 +53,8 @@ pub(crate) enum Step {
     Proc,
     /// `/sys`: fresh for a network namespace of its own, the host's otherwise; read-only.
     Sys { fresh: bool },
+    /// What the sandbox's control group says of its limits, at the place where programs look for them; read-only.
+    Cgroup,
     /// `/dev` with the harmless devices, and the message queues and terminals of this sandbox.
     Dev { shm: Bytes, console: bool },
     /// Make the new root the root, and let go of the host's.
@@ -168,6 +170,7 @@ impl fmt::Display for Step {
                 )
             }
             Self::Proc => f.write_str("mount proc /proc nosuid nodev noexec"),
+            Self::Cgroup => f.write_str("mount cgroup2 /sys/fs/cgroup ro nosuid nodev noexec"),
             Self::Sys { fresh: true } => f.write_str("mount sysfs /sys ro nosuid nodev noexec"),
             Self::Sys { fresh: false } => {
                 f.write_str("mount bind /sys from=/sys ro nosuid nodev noexec")

@@ -20,6 +20,7 @@ pub struct Case {
     pub(crate) name: String,
     pub(crate) who: &'static [Who],
     pub(crate) needs: &'static [&'static str],
+    pub(crate) needs_toolchain: bool,
     pub(crate) deadline: Duration,
     pub(crate) prepare: Option<Prepare>,
     pub(crate) run: Run,
@@ -36,6 +37,7 @@ impl Case {
             name: name.into(),
             who: Who::ALL,
             needs: &[],
+            needs_toolchain: false,
             deadline: Duration::from_secs(120),
             prepare: None,
             run: Arc::new(run),
@@ -52,6 +54,15 @@ impl Case {
     #[must_use]
     pub fn needs(self, needs: &'static [&'static str]) -> Self {
         Self { needs, ..self }
+    }
+
+    /// Says that it runs cargo: it is skipped where there is none, as in the virtual machine.
+    #[must_use]
+    pub fn needs_toolchain(self) -> Self {
+        Self {
+            needs_toolchain: true,
+            ..self
+        }
     }
 
     /// Sets how long it may take.

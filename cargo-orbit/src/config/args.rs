@@ -52,7 +52,7 @@ impl SettingsArgs {
         }
     }
 
-    /// The words of a command line that says the same, from the directory `root` as well.
+    /// Of the words of a command line.
     #[cfg(test)]
     pub(super) fn of(words: &[&str]) -> Result<Self, clap::Error> {
         use clap::Args as _;

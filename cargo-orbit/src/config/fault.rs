@@ -5,8 +5,6 @@ use std::{fmt, ops::Range, path::Path, sync::Arc};
 /// Where something was said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// Nobody said it.
-    Default,
     File {
         /// As people are told it: relative to the workspace where it lies in it.
         file: Arc<str>,
@@ -24,7 +22,6 @@ pub(crate) enum Origin {
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Default => f.write_str("default"),
             Self::File {
                 file,
                 line,

@@ -1,5 +1,5 @@
-//! The JSON schema of configuration files, for editors: made from the table of keys, and published as
-//! `orbit.schema.json`. A test compares the two.
+//! The JSON schema of configuration files, for editors, and the list of keys for people: made from the table of keys,
+//! and published as `orbit.schema.json` and in `docs/configuration.md`. Tests compare them.
 
 use serde_json::{Map, Value, json};
 
@@ -118,6 +118,57 @@ fn schema() -> Value {
     schema
 }
 
+/// What a value is, and its unit.
+fn form(key: &Key) -> String {
+    match (key.form, key.name) {
+        (Form::Text, "memory" | "memory_high" | "disk") => {
+            "a string: bytes, or with k, M, G, T of 1024 each".to_owned()
+        }
+        (Form::Text, _) => "a string".to_owned(),
+        (Form::Number, _) => "a number, or a string".to_owned(),
+        (Form::Choice(words), _) => {
+            let words: Vec<String> = words.iter().map(|word| format!("`\"{word}\"`")).collect();
+            words.join(", ")
+        }
+        (Form::Switch, _) => "`true` or `false`".to_owned(),
+        (Form::List | Form::Paths, _) => "a list of strings, which adds up".to_owned(),
+        (Form::ListByName, _) => {
+            "a list of strings, which adds up; one for each resource or device".to_owned()
+        }
+        (Form::Variables, _) => "a table of strings, merged by name".to_owned(),
+        (Form::Time, _) => "a string: a number with ms, s, m or h".to_owned(),
+        (Form::SlowTimeout, _) => {
+            "a time (ms, s, m, h), or a table of `period` (a time) and `terminate_after` (a number of periods)"
+                .to_owned()
+        }
+        (Form::Retries, _) => {
+            "a number, or a table of `count`, `backoff` (`\"fixed\"`, `\"exponential\"`) and `delay` (a time)".to_owned()
+        }
+    }
+}
+
+/// The keys as the page has them.
+fn page() -> String {
+    let keys: Vec<String> = KEYS
+        .iter()
+        .map(|key| {
+            format!(
+                "\n### `{}`\n\n{}\n\n- Type: {}\n- Default: {}\n- Example: `{} = {}`\n- Also: `{}`, `--{} {}`\n",
+                key.name,
+                key.help,
+                form(key),
+                key.default,
+                key.name,
+                key.example,
+                key.variable(),
+                key.flag(),
+                key.placeholder,
+            )
+        })
+        .collect();
+    keys.concat()
+}
+
 mod tests {
     use std::{fs, path::Path};
 
@@ -137,6 +188,38 @@ mod tests {
             fs::read_to_string(PUBLISHED).unwrap_or_default() == text,
             "{PUBLISHED} is old; run this test with ORBIT_UPDATE_SCHEMA=1"
         );
+    }
+
+    #[test]
+    fn the_page_has_every_key() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md");
+        let text = fs::read_to_string(path).unwrap();
+        let begin = text.find("<!-- made from").unwrap();
+        let keys = begin + text[begin..].find("-->\n").unwrap() + 4;
+        if std::env::var_os("ORBIT_UPDATE_SCHEMA").is_some() {
+            fs::write(path, format!("{}{}", &text[..keys], page())).unwrap();
+        } else {
+            assert!(
+                text[keys..] == page(),
+                "{path} is old; run this test with ORBIT_UPDATE_SCHEMA=1"
+            );
+        }
+    }
+
+    /// The examples of the page are read as they stand.
+    #[test]
+    fn the_pages_examples_are_configurations() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md");
+        let text = fs::read_to_string(path).unwrap();
+        let examples: Vec<&str> = text
+            .split("```toml\n")
+            .skip(1)
+            .filter_map(|rest| rest.split("```").next())
+            .collect();
+        assert!(examples.len() >= 2);
+        for example in examples {
+            assert!(is_read(example) && is_valid(example), "{example}");
+        }
     }
 
     /// A TOML document as JSON.

@@ -1,6 +1,6 @@
 //! What holds for one test, or for one binary, with where each value came from.
 
-use std::{env, ffi::OsString, path::Path, sync::Arc, time::Duration};
+use std::{env, ffi::OsString, sync::Arc, time::Duration};
 
 use orbit::{Mount, NetworkMode, SandboxBuilder};
 
@@ -76,6 +76,7 @@ impl Settings {
     }
 
     /// Every key that somebody said something of.
+    #[cfg(test)]
     pub(crate) fn said(&self) -> impl Iterator<Item = (&'static keys::Key, &Set)> {
         KEYS.iter()
             .zip(&self.sets)
@@ -164,16 +165,6 @@ impl Settings {
     /// Whether a test fails that passed, but tried to reach what it may not.
     pub(crate) fn reach_out_fails(&self) -> bool {
         self.text("reach_out") == Some("fail")
-    }
-
-    /// Where tests may reach outside of their sandbox.
-    pub(crate) fn egress(&self) -> &[String] {
-        self.list("egress")
-    }
-
-    /// Paths of the host whose writes are kept.
-    pub(crate) fn writable(&self) -> impl Iterator<Item = &Path> {
-        self.list("writable").iter().map(Path::new)
     }
 
     /// The variables that were asked for, beside those that a test sees unasked. What is set wins over what is

@@ -24,6 +24,7 @@ mod together;
 mod words;
 
 use std::{
+    collections::BTreeMap,
     env,
     io::{self, IsTerminal as _},
     path::Path,
@@ -57,7 +58,7 @@ use self::{
     history::History,
     isolate::{Toolchain, View},
     select::{RunIgnored, Selection},
-    session::{Host, Session},
+    session::{Host, NotRun, Session},
     words::Words,
 };
 use crate::{
@@ -166,7 +167,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     });
     signals.close();
     drop(meeting);
-    let not_run = host.reports()?.len() + ended.not_run;
+    let not_run = host.reports()?;
+    if !not_run.is_empty() {
+        eprint!("{}", not_run_text(&not_run));
+    }
+    let not_run = not_run.len() + ended.not_run;
     Ok(conclude(ended, &target_directory, not_run).into())
 }
 
@@ -451,9 +456,61 @@ fn conclude(ended: Ended, target_directory: &Path, not_run: usize) -> u8 {
     0
 }
 
+/// Doctests that a runner could not start: each reason once, however many tests it hit.
+fn not_run_text(not_run: &[NotRun]) -> String {
+    let mut by_reason: BTreeMap<&str, usize> = BTreeMap::new();
+    for report in not_run {
+        *by_reason.entry(&report.why).or_default() += 1;
+    }
+    let reasons: Vec<String> = by_reason
+        .iter()
+        .map(|(why, count)| format!("  {count} × {}\n", why.replace('\n', "\n      ")))
+        .collect();
+    let reasons = reasons.concat();
+    let programs = match not_run.len() {
+        1 => "1 program with doctests".to_owned(),
+        count => format!("{count} programs with doctests"),
+    };
+    format!(
+        "orbit: {programs} could not be started in a container and did not run; what is said of doctests above is \
+         incomplete:\n{reasons}"
+    )
+}
+
 /// Cargo's own exit code; 128 + signal where a signal ended it.
 fn code(status: ExitStatus) -> u8 {
     use std::os::unix::process::ExitStatusExt as _;
     let number = status.code().or(status.signal().map(|signal| 128 + signal));
     number.map_or(exit::CARGO_FAILED, exit::of_number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_are_counted_as_cargo_counts_them() {
+        assert_eq!(jobs("3", 8).unwrap(), 3);
+        assert_eq!(jobs("-2", 8).unwrap(), 6);
+        assert_eq!(jobs("-9", 8).unwrap(), 1);
+        assert_eq!(jobs("default", 8).unwrap(), 8);
+        assert!(jobs("0", 8).is_err() && jobs("many", 8).is_err());
+    }
+
+    #[test]
+    fn each_reason_is_told_once() {
+        let not_run = |program: &str, why: &str| NotRun {
+            program: program.into(),
+            why: why.to_owned(),
+        };
+        insta::assert_snapshot!(
+            not_run_text(&[not_run("/a", "no\nnamespaces"), not_run("/b", "full"), not_run("/c", "full")]),
+            @r"
+        orbit: 3 programs with doctests could not be started in a container and did not run; what is said of doctests above is incomplete:
+          2 × full
+          1 × no
+              namespaces
+        "
+        );
+    }
 }

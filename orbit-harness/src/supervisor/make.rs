@@ -110,6 +110,7 @@ impl Maker {
                 Ok(mount(Some("proc"), &target, "proc", INERT, "")?)
             }
             Step::Sys { fresh } => self.sys(*fresh),
+            Step::Cgroup => self.cgroup(),
             Step::Dev { shm, console } => self.dev(*shm, *console),
             Step::PivotRoot => self.pivot_root(),
             Step::Mask(paths) => paths.iter().try_for_each(|path| self.mask(path)),

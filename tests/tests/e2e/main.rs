@@ -8,6 +8,7 @@ mod images;
 mod inside;
 mod kit;
 mod library;
+mod output;
 mod published;
 mod raw;
 mod registry;
@@ -15,6 +16,7 @@ mod roles;
 mod run;
 mod runner;
 mod support;
+mod verdicts;
 
 use std::process::ExitCode;
 
@@ -33,10 +35,12 @@ fn main() -> ExitCode {
             inside::cases(),
             host_view::cases(),
             library::cases(),
+            output::cases(),
             hostile::cases(),
             faults::cases(),
             run::cases(),
             runner::cases(),
+            verdicts::cases(),
             published::cases(),
         ]
         .concat(),

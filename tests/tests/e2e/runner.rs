@@ -18,7 +18,7 @@ use nix::{
 use orbit_tests::{Case, Context, Finished, Program, Skip};
 
 const DEADLINE: Duration = Duration::from_secs(600);
-const MANIFEST: &str = "fixtures/workspace-mixed/Cargo.toml";
+const FIXTURE: &str = "fixtures/workspace-mixed";
 /// Nextest cannot list binaries without a test harness, with or without a runner.
 const SELECTED: [&str; 8] = [
     "--lib",
@@ -71,8 +71,8 @@ fn cargo(context: &Context, words: &[&str]) -> Result<Program> {
     Ok(context
         .cargo()?
         .args(words)
-        .arg("--manifest-path")
-        .arg(context.in_workspace(MANIFEST))
+        // Where cargo reads the configuration of the fixture.
+        .current_dir(context.in_workspace(FIXTURE))
         .env("CARGO_TARGET_DIR", target(context))
         .env("RUST_BACKTRACE", "0")
         .env("ORBIT_PASS_ENV", "FIXTURE_END,FIXTURE_MARK")
@@ -97,7 +97,8 @@ fn verdicts(finished: &Finished) -> BTreeMap<String, String> {
     let verdict = |line: &str| {
         let (verdict, rest) = line.trim_start().split_once(" [")?;
         let (_, name) = rest.split_once(") ")?;
-        Some((name.to_owned(), verdict.to_owned()))
+        let is_verdict = verdict.bytes().all(|byte| byte.is_ascii_uppercase());
+        is_verdict.then(|| (name.to_owned(), verdict.to_owned()))
     };
     finished.stderr.lines().filter_map(verdict).collect()
 }
@@ -115,7 +116,9 @@ fn nextest_says_the_same_with_and_without(context: &Context) -> Result<()> {
             "{plain}"
         );
         // A test without a sandbox has written it.
-        fs::remove_file(&written).with_context(|| format!("{plain}"))?;
+        if let Err(error) = fs::remove_file(&written) {
+            bail!("{}: {error}\n{plain}", written.display());
+        }
         let orbit = nextest(context, end)?.env(&name, &value).run()?;
         ensure!(
             verdicts(&orbit) == expected && orbit.status == plain.status,
@@ -160,6 +163,7 @@ fn cargo_says_the_same(context: &Context) -> Result<()> {
             .stdout
             .lines()
             .filter(|line| line.starts_with("test ") || line.contains("harness"))
+            .filter(|line| !line.starts_with("test result"))
             .map(str::to_owned)
             .collect();
         lines.sort();
@@ -219,8 +223,6 @@ fn nothing_outlives_nextest(context: &Context) -> Result<()> {
         let mark = directory.join(signal.as_str());
         let mut child = Command::new("cargo-nextest")
             .args(["nextest", "run", "--test", "ends", "--color=never"])
-            .arg("--manifest-path")
-            .arg(context.in_workspace(MANIFEST))
             .env("CARGO_NET_OFFLINE", "true")
             .env("CARGO_TARGET_DIR", target(context))
             .env("FIXTURE_END", "hang")
@@ -229,7 +231,7 @@ fn nothing_outlives_nextest(context: &Context) -> Result<()> {
             .env("ORBIT_WRITABLE", &directory)
             .env("CARGO", env::var_os("CARGO").context("main sets CARGO")?)
             .env(&name, &value)
-            .current_dir(context.work())
+            .current_dir(context.in_workspace(FIXTURE))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
