@@ -6,6 +6,7 @@ use std::{fmt, io};
 
 use crate::{
     bridge::BridgeError,
+    meeting::MeetingError,
     net::addresses::Subnet,
     publish::PublishError,
     spec::SpecFault,
@@ -36,6 +37,8 @@ pub(crate) enum Kind {
         subnet: Subnet,
         capacity: u32,
     },
+    #[error(transparent)]
+    Meeting(#[from] MeetingError),
     #[error(transparent)]
     Bridge(#[from] BridgeError),
     #[error(transparent)]

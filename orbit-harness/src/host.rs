@@ -116,6 +116,20 @@ pub(crate) fn cache_dir() -> Option<PathBuf> {
         .or_else(|| Some(set("HOME")?.join(".cache/orbit")))
 }
 
+/// Where this user's processes meet: `$ORBIT_RUNTIME_DIR`, else for root `/run/orbit`, else `$XDG_RUNTIME_DIR/orbit`,
+/// else a directory of the cache.
+pub(crate) fn runtime_dir(uid: u32) -> Option<PathBuf> {
+    let set = |name| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    set("ORBIT_RUNTIME_DIR")
+        .or_else(|| (uid == 0).then(|| "/run/orbit".into()))
+        .or_else(|| Some(set("XDG_RUNTIME_DIR")?.join("orbit")))
+        .or_else(|| Some(cache_dir()?.join("run")))
+}
+
 fn plan_ids(euid: u32, egid: u32, name: Option<&str>) -> io::Result<IdPlan> {
     // A file that is not there or may not be read gives nobody a range.
     let text = |path| fs::read_to_string(path).unwrap_or_default();

@@ -62,6 +62,8 @@ mod publish;
 
 mod bridge;
 
+mod meeting;
+
 mod entry;
 
 mod error;
@@ -102,6 +104,7 @@ pub use error::Error;
 pub use net::{
     addresses::{Subnet, SubnetError},
     ports::{PortError, PortMap, Protocol},
+    rate::Rate,
 };
 pub use network::{Network, NetworkBuilder};
 pub use outcome::{
@@ -116,6 +119,7 @@ pub use snapshot::kept;
 pub use snapshot::{NamedSnapshot, Snapshot};
 pub use spec::{ImageRef, Init, Mount, NetworkMode, PullPolicy, SpecFault};
 pub use units::{Bytes, CpuQuota, UnitError};
+pub use wire::{IntoRate, WireBuilder};
 
 /// The README's examples compile.
 #[cfg(doctest)]

@@ -2,5 +2,8 @@
 
 pub(crate) mod addresses;
 pub(crate) mod dns;
+pub(crate) mod faults;
+pub(crate) mod frames;
 pub(crate) mod names;
 pub(crate) mod ports;
+pub(crate) mod rate;

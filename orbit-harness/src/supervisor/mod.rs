@@ -23,7 +23,7 @@ mod start;
 mod work;
 mod written;
 
-pub(crate) use broker::{Broker, Lease, MAX_PORTS};
+pub(crate) use broker::{Broker, Known, Lease, MAX_PORTS, greeting};
 pub(crate) use channel::Channel;
 pub(crate) use client::{Supervisor, SupervisorError};
 pub(crate) use protocol::{Cause, Control, Event, Exit, Failure, Gone, Request};

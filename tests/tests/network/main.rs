@@ -7,7 +7,9 @@ mod named;
 mod publish;
 mod scale;
 mod service;
+mod shared;
 mod support;
+mod wire;
 
 use std::process::ExitCode;
 
@@ -23,6 +25,8 @@ fn main() -> ExitCode {
             named::cases(),
             bridge::cases(),
             scale::cases(),
+            wire::cases(),
+            shared::cases(),
         ]
         .concat(),
     )
