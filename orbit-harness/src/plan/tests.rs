@@ -47,6 +47,7 @@ fn host(uid: u32) -> Host {
             .map(Into::into)
             .into(),
         cgroups: Cgroups::V1OrHybrid,
+        pasta: Some("/usr/bin/pasta".into()),
     }
 }
 
