@@ -21,6 +21,8 @@ use crate::{
     image::Image,
     limited::{self, Limited},
     names::{self, Claim},
+    net::denied::Denied,
+    netfilter::Netfilter,
     network::{Address, Membership, Network},
     outcome::{Outcome, Status, Usage},
     plan::{Plan, plan},
@@ -30,6 +32,7 @@ use crate::{
     spec::{ImageRef, Init, Link, LinkNames, MountKind, NetworkMode, Spec, SpecFault},
     supervisor::{Cause, Channel, Control, Event, Exit, Failure, Gone, Supervisor},
     sys,
+    way_out::{self, Record},
 };
 
 /// A running sandbox: a container that ends, with everything in it, when this value is dropped.
@@ -59,6 +62,8 @@ pub struct Sandbox {
     outcome: Option<Outcome>,
     /// Where it has one of its own.
     network: Option<OwnedFd>,
+    /// Of what it was refused.
+    record: Record,
     ports: Ports,
     memberships: Vec<Membership>,
     /// On the host's bridge.
@@ -156,6 +161,16 @@ impl Sandbox {
             .as_ref()
             .map(Place::address)
             .or(in_place.filter(|_| asked))
+    }
+
+    /// What the sandbox tried to reach and was refused so far, where that is
+    /// [recorded](SandboxBuilder::record_denied): empty where it is not.
+    ///
+    /// # Errors
+    /// Where this kernel cannot record it, though that was asked for.
+    pub fn denied(&self) -> Result<Vec<Denied>, Error> {
+        let failed = |error| Error::io("cannot read what the sandbox was refused", error);
+        self.record.read().map_err(failed)
     }
 
     /// Connects to the TCP port `port` of the sandbox's own loopback: a socket inside of the sandbox's network,
@@ -317,7 +332,8 @@ impl Sandbox {
             (None, Some(gone)) => (gone.status, gone.usage, gone.wall_time, Vec::new(), None),
             (None, None) => return Err(Kind::Vanished.into()),
         };
-        let end = self.limited.conclude(status, usage, full_disk);
+        let mut end = self.limited.conclude(status, usage, full_disk);
+        let denied = self.record.conclude(&mut end.warnings);
         Ok(Outcome {
             status: end.status,
             stdout,
@@ -327,6 +343,7 @@ impl Sandbox {
             leaked,
             notes: end.notes,
             warnings: end.warnings,
+            denied,
         })
     }
 }
@@ -501,6 +518,7 @@ impl SandboxBuilder {
         let around = surroundings();
         anchor(&mut spec, &around.working_dir, &mut faults);
         limited::look_up(&mut spec.limits, &mut faults);
+        way_out::look_up(&mut spec, &mut faults);
         let (image, held) = resolve(&spec, host, &mut faults)?;
         let claim = claim_name(&mut spec)?;
         let (addresses, place) = if faults.is_empty() {
@@ -571,6 +589,7 @@ impl SandboxBuilder {
                 Writer::Helpers | Writer::Privileged => None,
             },
             network: None,
+            record: Record::default(),
             ports,
             memberships,
             place,
@@ -594,10 +613,14 @@ impl Sandbox {
                     has_terminal,
                     executes_later,
                     has_network,
+                    has_record,
+                    unrecorded,
                 },
                 mut fds,
             )) => {
                 self.network = if has_network { fds.pop() } else { None };
+                let record = if has_record { fds.pop() } else { None };
+                self.record = Record::new(record.map(Netfilter::from_fd), unrecorded);
                 let mut fds = fds.into_iter();
                 self.pidfd = if has_pidfd { fds.next() } else { None };
                 if let Some(terminal) = has_terminal.then(|| fds.next()).flatten() {

@@ -91,6 +91,9 @@ fn report(outcome: &Outcome) {
     if matches!(outcome.status, orbit::Status::OomKilled { .. }) {
         eprintln!("orbit: {}", outcome.status);
     }
+    for denied in outcome.denied() {
+        eprintln!("orbit: refused {denied}");
+    }
     for note in &outcome.notes {
         // Being slowed down is what was asked for.
         if !matches!(note, orbit::Note::Throttled { .. }) {
@@ -182,6 +185,9 @@ fn sandbox(args: &Args) -> anyhow::Result<SandboxBuilder> {
         .iter()
         .fold(sandbox, |sandbox, name| sandbox.cap_drop(name));
     sandbox = args.publish.iter().fold(sandbox, SandboxBuilder::publish);
+    if !args.egress.is_empty() {
+        sandbox = sandbox.egress(&args.egress.join(","));
+    }
     Ok(sandbox)
 }
 

@@ -10,7 +10,7 @@ mod message;
 
 use std::{
     io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::OwnedFd,
     sync::{Mutex, PoisonError},
 };
 
