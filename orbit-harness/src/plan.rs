@@ -196,7 +196,6 @@ fn steps(
     let has_names = !spec.links.is_empty() || way_out.helper.is_some();
     if network == Isolation::Own {
         steps.extend([Step::Loopback, Step::AllPorts]);
-        steps.extend(way_out.gate);
         steps.extend(
             spec.links
                 .iter()
@@ -281,6 +280,7 @@ fn steps(
         steps.push(Step::ReadOnlyRoot);
     }
     steps.extend(way_out.helper);
+    steps.extend(way_out.gate);
     steps
 }
 

@@ -30,7 +30,7 @@ use crate::net::{
 /// What may leave a sandbox's network.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Gate {
-    /// Its addresses, beside loopback.
+    /// Its addresses, beside loopback: those that it has when the gate is installed.
     pub(crate) own: Vec<IpAddr>,
     /// Links to networks that sandboxes share.
     pub(crate) links: Vec<String>,

@@ -25,10 +25,10 @@ const DNS_PORT: u16 = 53;
 /// The steps, and what files say.
 #[derive(Default)]
 pub(super) struct WayOut {
-    /// Before the links.
-    pub(super) gate: Option<Step>,
-    /// Last of all: it takes longest, and goes on beside the others.
+    /// Last of all: it takes longest, and goes on beside the other steps.
     pub(super) helper: Option<Step>,
+    /// When all addresses are there.
+    pub(super) gate: Option<Step>,
     pub(super) beyond: Beyond,
 }
 
@@ -95,7 +95,7 @@ pub(super) fn plan(spec: &Spec, host: &Host) -> WayOut {
         }
     };
     let gate = Gate {
-        own: spec.links.iter().map(|link| link.address.into()).collect(),
+        own: Vec::new(),
         links: (0..spec.links.len()).map(|n| format!("eth{n}")).collect(),
         out,
     };

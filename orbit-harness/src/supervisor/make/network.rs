@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{self, Read as _, Seek as _},
+    net::IpAddr,
     os::fd::AsFd as _,
     path::Path,
 };
@@ -52,7 +53,12 @@ impl Maker {
     /// Installs the rules of what may leave.
     pub(super) fn gate(&mut self, gate: &Gate, is_needed: bool) -> Done {
         let installed = Netfilter::open().and_then(|netfilter| {
-            netfilter.install(gate)?;
+            if gate.links.is_empty() && gate.out.is_none() {
+                netfilter.install(gate)?;
+            } else {
+                let own = own_addresses()?;
+                netfilter.install(&Gate { own, ..gate.clone() })?;
+            }
             let netlink = Netlink::open()?;
             netlink.keep_the_rest(netlink.index("lo")?)?;
             Ok(netfilter)
@@ -101,6 +107,18 @@ impl Maker {
         };
         Ok(rustix::mount::mount_bind(own, fd_path(&target))?)
     }
+}
+
+/// The addresses of this network's links.
+fn own_addresses() -> io::Result<Vec<IpAddr>> {
+    let address = |link: nix::ifaddrs::InterfaceAddress| {
+        let address = link.address?;
+        let v4 = address.as_sockaddr_in().map(|it| IpAddr::V4(it.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|it| IpAddr::V6(it.ip())))
+    };
+    let mut own: Vec<IpAddr> = nix::ifaddrs::getifaddrs()?.filter_map(address).collect();
+    own.retain(|address| !address.is_loopback());
+    Ok(own)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "as map_err passes it")]
