@@ -3,9 +3,12 @@
 //! The services are this very binary, run in the sandbox over the host's files: see `service`.
 
 mod bridge;
+mod egress;
+mod internet;
 mod named;
 mod publish;
 mod scale;
+mod sealed;
 mod service;
 mod support;
 
@@ -23,6 +26,8 @@ fn main() -> ExitCode {
             named::cases(),
             bridge::cases(),
             scale::cases(),
+            egress::cases(),
+            sealed::cases(),
         ]
         .concat(),
     )
