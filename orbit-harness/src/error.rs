@@ -240,7 +240,13 @@ fn cause_text(failure: &Failure, step: &str) -> String {
 
 /// What to do where there is no way out.
 fn helper_text(said: &str) -> String {
-    let said = said.trim();
+    // Where no log daemon listens, pasta says so after each line.
+    let said: Vec<&str> = said
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.contains(" bytes to syslog"))
+        .collect();
+    let said = said.join("; ");
     if said.is_empty() {
         return "it ended, and did not say why".to_owned();
     }

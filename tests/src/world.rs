@@ -28,7 +28,7 @@ pub struct World {
 }
 
 /// How the case's side is made: `$1` is a process in the other. `/dev/net/tun` is everybody's, as udev makes it.
-/// Nothing is sent by itself: neighbours are known, and there is no multicast.
+/// Little is sent by itself, and only at first: neighbours are known, and nobody asks for routers.
 const INSIDE: &str = r"
 mount -t tmpfs -o mode=755 tmpfs /mnt
 mknod -m 666 /mnt/tun c 10 200

@@ -105,7 +105,8 @@ pub(crate) fn egress(text: &str) -> Check {
         let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port > 0);
         if host.is_empty() || host.contains(char::is_whitespace) {
             return Err(
-                "expected none, all, or rules such as 10.0.0.0/8:443,registry.example:443".to_owned(),
+                "expected none, all, or rules such as 10.0.0.0/8:443,registry.example:443"
+                    .to_owned(),
             );
         }
         match ports.map(|ports| ports.split('-').find(|port| !is_port(port))) {

@@ -130,7 +130,11 @@ impl Gate {
             prefix: 10,
         };
         rules.push(Rule::default().by("lo").destined(link_local).accept());
-        rules.extend(self.links.iter().map(|link| Rule::default().by(link).accept()));
+        rules.extend(
+            self.links
+                .iter()
+                .map(|link| Rule::default().by(link).accept()),
+        );
         match &self.out {
             None => {}
             Some((link, None)) => rules.push(Rule::default().by(link).accept()),
@@ -479,7 +483,10 @@ mod tests {
         let element = |key: &[u8]| {
             Attributes::default().value(1, key).nested(
                 7,
-                expression("counter", Attributes::default().bytes(2, &3u64.to_be_bytes())),
+                expression(
+                    "counter",
+                    Attributes::default().bytes(2, &3u64.to_be_bytes()),
+                ),
             )
         };
         let list = Attributes::default()
@@ -492,6 +499,9 @@ mod tests {
             .flat_map(read)
             .map(|denied| denied.to_string())
             .collect();
-        assert_eq!(found, ["192.0.2.1:443/tcp, 3 times", "192.0.2.1/icmp, 3 times"]);
+        assert_eq!(
+            found,
+            ["192.0.2.1:443/tcp, 3 times", "192.0.2.1/icmp, 3 times"]
+        );
     }
 }

@@ -176,9 +176,7 @@ pub(super) fn said(mut bytes: &[u8]) -> impl Iterator<Item = Said<'_>> {
     std::iter::from_fn(move || {
         let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
         let message = bytes.get(..length).filter(|_| length >= 16)?;
-        bytes = bytes
-            .get(length.next_multiple_of(4)..)
-            .unwrap_or_default();
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some(match half(message, 4)? {
             NLMSG_ERROR => {
                 let code = message.get(16..20)?.try_into().ok()?;
@@ -209,7 +207,11 @@ pub(super) mod tests {
         while messages.len() >= HEADER_BYTES {
             let length = u32::from_ne_bytes(messages[..4].try_into().unwrap()) as usize;
             let (kind, flags) = (half(messages, 4).unwrap(), half(messages, 6).unwrap());
-            let _ = writeln!(text, "{kind:#06x} flags={flags:#05x} family={}", messages[16]);
+            let _ = writeln!(
+                text,
+                "{kind:#06x} flags={flags:#05x} family={}",
+                messages[16]
+            );
             tree(&messages[HEADER_BYTES..length], 1, &mut text);
             messages = &messages[length..];
         }
@@ -228,7 +230,11 @@ pub(super) mod tests {
                 && value.ends_with(b"\0")
                 && value[..value.len() - 1].iter().all(u8::is_ascii_graphic)
             {
-                let _ = writeln!(text, " {:?}", std::str::from_utf8(&value[..value.len() - 1]).unwrap());
+                let _ = writeln!(
+                    text,
+                    " {:?}",
+                    std::str::from_utf8(&value[..value.len() - 1]).unwrap()
+                );
             } else {
                 let hex: String = value.iter().fold(String::new(), |mut hex, byte| {
                     let _ = write!(hex, "{byte:02x}");

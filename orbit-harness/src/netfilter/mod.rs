@@ -15,7 +15,8 @@ use std::{
 };
 
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, netlink::SocketAddrNetlink,
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink,
+    netlink::SocketAddrNetlink,
 };
 
 pub(crate) use self::gate::Gate;

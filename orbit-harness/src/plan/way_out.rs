@@ -44,7 +44,8 @@ pub(super) fn faults(spec: &Spec, host: &Host, held: CapabilitySet, faults: &mut
         refuse("egress", policy.to_string(), why);
     }
     if *policy != Policy::None && host.pasta.is_none() {
-        let why = "the program pasta, which is the way out, is not installed: install the package passt";
+        let why =
+            "the program pasta, which is the way out, is not installed: install the package passt";
         refuse("egress", policy.to_string(), why);
     }
     if !matches!(policy, Policy::Allow(_)) {

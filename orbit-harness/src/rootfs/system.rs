@@ -92,14 +92,16 @@ impl SystemFiles<'_> {
             "resolv.conf",
             match self.network {
                 // No network, no name servers: a lookup fails at once rather than after a timeout.
-                Network::Own => self
-                    .links
-                    .iter()
-                    .filter(|link| link.names == LinkNames::Server)
-                    .take(MAX_NAME_SERVERS)
-                    .fold(String::new(), |text, link| {
-                        format!("{text}nameserver {}\n", link.subnet.gateway())
-                    }) + &self.beyond.resolver,
+                Network::Own => {
+                    self.links
+                        .iter()
+                        .filter(|link| link.names == LinkNames::Server)
+                        .take(MAX_NAME_SERVERS)
+                        .fold(String::new(), |text, link| {
+                            format!("{text}nameserver {}\n", link.subnet.gateway())
+                        })
+                        + &self.beyond.resolver
+                }
                 Network::Host => self.resolv_conf.to_owned(),
             },
         ));

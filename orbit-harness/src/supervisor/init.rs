@@ -86,7 +86,13 @@ pub(super) fn run(single_threaded: SingleThreaded, plan: &Plan, given: Given<'_>
     let ran = sys::close_inherited(&mut keep)
         .map_err(|error| failure(0, &error))
         .and_then(|()| {
-            let program = prepare(plan, stdio, (networks, helper), given.caller_namespace, given.filter)?;
+            let program = prepare(
+                plan,
+                stdio,
+                (networks, helper),
+                given.caller_namespace,
+                given.filter,
+            )?;
             match plan.program.init {
                 Init::Orbit => run_under(single_threaded, plan, program, &events),
                 Init::Program => become_program(single_threaded, plan, &program, &events),

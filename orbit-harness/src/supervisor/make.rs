@@ -67,10 +67,7 @@ impl From<Errno> for Cause {
 }
 
 impl Maker {
-    pub(super) fn new(
-        networks: Vec<Channel>,
-        helper: Option<Helper>,
-    ) -> rustix::io::Result<Self> {
+    pub(super) fn new(networks: Vec<Channel>, helper: Option<Helper>) -> rustix::io::Result<Self> {
         let host = open_directory(HOST)?;
         Ok(Self {
             host,

@@ -7,7 +7,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use orbit::{Denied, Egress, Init, Network, NetworkMode, Sandbox, SandboxBuilder, Status, Transport};
+use orbit::{
+    Denied, Egress, Init, Network, NetworkMode, Sandbox, SandboxBuilder, Status, Transport,
+};
 use orbit_tests::{Case, Context, Who};
 
 use crate::{
@@ -27,11 +29,15 @@ pub(crate) fn cases() -> Vec<Case> {
         in_world("egress::everything_is_everything_but_the_host", everything),
         in_world("egress::names_are_looked_up_at_the_start", names),
         in_world("egress::beside_networks", beside_networks),
-        in_world("egress::rules_cannot_be_lifted", rules_stay).needs(&["iproute2", "passt", "python3"]),
+        in_world("egress::rules_cannot_be_lifted", rules_stay)
+            .needs(&["iproute2", "passt", "python3"]),
         in_world("egress::nothing_is_left_of_it", nothing_is_left),
         in_world("egress::by_the_command_line", command_line),
         Case::new("egress::without_a_way_out_of_the_host", no_way_out).needs(&["passt"]),
-        Case::new("egress::bad_rules_are_told_before_anything_is_made", bad_rules),
+        Case::new(
+            "egress::bad_rules_are_told_before_anything_is_made",
+            bad_rules,
+        ),
         Case::new("denied::what_is_refused_is_recorded", recorded),
         Case::new("denied::a_record_costs_little", cost),
     ]
@@ -87,7 +93,11 @@ fn list(_: &Context) -> Result<()> {
         not_permitted,
     ];
     ensure!(lines(&outcome.stdout_text()) == expected, "{outcome:?}");
-    ensure!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    ensure!(
+        started.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        started.elapsed()
+    );
     ensure!(
         texts(outcome.denied())
             == [
@@ -134,15 +144,22 @@ fn everything(_: &Context) -> Result<()> {
 
 fn names(_: &Context) -> Result<()> {
     // Only this process's /etc/hosts has the name, and no server does.
-    let outcome = asks(&["tcp:registry.example:443", "tcp:198.51.100.1:80", &format!("tcp:{NAME}:443")])?
-        .egress(Egress::allow(["registry.example:443"]))
-        .run()?;
+    let outcome = asks(&[
+        "tcp:registry.example:443",
+        "tcp:198.51.100.1:80",
+        &format!("tcp:{NAME}:443"),
+    ])?
+    .egress(Egress::allow(["registry.example:443"]))
+    .run()?;
     let heard = lines(&outcome.stdout_text());
     ensure!(
         heard[0] == "world 443" && heard[1].contains("refused") && heard[2].contains("lookup"),
         "{outcome:?}"
     );
-    ensure!(texts(outcome.denied()) == ["198.51.100.1:80/tcp, once"], "{outcome:?}");
+    ensure!(
+        texts(outcome.denied()) == ["198.51.100.1:80/tcp, once"],
+        "{outcome:?}"
+    );
     let outcome = asks(&[&format!("tcp:{NAME}:443")])?
         .egress("198.51.100.1:443,dns")
         .run()?;
@@ -170,9 +187,15 @@ fn beside_networks(context: &Context) -> Result<()> {
     let questions = ["tcp:db:80", "tcp:198.51.100.1:443", "tcp:203.0.113.1:443"];
     let expected = ["I am db", "world 443", "Connection refused (os error 111)"];
     let allowed = || Egress::allow(["198.51.100.1:443"]);
-    let outcome = asks(&questions)?.network(&network).egress(allowed()).run()?;
+    let outcome = asks(&questions)?
+        .network(&network)
+        .egress(allowed())
+        .run()?;
     ensure!(lines(&outcome.stdout_text()) == expected, "{outcome:?}");
-    ensure!(texts(outcome.denied()) == ["203.0.113.1:443/tcp, once"], "{outcome:?}");
+    ensure!(
+        texts(outcome.denied()) == ["203.0.113.1:443/tcp, once"],
+        "{outcome:?}"
+    );
     // A neighbour has no way out through it.
     let outcome = asks(&["tcp:198.51.100.1:443"])?.network(&network).run()?;
     ensure!(outcome.stdout_text().contains("unreachable"), "{outcome:?}");
@@ -185,7 +208,10 @@ fn beside_networks(context: &Context) -> Result<()> {
         .bridge_cidr("172.29.9.0/24")
         .egress(allowed())
         .run()?;
-    ensure!(lines(&outcome.stdout_text()) == expected[1..], "{outcome:?}");
+    ensure!(
+        lines(&outcome.stdout_text()) == expected[1..],
+        "{outcome:?}"
+    );
     Ok(())
 }
 
@@ -197,9 +223,18 @@ fn rules_stay(_: &Context) -> Result<()> {
         Err(error) => bail!("no {part:?} in {error}"),
     };
     let sandbox = || Ok::<_, anyhow::Error>(asks(&[])?.egress(allowed()));
-    fails(sandbox()?.cap_add("NET_ADMIN"), "cap_add `NET_ADMIN`: with it the program could lift")?;
-    fails(sandbox()?.cap_add("ALL"), "cap_add `NET_ADMIN`: with it the program could lift")?;
-    fails(sandbox()?.cap_add("cap_net_raw"), "cap_add `cap_net_raw`: with it the program could send around")?;
+    fails(
+        sandbox()?.cap_add("NET_ADMIN"),
+        "cap_add `NET_ADMIN`: with it the program could lift",
+    )?;
+    fails(
+        sandbox()?.cap_add("ALL"),
+        "cap_add `NET_ADMIN`: with it the program could lift",
+    )?;
+    fails(
+        sandbox()?.cap_add("cap_net_raw"),
+        "cap_add `cap_net_raw`: with it the program could send around",
+    )?;
     // As the most that a program can be there; also with namespaces of its own.
     let script = r#"
 import socket, subprocess
@@ -261,8 +296,13 @@ fn nothing_is_left(context: &Context) -> Result<()> {
         Err(error) => ensure!(error.is_program_not_found(), "{error}"),
     }
     for round in 0..10 {
-        let outcome = asks(&["tcp:198.51.100.1:443"])?.egress(Egress::all()).run()?;
-        ensure!(outcome.stdout_text() == "world 443\n", "round {round}: {outcome:?}");
+        let outcome = asks(&["tcp:198.51.100.1:443"])?
+            .egress(Egress::all())
+            .run()?;
+        ensure!(
+            outcome.stdout_text() == "world 443\n",
+            "round {round}: {outcome:?}"
+        );
     }
     ensure!(ways_out() == before);
     Ok(audit.check()?)
@@ -273,7 +313,12 @@ fn command_line(context: &Context) -> Result<()> {
         .orbit("run")?
         .args(["--image", "host", "--egress", "198.51.100.1:443,dns", "--"])
         .arg(std::env::current_exe()?)
-        .args(["ask", "tcp:198.51.100.1:443", "tcp:198.51.100.1:80", "tcp:world.example:443"])
+        .args([
+            "ask",
+            "tcp:198.51.100.1:443",
+            "tcp:198.51.100.1:80",
+            "tcp:world.example:443",
+        ])
         .run()?
         .success()?;
     ensure!(
@@ -281,16 +326,27 @@ fn command_line(context: &Context) -> Result<()> {
         "{finished}"
     );
     ensure!(
-        finished.stderr.contains("orbit: refused 198.51.100.1:80/tcp, once"),
+        finished
+            .stderr
+            .contains("orbit: refused 198.51.100.1:80/tcp, once"),
         "{finished}"
     );
     let finished = context
         .orbit("run")?
-        .args(["--image", "host", "--egress", "198.51.100.1:0", "--", "true"])
+        .args([
+            "--image",
+            "host",
+            "--egress",
+            "198.51.100.1:0",
+            "--",
+            "true",
+        ])
         .run()?
         .code(125)?;
     ensure!(
-        finished.stderr.contains("egress `198.51.100.1:0`: `0` is no port"),
+        finished
+            .stderr
+            .contains("egress `198.51.100.1:0`: `0` is no port"),
         "{finished}"
     );
     Ok(())
@@ -322,7 +378,10 @@ fn bad_rules(context: &Context) -> Result<()> {
         Err(error) => bail!("no {part:?} in {error}"),
     };
     let sandbox = || Sandbox::builder().cmd(["true"]);
-    fails(sandbox().egress("some"), "the name some cannot be looked up")?;
+    fails(
+        sandbox().egress("some"),
+        "the name some cannot be looked up",
+    )?;
     fails(
         sandbox().egress("192.0.2.1:0"),
         "egress `192.0.2.1:0`: `0` is no port: expected a number from 1 to 65535",
@@ -366,18 +425,29 @@ fn recorded(_: &Context) -> Result<()> {
             };
             let started = Instant::now();
             let outcome = sandbox.run()?;
-            ensure!(texts(outcome.denied()) == expected, "{:?}", texts(outcome.denied()));
+            ensure!(
+                texts(outcome.denied()) == expected,
+                "{:?}",
+                texts(outcome.denied())
+            );
             ensure!(outcome.warnings.is_empty(), "{outcome:?}");
             ensure!(
                 outcome.stdout_text().matches("refused").count() == 5,
                 "{outcome:?}"
             );
-            ensure!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+            ensure!(
+                started.elapsed() < Duration::from_secs(2),
+                "{:?}",
+                started.elapsed()
+            );
         }
     }
     let outcome = asks(&questions)?.run()?;
     ensure!(outcome.denied().is_empty(), "{outcome:?}");
-    let outcome = asks(&questions)?.egress("none").record_denied(false).run()?;
+    let outcome = asks(&questions)?
+        .egress("none")
+        .record_denied(false)
+        .run()?;
     ensure!(outcome.denied().is_empty(), "{outcome:?}");
 
     // As long as it runs, too; and no more than there is room for.
@@ -397,7 +467,10 @@ fn recorded(_: &Context) -> Result<()> {
     let denied = sandbox.denied()?;
     ensure!(denied.len() == 512, "{}", denied.len());
     let first = denied.first().context("there are some")?;
-    ensure!(first.port == Some(7) && first.protocol == Transport::Udp && first.count == 1, "{first:?}");
+    ensure!(
+        first.port == Some(7) && first.protocol == Transport::Udp && first.count == 1,
+        "{first:?}"
+    );
     Ok(())
 }
 
@@ -420,8 +493,17 @@ fn cost(_: &Context) -> Result<()> {
     }
     with.sort_unstable();
     without.sort_unstable();
-    let (with, without) = (with[ROUNDS / 2], without[ROUNDS / 2]);
-    println!("median of {ROUNDS} runs: {without:?}, with a record {with:?}");
-    ensure!(with < without + Duration::from_millis(2), "{without:?} {with:?}");
+    println!(
+        "{ROUNDS} runs each: shortest {:?}, with a record {:?}; median {:?}, with a record {:?}",
+        without[0],
+        with[0],
+        without[ROUNDS / 2],
+        with[ROUNDS / 2]
+    );
+    // The shortest, since the machine may have other work. It is some 0.3 ms; this is what must be noticed.
+    ensure!(
+        with[0] < without[0] + Duration::from_millis(1),
+        "{without:?} {with:?}"
+    );
     Ok(())
 }

@@ -61,7 +61,12 @@ fn resolve(question: &[u8]) -> Option<Vec<u8>> {
     let is_known = name.join(".") == NAME;
     let has_address = is_known && asked.get(asked.len() - 4..asked.len() - 2)? == OF_IPV4;
     let code = if is_known { 0x80 } else { 0x83 };
-    let mut reply = [&question[..2], &[0x81, code, 0, 1, 0, has_address.into()], &[0; 4]].concat();
+    let mut reply = [
+        &question[..2],
+        &[0x81, code, 0, 1, 0, has_address.into()],
+        &[0; 4],
+    ]
+    .concat();
     reply.extend(asked);
     if has_address {
         // The name of the question, an address, in class IN, for no time, of four bytes.

@@ -48,11 +48,15 @@ fn counted() -> Result<Vec<(String, u64, u64)>> {
     Ok(counted)
 }
 
-/// As [`counted`], once nothing has moved for a while.
-fn quiet() -> Result<Vec<(String, u64, u64)>> {
+/// A link that comes up tells others of its groups, twice within some seconds. Source: RFC 3810, section 9.
+const SETTLED: Duration = Duration::from_secs(4);
+const PAUSE: Duration = Duration::from_millis(300);
+
+/// As [`counted`], once nothing has moved for so long.
+fn quiet(pause: Duration) -> Result<Vec<(String, u64, u64)>> {
     let mut before = counted()?;
-    for _ in 0..100 {
-        thread::sleep(Duration::from_millis(300));
+    for _ in 0..20 {
+        thread::sleep(pause);
         let now = counted()?;
         if now == before {
             return Ok(now);
@@ -64,7 +68,7 @@ fn quiet() -> Result<Vec<(String, u64, u64)>> {
 
 /// Runs the sandbox, and counts: nothing has moved.
 fn stays_in(what: &str, sandbox: SandboxBuilder) -> Result<()> {
-    let before = quiet()?;
+    let before = quiet(PAUSE)?;
     let outcome = sandbox.run().context(what.to_owned())?;
     ensure!(outcome.success(), "{what}: {outcome:?}");
     // What would be on its way still is given the time.
@@ -77,18 +81,33 @@ fn stays_in(what: &str, sandbox: SandboxBuilder) -> Result<()> {
 
 /// The control: the same counters move where there is a way out.
 fn gets_out(what: &str, sandbox: SandboxBuilder) -> Result<()> {
-    let before = quiet()?;
-    let outcome = sandbox.egress(Egress::all()).run().context(what.to_owned())?;
+    let before = quiet(PAUSE)?;
+    let outcome = sandbox
+        .egress(Egress::all())
+        .run()
+        .context(what.to_owned())?;
     ensure!(outcome.success(), "{what}: {outcome:?}");
     let after = counted()?;
-    let sent = |counted: &[(String, u64, u64)]| counted.iter().find(|(name, ..)| name == "uplink").map(|it| it.2);
+    let sent = |counted: &[(String, u64, u64)]| {
+        counted
+            .iter()
+            .find(|(name, ..)| name == "uplink")
+            .map(|it| it.2)
+    };
     let (before, after) = (sent(&before), sent(&after));
-    ensure!(after > before.map(|sent| sent + 10), "{what}: {before:?} to {after:?}");
-    println!("{what}, with a way out: {} packets more", after.unwrap_or(0) - before.unwrap_or(0));
+    ensure!(
+        after > before.map(|sent| sent + 10),
+        "{what}: {before:?} to {after:?}"
+    );
+    println!(
+        "{what}, with a way out: {} packets more",
+        after.unwrap_or(0) - before.unwrap_or(0)
+    );
     Ok(())
 }
 
 fn no_packet_leaves(context: &Context) -> Result<()> {
+    quiet(SETTLED)?;
     stays_in("by default", tries(&[]))?;
     stays_in("none", tries(&[]).egress(Egress::none()))?;
     stays_in("recorded", tries(&[]).record_denied(true))?;
@@ -109,11 +128,18 @@ fn no_packet_leaves(context: &Context) -> Result<()> {
 
 fn named_network(_: &Context) -> Result<()> {
     let network = Network::builder().subnet("10.77.0.0/24").create()?;
-    let _neighbour = Sandbox::builder().cmd(["sleep", "60"]).network(&network).start()?;
+    quiet(SETTLED)?;
+    let _neighbour = Sandbox::builder()
+        .cmd(["sleep", "60"])
+        .network(&network)
+        .start()?;
     let tries = || tries(&["10.77.0.1", "10.77.0.2"]).network(&network);
     stays_in("on a network", tries())?;
     stays_in("on a network, none", tries().egress(Egress::none()))?;
-    stays_in("on a network, mighty", tries().user("0").cap_add("NET_ADMIN"))?;
+    stays_in(
+        "on a network, mighty",
+        tries().user("0").cap_add("NET_ADMIN"),
+    )?;
     gets_out("on a network", tries())
 }
 
@@ -131,8 +157,12 @@ fn bridge(_: &Context) -> Result<()> {
         .bridge("orbit-e2e2")
         .bridge_cidr("172.29.7.0/24")
         .start()?;
+    quiet(SETTLED)?;
     stays_in("on the bridge", tries())?;
     stays_in("on the bridge, none", tries().egress(Egress::none()))?;
-    stays_in("on the bridge, mighty", tries().user("0").cap_add("NET_ADMIN"))?;
+    stays_in(
+        "on the bridge, mighty",
+        tries().user("0").cap_add("NET_ADMIN"),
+    )?;
     gets_out("on the bridge", tries())
 }

@@ -57,7 +57,10 @@ impl Maker {
                 netfilter.install(gate)?;
             } else {
                 let own = own_addresses()?;
-                netfilter.install(&Gate { own, ..gate.clone() })?;
+                netfilter.install(&Gate {
+                    own,
+                    ..gate.clone()
+                })?;
             }
             let netlink = Netlink::open()?;
             netlink.keep_the_rest(netlink.index("lo")?)?;
