@@ -382,6 +382,26 @@ mod tests {
                 "{text:?}"
             );
         }
+        for text in [
+            "",
+            "none",
+            "all",
+            "dns",
+            "10.0.0.0/8:443",
+            "[2001:db8::]/32:53/udp, registry.example:8000-8010",
+            "192.0.2.1:0",
+            "192.0.2.1:70000",
+            "192.0.2.1:1-x",
+            ":443",
+            "no host:443",
+            "a:1,,b:2",
+        ] {
+            assert_eq!(
+                egress(text).is_ok(),
+                in_library::<orbit::Egress>(text),
+                "{text:?}"
+            );
+        }
         for text in ["", "none", "host", "bridge", "nat"] {
             assert_eq!(
                 network(text).is_ok(),
