@@ -171,9 +171,10 @@ impl FromStr for Egress {
             _ => {}
         }
         let mut egress = Self::allow(text.split(',').map(str::trim));
-        match egress.faults.is_empty() {
-            true => Ok(egress),
-            false => Err(egress.faults.swap_remove(0)),
+        if egress.faults.is_empty() {
+            Ok(egress)
+        } else {
+            Err(egress.faults.swap_remove(0))
         }
     }
 }

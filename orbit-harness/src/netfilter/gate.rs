@@ -79,7 +79,7 @@ const V4: Version = Version {
     offset: 16,
     bytes: 4,
     set: "denied4",
-    key_type: 7 << 12 | 12 << 6 | 13,
+    key_type: 0x07 << 12 | 0x0c << 6 | 0x0d,
 };
 
 const V6: Version = Version {
@@ -87,7 +87,7 @@ const V6: Version = Version {
     offset: 24,
     bytes: 16,
     set: "denied6",
-    key_type: 8 << 12 | 12 << 6 | 13,
+    key_type: 0x08 << 12 | 0x0c << 6 | 0x0d,
 };
 
 impl Gate {
@@ -291,7 +291,7 @@ impl Rule {
         if to.prefix == 0 {
             return self.version(version);
         }
-        let length = address.len() as u32;
+        let length = version.bytes;
         let rule = self
             .version(version)
             .payload(NETWORK, version.offset, length, REG_1);
@@ -299,16 +299,16 @@ impl Rule {
         let rule = if whole {
             rule
         } else {
-            rule.masked(&mask(to.prefix, address.len()))
+            rule.masked(length, &mask(to.prefix, address.len()))
         };
         rule.compare(REG_1, EQ, &address)
     }
 
-    fn masked(self, mask: &[u8]) -> Self {
+    fn masked(self, length: u32, mask: &[u8]) -> Self {
         let data = Attributes::default()
             .number(1, REG_1)
             .number(2, REG_1)
-            .number(3, mask.len() as u32)
+            .number(3, length)
             .value(4, mask)
             .value(5, &vec![0; mask.len()]);
         self.then("bitwise", data)
@@ -340,6 +340,7 @@ impl Rule {
 
     /// Counts address, protocol and port in the set of this version, or a port of 0 where there is none.
     fn count(self, version: &Version, has_port: bool) -> Self {
+        const UPDATE: u32 = 1;
         let protocol = REG + version.bytes / 4;
         let port = protocol + 1;
         let rule = self
@@ -351,7 +352,6 @@ impl Rule {
             let none = Attributes::default().number(1, port).value(2, &[0, 0]);
             rule.then("immediate", none)
         };
-        const UPDATE: u32 = 1;
         let data = Attributes::default()
             .text(1, version.set)
             .number(3, UPDATE)
@@ -364,8 +364,8 @@ impl Rule {
 fn mask(prefix: u8, bytes: usize) -> Vec<u8> {
     (0..bytes)
         .map(|index| {
-            let left = usize::from(prefix).saturating_sub(index * 8).min(8);
-            !(u8::MAX.checked_shr(left as u32).unwrap_or(0))
+            let left = usize::from(prefix).saturating_sub(index * 8);
+            (0..8).fold(0, |byte, bit| byte << 1 | u8::from(bit < left))
         })
         .collect()
 }

@@ -34,8 +34,11 @@ pub(super) const HEADER_BYTES: usize = 20;
 pub(super) struct Attributes(Vec<u8>);
 
 impl Attributes {
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the longest attribute is a rule's expressions, of some hundred bytes"
+    )]
     pub(super) fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
-        // The gate's longest attribute is a list of expressions, of some hundred bytes.
         let length = (4 + value.len()) as u16;
         self.0.extend(length.to_ne_bytes());
         self.0.extend(kind.to_ne_bytes());
@@ -52,6 +55,10 @@ impl Attributes {
         self.bytes(kind, &[value.as_bytes(), b"\0"].concat())
     }
 
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "so that attributes nest as they are written"
+    )]
     pub(super) fn nested(self, kind: u16, inner: Self) -> Self {
         self.bytes(kind | NLA_F_NESTED, &inner.0)
     }
@@ -102,6 +109,10 @@ pub(super) fn dump(kind: u16, attributes: &Attributes) -> Vec<u8> {
     buffer
 }
 
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "as above, and a message has few attributes"
+)]
 fn header(
     buffer: &mut Vec<u8>,
     kind: u16,

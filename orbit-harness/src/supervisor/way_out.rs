@@ -81,7 +81,7 @@ impl<'a> WayOut<'a> {
     fn execute(&self) -> io::Error {
         let try_execute = || -> io::Result<io::Error> {
             let network = match self.network.recv::<()>()? {
-                Some((_, mut fds)) => fds.pop().ok_or(rustix::io::Errno::BADF)?,
+                Some(((), mut fds)) => fds.pop().ok_or(rustix::io::Errno::BADF)?,
                 // The init is gone, and has said why.
                 None => sys::exit_now(1),
             };

@@ -29,7 +29,10 @@ pub(crate) fn run() -> Option<ExitCode> {
         ["serve-relay", at] => relay(at),
         ["discard", at] => discard(at),
         ["serve-internet"] => crate::internet::serve(),
-        ["ask", ref questions @ ..] => ask(questions),
+        ["ask", ref questions @ ..] => {
+            ask(questions);
+            Ok(())
+        }
         _ => return None,
     };
     Some(match done {
@@ -176,7 +179,7 @@ fn discard(at: &str) -> io::Result<()> {
 }
 
 /// Prints what each of these says, or why it says nothing: `tcp:ADDRESS`, `udp:ADDRESS`.
-fn ask(questions: &[&str]) -> io::Result<()> {
+fn ask(questions: &[&str]) {
     const PATIENCE: Duration = Duration::from_secs(3);
     for question in questions {
         let (how, at) = question.split_once(':').unwrap_or_default();
@@ -205,7 +208,6 @@ fn ask(questions: &[&str]) -> io::Result<()> {
             Err(error) => println!("{error}"),
         }
     }
-    Ok(())
 }
 
 /// Prints what a server sends.
