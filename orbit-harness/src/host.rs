@@ -30,6 +30,8 @@ pub(crate) struct Host {
     /// Where filesystems are mounted, as absolute paths.
     pub(crate) mount_points: Vec<PathBuf>,
     pub(crate) cgroups: Cgroups,
+    /// Where the program `pasta` is, which egress takes.
+    pub(crate) pasta: Option<PathBuf>,
 }
 
 /// One name in `/`.
@@ -92,6 +94,7 @@ impl Host {
             top_level: read_top_level()?,
             mount_points: read_mount_points(&fs::read("/proc/self/mountinfo")?),
             cgroups: probe_cgroups(),
+            pasta: find_program("pasta"),
         })
     }
 
@@ -187,6 +190,10 @@ pub(crate) fn why_no_user_namespace(errno: i32) -> String {
 }
 
 fn has_program(name: &str) -> bool {
+    find_program(name).is_some()
+}
+
+fn find_program(name: &str) -> Option<PathBuf> {
     [
         "/usr/bin",
         "/usr/local/bin",
@@ -196,7 +203,8 @@ fn has_program(name: &str) -> bool {
         "/usr/local/sbin",
     ]
     .iter()
-    .any(|dir| Path::new(dir).join(name).exists())
+    .map(|directory| Path::new(directory).join(name))
+    .find(|path| path.exists())
 }
 
 /// Whether this process may write any id map: CAP_SETUID, CAP_SETGID and CAP_SYS_ADMIN, effective.

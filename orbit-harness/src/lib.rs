@@ -42,6 +42,8 @@ mod sys;
 
 mod netlink;
 
+mod netfilter;
+
 mod host;
 
 mod names;
@@ -76,6 +78,8 @@ mod capture;
 
 mod limited;
 
+mod way_out;
+
 #[cfg(feature = "images")]
 pub mod images;
 
@@ -98,11 +102,13 @@ pub mod __private;
 pub use attribute::sandboxed;
 #[cfg(feature = "libtest-mimic")]
 pub use attribute::trial::trial;
-pub use builder::{IntoNetwork, IntoPortMap, Output, SandboxBuilder, Stdin};
+pub use builder::{IntoEgress, IntoNetwork, IntoPortMap, Output, SandboxBuilder, Stdin};
 pub use changes::{Change, ChangeKind, Changes, FileKind};
 pub use error::Error;
 pub use net::{
     addresses::{Subnet, SubnetError},
+    denied::{Denied, Transport},
+    egress::{Egress, EgressError},
     ports::{PortError, PortMap, Protocol},
     rate::Rate,
 };

@@ -25,6 +25,10 @@ use netlink_packet_route::{
     neighbour::{
         NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
     },
+    route::{
+        RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
+        RouteType,
+    },
 };
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink::SocketAddrNetlink,
@@ -216,6 +220,45 @@ impl Netlink {
             RouteNetlinkMessage::DelNeighbour(forwarding(port, hardware)),
             0,
         )
+    }
+
+    /// Makes what has no other route go to the link of number `index`, which is loopback.
+    ///
+    /// IPv6 takes routes by loopback for ways to nowhere, except those that say that all there is is here. With one of
+    /// those IPv4 would let programs bind every address, so it is not the same for both.
+    /// Source: Linux, net/ipv6/route.c, `ip6_route_info_create`.
+    pub(crate) fn keep_the_rest(&self, index: u32) -> io::Result<()> {
+        let route = |family, kind, scope| {
+            let mut message = RouteMessage::default();
+            message.header.address_family = family;
+            message.header.table = RouteHeader::RT_TABLE_MAIN;
+            message.header.protocol = RouteProtocol::Boot;
+            message.header.scope = scope;
+            message.header.kind = kind;
+            // The last choice of all.
+            let last = RouteAttribute::Priority(u32::MAX);
+            message.attributes = vec![RouteAttribute::Oif(index), last];
+            if family == Family::Inet {
+                // Loopback's own address is not for other links, and there would be none to send from.
+                let source = RouteAddress::Inet(Ipv4Addr::LOCALHOST);
+                message.attributes.push(RouteAttribute::PrefSource(source));
+            }
+            let message = RouteNetlinkMessage::NewRoute(message);
+            self.ask(message, NLM_F_CREATE | NLM_F_EXCL)
+        };
+        route(Family::Inet, RouteType::Unicast, RouteScope::Link)?;
+        match route(Family::Inet6, RouteType::Local, RouteScope::Universe) {
+            // A host without IPv6 has nothing that could be refused.
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT | libc::EACCES | libc::EPERM)
+                ) =>
+            {
+                Ok(())
+            }
+            done => done,
+        }
     }
 
     /// Makes what is sent to `address` by the link of number `index` go to this hardware address, for good.

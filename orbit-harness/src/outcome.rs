@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{changes::Changes, units::Bytes};
+use crate::{changes::Changes, net::denied::Denied, units::Bytes};
 
 /// How the program of a sandbox ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -276,12 +276,29 @@ pub struct Outcome {
     pub warnings: Vec<String>,
     /// Which files it wrote, where [`record_changes`](crate::SandboxBuilder::record_changes) asked for that.
     pub changes: Option<Changes>,
+    pub(crate) denied: Vec<Denied>,
 }
 
 impl Outcome {
     /// Whether the program exited with code 0.
     pub const fn success(&self) -> bool {
         self.status.success()
+    }
+
+    /// What the sandbox tried to reach and was refused, where that was
+    /// [recorded](crate::SandboxBuilder::record_denied): each address, port and protocol with the number of packets,
+    /// for at most 512 destinations of IPv4 and as many of IPv6.
+    ///
+    /// ```no_run
+    /// let outcome = orbit::Sandbox::builder()
+    ///     .cmd(["bash", "-c", "exec 3<>/dev/tcp/192.0.2.1/443"])
+    ///     .record_denied(true)
+    ///     .run()?;
+    /// assert_eq!(outcome.denied()[0].to_string(), "192.0.2.1:443/tcp, once");
+    /// # Ok::<(), orbit::Error>(())
+    /// ```
+    pub fn denied(&self) -> &[Denied] {
+        &self.denied
     }
 
     /// Standard output as text, with what is not UTF-8 replaced.

@@ -3,6 +3,8 @@
 //! The rendering of a plan, one numbered line a step, is what snapshots hold and what reviews read: a change to
 //! it is a change to what a sandbox is.
 
+mod way_out;
+
 use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
@@ -14,6 +16,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use self::way_out::WayOut;
 use crate::{
     cgroup::{self, Setting},
     host::{Cgroups, Host},
@@ -125,6 +128,8 @@ pub(crate) fn plan(
     let capabilities = capabilities::resolve(&spec.cap_add, &spec.cap_drop, host.last_cap)
         .map_err(|found| faults.extend(found))
         .unwrap_or(CapabilitySet::EMPTY);
+    way_out::faults(spec, host, capabilities, &mut faults);
+    let capabilities = way_out::bounded(spec, capabilities);
     let argv = argv(spec, image);
     if argv.is_empty() {
         let why = match &spec.image {
@@ -193,6 +198,11 @@ fn steps(
 ) -> Vec<Step> {
     let size = spec.disk.unwrap_or(DEFAULT_DISK);
     let mut steps = Vec::new();
+    let way_out = match network {
+        Isolation::Own => way_out::plan(spec, host),
+        Isolation::Host => WayOut::default(),
+    };
+    let has_names = !spec.links.is_empty() || way_out.helper.is_some();
     if network == Isolation::Own {
         steps.extend([Step::Loopback, Step::AllPorts]);
         steps.extend(
@@ -216,6 +226,7 @@ fn steps(
         tty: spec.tty,
         resolv_conf: &host.resolv_conf,
         links: &spec.links,
+        beyond: way_out.beyond,
     };
     steps.extend(match &spec.image {
         ImageRef::Host => {
@@ -234,7 +245,7 @@ fn steps(
         }
         reference => rootfs::layered(image, reference, size, system.etc()),
     });
-    if spec.image == ImageRef::Host && !spec.links.is_empty() {
+    if spec.image == ImageRef::Host && has_names {
         let names = system
             .etc()
             .into_iter()
@@ -294,6 +305,8 @@ fn steps(
     if spec.read_only {
         steps.push(Step::ReadOnlyRoot);
     }
+    steps.extend(way_out.helper);
+    steps.extend(way_out.gate);
     steps
 }
 

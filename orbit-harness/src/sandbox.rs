@@ -25,6 +25,8 @@ use crate::{
     layer::{Fault, Writable},
     limited::{self, Limited},
     names::{self, Claim},
+    net::denied::Denied,
+    netfilter::Netfilter,
     network::{Address, Membership, Network},
     outcome::{Note, Outcome, OutputStream, Status, Usage},
     plan::{Plan, plan},
@@ -35,6 +37,7 @@ use crate::{
     supervisor::{Cause, Channel, Control, Event, Exit, Failure, Gone, Request, Supervisor},
     sys,
     units::Bytes,
+    way_out::{self, Record},
 };
 
 /// A running sandbox: a container that ends, with everything in it, when this value is dropped.
@@ -65,6 +68,8 @@ pub struct Sandbox {
     outcome: Option<Outcome>,
     /// Where it has one of its own.
     network: Option<OwnedFd>,
+    /// Of what it was refused.
+    record: Record,
     ports: Ports,
     memberships: Vec<Membership>,
     /// On the host's bridge.
@@ -171,6 +176,16 @@ impl Sandbox {
             .as_ref()
             .map(Place::address)
             .or(in_place.filter(|_| asked))
+    }
+
+    /// What the sandbox tried to reach and was refused so far, where that is
+    /// [recorded](SandboxBuilder::record_denied): empty where it is not.
+    ///
+    /// # Errors
+    /// Where this kernel cannot record it, though that was asked for.
+    pub fn denied(&self) -> Result<Vec<Denied>, Error> {
+        let failed = |error| Error::io("cannot read what the sandbox was refused", error);
+        self.record.read().map_err(failed)
     }
 
     /// Connects to the TCP port `port` of the sandbox's own loopback: a socket inside of the sandbox's network,
@@ -392,6 +407,7 @@ impl Sandbox {
         } else {
             None
         };
+        let denied = self.record.conclude(&mut end.warnings);
         Ok(Outcome {
             status: end.status,
             stdout,
@@ -402,6 +418,7 @@ impl Sandbox {
             notes: end.notes,
             warnings: end.warnings,
             changes,
+            denied,
         })
     }
 }
@@ -579,6 +596,7 @@ impl SandboxBuilder {
         anchor(&mut spec, &around.working_dir, &mut faults);
         limited::look_up(&mut spec.limits, &mut faults);
         check_clock(&spec, &mut faults);
+        way_out::look_up(&mut spec, &mut faults);
         let (image, held) = match base {
             Some(base) => (base.image, base.held),
             None => resolve(&spec, host, &mut faults)?,
@@ -656,6 +674,7 @@ impl SandboxBuilder {
                 Writer::Helpers | Writer::Privileged => None,
             },
             network: None,
+            record: Record::default(),
             ports,
             memberships,
             place,
@@ -681,10 +700,14 @@ impl Sandbox {
                     executes_later,
                     has_network,
                     has_scratch,
+                    has_record,
+                    unrecorded,
                 },
                 mut fds,
             )) => {
                 self.network = if has_network { fds.pop() } else { None };
+                let record = if has_record { fds.pop() } else { None };
+                self.record = Record::new(record.map(Netfilter::from_fd), unrecorded);
                 self.scratch = if has_scratch { fds.pop() } else { None };
                 let mut fds = fds.into_iter();
                 self.pidfd = if has_pidfd { fds.next() } else { None };

@@ -8,7 +8,7 @@ use std::{fmt, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{spec::Link, units::Bytes};
+use crate::{netfilter::Gate, spec::Link, units::Bytes};
 
 /// One thing to do inside the new namespaces, before the program starts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +19,11 @@ pub(crate) enum Step {
     AllPorts,
     /// Be on a network: a link with this name, and an address.
     Link { name: String, link: Link },
+    /// Let out what may leave, refuse the rest, and record it. Where the kernel cannot, it is an error if something is
+    /// to be kept in, and a warning otherwise.
+    Gate { gate: Gate, is_needed: bool },
+    /// Wait until this program leads out of the network. The supervisor has started it.
+    Egress { program: PathBuf, args: Vec<String> },
     /// Set the host name.
     Hostname(String),
     /// A filesystem in memory that holds everything the sandbox writes. What Orbit makes in it that stands for
@@ -148,6 +153,10 @@ impl fmt::Display for Step {
                 link.address,
                 link.subnet.prefix()
             ),
+            Self::Gate { gate, .. } => gate.fmt(f),
+            Self::Egress { program, args } => {
+                write!(f, "egress by {} {}", program.display(), args.join(" "))
+            }
             Self::Hostname(name) => write!(f, "hostname {name}"),
             Self::Scratch { size, owner } => {
                 write!(f, "mount tmpfs scratch size={size} owner={owner}")

@@ -22,6 +22,7 @@ pub struct Case {
     pub(crate) needs: &'static [&'static str],
     pub(crate) needs_toolchain: bool,
     pub(crate) deadline: Duration,
+    pub(crate) world: Option<&'static [&'static str]>,
     pub(crate) prepare: Option<Prepare>,
     pub(crate) run: Run,
 }
@@ -38,6 +39,7 @@ impl Case {
             who: Who::ALL,
             needs: &[],
             needs_toolchain: false,
+            world: None,
             deadline: Duration::from_secs(120),
             prepare: None,
             run: Arc::new(run),
@@ -69,6 +71,16 @@ impl Case {
     #[must_use]
     pub fn deadline(self, deadline: Duration) -> Self {
         Self { deadline, ..self }
+    }
+
+    /// Runs it in a [`World`](crate::world::World) of its own, where this very program serves as these words say. Where
+    /// the tests are not run by root, it is skipped.
+    #[must_use]
+    pub fn in_world(self, server: &'static [&'static str]) -> Self {
+        Self {
+            world: Some(server),
+            ..self
+        }
     }
 
     /// Sets what is done before, outside of the deadline and the audit, by whoever runs the tests: with

@@ -22,6 +22,7 @@ use tempfile::TempDir;
 use crate::{
     Case, Context, LeakAudit, Program, Skip, Who, orbit_cli, packages,
     toolchain::{self, Toolchain, private_mounts},
+    world::World,
 };
 
 /// Names the case that a re-executed process is to run; its directory is in the other variable.
@@ -125,6 +126,9 @@ impl Stage {
         if let (true, Err(reason)) = (case.needs_toolchain, &self.toolchain) {
             return Ok(Completion::ignored_with(reason));
         }
+        if case.world.is_some() && !geteuid().is_root() {
+            return Ok(Completion::ignored_with("needs root, to make namespaces"));
+        }
         who.can_reach(&self.exe)?;
 
         if let Some(prepare) = &case.prepare {
@@ -170,7 +174,14 @@ impl Stage {
         toolchain: &[(&str, OsString)],
     ) -> Result<Completion> {
         let user = who.user()?;
+        let world = case
+            .world
+            .map(|server| World::make(&self.exe, server))
+            .transpose()?;
         let mut command = who.command(&self.exe)?;
+        if let Some(world) = &world {
+            command = world.wrap(&command, &directory.join("work"));
+        }
         // Errors say what was done; where they were made is for the asking.
         command.env_clear().env("RUST_LIB_BACKTRACE", "0");
         for name in INHERITED {

@@ -216,6 +216,18 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME", help_heading = "Network")]
     pub(crate) network_alias: Vec<String>,
 
+    /// What it may reach beyond its networks: none, all, or rules such as 10.0.0.0/8:443,[2001:db8::]/32:53/udp,dns.
+    ///
+    /// A rule is ADDRESS[/PREFIX][:PORT[-LAST]][/tcp|/udp]; a host's name stands for the addresses that it has now;
+    /// dns is the host's name server. What is refused is told at the end.
+    #[arg(
+        long,
+        value_name = "none|all|RULE,…",
+        value_delimiter = ',',
+        help_heading = "Network"
+    )]
+    pub(crate) egress: Vec<String>,
+
     /// Ports of the host that lead to ports of the sandbox, such as 8080:80,4443:443.
     #[arg(
         long,

@@ -97,6 +97,9 @@ pub(crate) fn report(outcome: &Outcome) {
     if matches!(outcome.status, orbit::Status::OomKilled { .. }) {
         eprintln!("orbit: {}", outcome.status);
     }
+    for denied in outcome.denied() {
+        eprintln!("orbit: refused {denied}");
+    }
     for note in &outcome.notes {
         // Being slowed down is what was asked for.
         if !matches!(note, orbit::Note::Throttled { .. }) {
@@ -192,6 +195,9 @@ fn sandbox(args: &Args) -> anyhow::Result<SandboxBuilder> {
         .network_alias
         .iter()
         .fold(sandbox, SandboxBuilder::network_alias);
+    if !args.egress.is_empty() {
+        sandbox = sandbox.egress(&args.egress.join(","));
+    }
     Ok(sandbox)
 }
 

@@ -12,7 +12,7 @@ use crate::{
     step::{EtcFile, Lower, Step},
     units::Bytes,
 };
-pub(crate) use system::{Network, SystemFiles, masked_paths, read_only_paths};
+pub(crate) use system::{Beyond, Network, SystemFiles, masked_paths, read_only_paths};
 
 /// The steps that put an image's layers, or a directory, under a writable layer of `size` that holds `etc`.
 pub(crate) fn layered(

@@ -23,10 +23,11 @@ use rustix::{
 
 use super::{
     channel::Channel,
-    make::{Maker, TerminalPair},
+    make::{Helper, Maker, TerminalPair},
     protocol::{Cause, Control, Event, Exit, Failure},
 };
 use crate::{
+    netfilter::Netfilter,
     outcome::{LeakedProcess, Status, Usage},
     plan::{Isolation, Plan, ProgramPlan, UserPlan},
     security::{seccomp::bpf::SockFilter, user::UserSpec},
@@ -56,6 +57,8 @@ pub(super) struct Given<'a> {
     pub(super) stdio: Vec<OwnedFd>,
     /// One for each link of the plan.
     pub(super) networks: Vec<Channel>,
+    /// Of the program that leads out, where the plan has one.
+    pub(super) helper: Option<Helper>,
     pub(super) caller_namespace: Option<BorrowedFd<'a>>,
     pub(super) filter: &'a [SockFilter],
 }
@@ -69,16 +72,27 @@ pub(super) fn run(single_threaded: SingleThreaded, plan: &Plan, given: Given<'_>
     keep.push(given.events.as_fd().as_raw_fd());
     keep.extend(given.caller_namespace.as_ref().map(AsRawFd::as_raw_fd));
     keep.extend(given.networks.iter().map(|it| it.as_fd().as_raw_fd()));
+    if let Some(helper) = &given.helper {
+        keep.extend([&helper.output, &helper.errors].map(AsRawFd::as_raw_fd));
+        keep.push(helper.network.as_fd().as_raw_fd());
+    }
     let Given {
         events,
         stdio,
         networks,
+        helper,
         ..
     } = given;
     let ran = sys::close_inherited(&mut keep)
         .map_err(|error| failure(0, &error))
         .and_then(|()| {
-            let program = prepare(plan, stdio, networks, given.caller_namespace, given.filter)?;
+            let program = prepare(
+                plan,
+                stdio,
+                (networks, helper),
+                given.caller_namespace,
+                given.filter,
+            )?;
             match plan.program.init {
                 Init::Orbit => run_under(single_threaded, plan, program, &events),
                 Init::Program => become_program(single_threaded, plan, &program, &events),
@@ -96,7 +110,7 @@ pub(super) fn run(single_threaded: SingleThreaded, plan: &Plan, given: Given<'_>
 fn prepare<'a>(
     plan: &Plan,
     stdio: Vec<OwnedFd>,
-    networks: Vec<Channel>,
+    (networks, helper): (Vec<Channel>, Option<Helper>),
     caller_namespace: Option<BorrowedFd<'a>>,
     filter: &'a [SockFilter],
 ) -> Result<Ready<'a>, Failure> {
@@ -105,6 +119,12 @@ fn prepare<'a>(
         Isolation::Own => Some(fs::File::open("/proc/self/ns/net").map_err(|e| failure(0, &e))?),
         Isolation::Host => None,
     };
+    if let (Some(network), Some(helper)) = (&network, &helper) {
+        let handed = helper.network.send(&(), &[network.as_fd()]);
+        // Where it is gone already, what it wrote says more.
+        drop(handed);
+    }
+    let mut maker = Maker::new(networks, helper).map_err(|error| failure(0, &error.into()))?;
     if plan.cgroup.is_some() {
         // Born in its control group, which only now becomes the root of what it sees.
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP)
@@ -113,13 +133,13 @@ fn prepare<'a>(
     if let Some(ahead) = plan.clock_offset {
         set_clocks(ahead).map_err(|error| failure(0, &error))?;
     }
-    let mut maker = Maker::new(networks).map_err(|error| failure(0, &error.into()))?;
     for (number, step) in plan.steps.iter().enumerate() {
         maker.carry_out(step).map_err(|cause| Failure {
             line: number + 1,
             cause,
         })?;
     }
+    let record = maker.take_record();
     let namespace =
         caller_namespace.filter(|_| matches!(plan.program.user, UserPlan::Caller { .. }));
     Ready::new(
@@ -132,6 +152,8 @@ fn prepare<'a>(
     .map(|ready| Ready {
         network: network.map(OwnedFd::from),
         scratch: maker.take_scratch(),
+        unrecorded: record.unrecorded,
+        record: record.netfilter.map(Netfilter::into_fd),
         ..ready
     })
     .map_err(|cause| Failure {
@@ -217,6 +239,8 @@ fn tell_started(events: &Channel, pid: i32, ready: &Ready<'_>, executing: Option
         executes_later: executing.is_some(),
         has_network: ready.network.is_some(),
         has_scratch: ready.scratch.is_some(),
+        has_record: ready.record.is_some(),
+        unrecorded: ready.unrecorded,
     };
     let fds: Vec<_> = pidfd
         .iter()
@@ -224,6 +248,7 @@ fn tell_started(events: &Channel, pid: i32, ready: &Ready<'_>, executing: Option
         .chain(terminal)
         .chain(executing)
         .chain(ready.scratch.as_ref().map(AsFd::as_fd))
+        .chain(ready.record.as_ref().map(AsFd::as_fd))
         .chain(ready.network.as_ref().map(AsFd::as_fd))
         .collect();
     let _ = events.send(&started, &fds);
@@ -366,6 +391,9 @@ struct Ready<'a> {
     network: Option<OwnedFd>,
     /// For the same: what holds all that is written.
     scratch: Option<OwnedFd>,
+    /// Likewise, where something is recorded.
+    record: Option<OwnedFd>,
+    unrecorded: Option<i32>,
     user_namespace: Option<BorrowedFd<'a>>,
     filter: &'a [SockFilter],
 }
@@ -435,6 +463,8 @@ impl<'a> Ready<'a> {
             terminal,
             network: None,
             scratch: None,
+            record: None,
+            unrecorded: None,
             user_namespace,
             filter,
         })

@@ -25,7 +25,7 @@ use super::{
     home::{HOST, STAGE},
     protocol::Cause,
 };
-use crate::step::Step;
+use crate::{netfilter::Netfilter, step::Step};
 
 type Done = Result<(), Cause>;
 
@@ -47,6 +47,23 @@ pub(super) struct Maker {
     terminal: Option<TerminalPair>,
     /// The filesystem of all writable layers, for who asked for the sandbox: to read what was written.
     scratch: Option<OwnedFd>,
+    /// What the program that leads out writes: its number when it does, and what is wrong otherwise.
+    helper: Option<Helper>,
+    record: Record,
+}
+
+/// Ways to and from a program that is started for the sandbox: to hand it the network, and what it writes.
+pub(super) struct Helper {
+    pub(super) network: Channel,
+    pub(super) output: OwnedFd,
+    pub(super) errors: OwnedFd,
+}
+
+/// What reads the gate's refusals, or why nothing does.
+#[derive(Default)]
+pub(super) struct Record {
+    pub(super) netfilter: Option<Netfilter>,
+    pub(super) unrecorded: Option<i32>,
 }
 
 impl From<Errno> for Cause {
@@ -56,7 +73,7 @@ impl From<Errno> for Cause {
 }
 
 impl Maker {
-    pub(super) fn new(networks: Vec<Channel>) -> rustix::io::Result<Self> {
+    pub(super) fn new(networks: Vec<Channel>, helper: Option<Helper>) -> rustix::io::Result<Self> {
         let host = open_directory(HOST)?;
         Ok(Self {
             host,
@@ -67,6 +84,8 @@ impl Maker {
             networks: networks.into(),
             terminal: None,
             scratch: None,
+            helper,
+            record: Record::default(),
         })
     }
 
@@ -78,10 +97,16 @@ impl Maker {
         self.scratch.take()
     }
 
+    pub(super) fn take_record(&mut self) -> Record {
+        std::mem::take(&mut self.record)
+    }
+
     pub(super) fn carry_out(&mut self, step: &Step) -> Done {
         match step {
             Step::Loopback => Ok(network::loopback_up()?),
             Step::AllPorts => Ok(network::all_ports()?),
+            Step::Gate { gate, is_needed } => self.gate(gate, *is_needed),
+            Step::Egress { .. } => self.await_helper(),
             Step::Link { name, link } => self.link(name, link),
             Step::CoverEtc(files) => files.iter().try_for_each(|file| self.cover_etc(file)),
             Step::Hostname(name) => Ok(rustix::system::sethostname(name.as_bytes())?),

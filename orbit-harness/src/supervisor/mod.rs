@@ -19,6 +19,7 @@ mod make;
 mod protocol;
 mod serve;
 mod start;
+mod way_out;
 #[cfg(feature = "images")]
 mod work;
 mod written;

@@ -103,14 +103,17 @@ pub(crate) enum Request {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Event {
     /// The program runs. Descriptors, as far as the fields say: a pidfd of it; the other side of its terminal;
-    /// a pipe that ends when a program that is process 1 itself executes; the filesystem of its writable layers; last,
-    /// its network namespace.
+    /// a pipe that ends when a program that is process 1 itself executes; the filesystem of its writable layers; the
+    /// socket that reads what its gate refuses; last, its network namespace.
     Started {
         has_pidfd: bool,
         has_terminal: bool,
         executes_later: bool,
         has_network: bool,
         has_scratch: bool,
+        has_record: bool,
+        /// Why it has none, though the plan has a gate: the kernel's answer.
+        unrecorded: Option<i32>,
     },
     /// A step failed, and nothing is left.
     Failed(Failure),
@@ -137,6 +140,8 @@ pub(crate) enum Cause {
     User(SpecFault),
     /// There is no seccomp filter for what was asked.
     Filter(String),
+    /// A program that the supervisor started for the sandbox ended; what it wrote.
+    Helper(String),
     /// One of the program's own last steps.
     Exec(ExecFailure),
 }

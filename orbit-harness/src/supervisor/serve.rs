@@ -17,6 +17,7 @@ use super::{
     channel::Channel,
     init,
     protocol::{Cause, Event, Failure, Gone, Request},
+    way_out::WayOut,
 };
 use crate::{
     outcome::{Status, Usage},
@@ -57,6 +58,10 @@ struct Child {
     started: Instant,
     timeout: Option<Duration>,
     timed_out: bool,
+    /// The number of the program that leads out of a sandbox.
+    helper: Option<u64>,
+    /// The sandbox that such a program was for, and how that ended.
+    last_of: Option<Box<(Child, Waited)>>,
 }
 
 /// Serves until the test process is gone. What then still runs ends with this process, which is process 1.
@@ -185,6 +190,14 @@ impl Supervisor {
         if plan.network == Isolation::Own {
             namespaces |= libc::CLONE_NEWNET;
         }
+        let (way_out, helper) = match WayOut::of(plan).transpose() {
+            Ok(pair) => pair.unzip(),
+            Err(error) => {
+                let cause = Cause::Errno(error.raw_os_error().unwrap_or(0));
+                let _ = events.send(&Event::Failed(Failure { line: 0, cause }), &[]);
+                return Ok(());
+            }
+        };
         let filter = match filter(&mut self.filters, plan) {
             Ok(filter) => filter,
             Err(error) => {
@@ -201,14 +214,23 @@ impl Supervisor {
                     events,
                     stdio,
                     networks,
+                    helper,
                     caller_namespace: self.caller_namespace.as_ref().map(AsFd::as_fd),
                     filter,
                 };
                 init::run(self.single_threaded, plan, given)
             }
             Ok(Fork::Parent { pid, pidfd }) => {
+                drop(helper);
+                // Where it cannot be started its output ends, which is how the init learns of it.
+                let helper = way_out.and_then(|way_out| {
+                    let forked = way_out.start(self.single_threaded).ok()?;
+                    self.adopt(Child::unwatched(forked.0, forked.1)).ok()
+                });
                 let timeout = plan.timeout;
                 self.adopt(Child {
+                    helper,
+                    last_of: None,
                     pid,
                     pidfd,
                     events: Some(events),
@@ -216,6 +238,7 @@ impl Supervisor {
                     timeout,
                     timed_out: false,
                 })
+                .map(drop)
             }
             Err(error) => {
                 let cause = Cause::Errno(error.raw_os_error().unwrap_or(0));
@@ -237,14 +260,7 @@ impl Supervisor {
                 }
                 sys::exit_now(0)
             }
-            Ok(Fork::Parent { pid, pidfd }) => self.adopt(Child {
-                pid,
-                pidfd,
-                events: None,
-                started: Instant::now(),
-                timeout: None,
-                timed_out: false,
-            }),
+            Ok(Fork::Parent { pid, pidfd }) => self.adopt(Child::unwatched(pid, pidfd)).map(drop),
             Err(error) => {
                 let errno = error.raw_os_error().unwrap_or(libc::EIO);
                 // Who asked may be gone.
@@ -276,19 +292,12 @@ impl Supervisor {
                 }
                 sys::exit_now(0)
             }
-            Ok(Fork::Parent { pid, pidfd }) => self.adopt(Child {
-                pid,
-                pidfd,
-                events: None,
-                started: Instant::now(),
-                timeout: None,
-                timed_out: false,
-            }),
+            Ok(Fork::Parent { pid, pidfd }) => self.adopt(Child::unwatched(pid, pidfd)).map(drop),
             Err(_) => Ok(()),
         }
     }
 
-    fn adopt(&mut self, child: Child) -> io::Result<()> {
+    fn adopt(&mut self, child: Child) -> io::Result<u64> {
         let id = self.next_id;
         self.next_id += 1;
         let watch = |fd: BorrowedFd<'_>, tag, events| {
@@ -301,7 +310,7 @@ impl Supervisor {
         }
         self.ids.insert(child.pid, id);
         self.children.insert(id, child);
-        Ok(())
+        Ok(id)
     }
 
     /// The test process let a sandbox go: kill its process 1, and with it all.
@@ -345,8 +354,24 @@ impl Supervisor {
             // What is not among them is an orphan that this process inherited, as every process 1 does.
             let id = self.ids.remove(&waited.pid);
             if let Some(child) = id.and_then(|id| self.children.remove(&id)) {
-                child.report(&waited);
+                self.conclude(child, waited);
             }
+        }
+    }
+
+    /// Tells the end of a sandbox, once the program that led out of it has ended too: until then its network is there.
+    fn conclude(&mut self, child: Child, waited: Waited) {
+        if let Some(last) = child.last_of {
+            let (sandbox, end) = *last;
+            sandbox.report(&end);
+            return;
+        }
+        match child.helper.and_then(|id| self.children.get_mut(&id)) {
+            Some(helper) => {
+                helper.kill();
+                helper.last_of = Some(Box::new((child, waited)));
+            }
+            None => child.report(&waited),
         }
     }
 }
@@ -382,6 +407,20 @@ fn filter<'a>(
 }
 
 impl Child {
+    /// One that has no sandbox to tell of.
+    fn unwatched(pid: i32, pidfd: OwnedFd) -> Self {
+        Self {
+            pid,
+            pidfd,
+            events: None,
+            started: Instant::now(),
+            timeout: None,
+            timed_out: false,
+            helper: None,
+            last_of: None,
+        }
+    }
+
     fn kill(&self) {
         // ESRCH: it is gone already.
         let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);

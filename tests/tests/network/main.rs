@@ -3,9 +3,12 @@
 //! The services are this very binary, run in the sandbox over the host's files: see `service`.
 
 mod bridge;
+mod egress;
+mod internet;
 mod named;
 mod publish;
 mod scale;
+mod sealed;
 mod service;
 mod shared;
 mod support;
@@ -27,6 +30,8 @@ fn main() -> ExitCode {
             scale::cases(),
             wire::cases(),
             shared::cases(),
+            egress::cases(),
+            sealed::cases(),
         ]
         .concat(),
     )

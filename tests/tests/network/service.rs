@@ -32,6 +32,11 @@ pub(crate) fn run() -> Option<ExitCode> {
         ["serve-proxy", at, to] => each(at, proxy, to),
         ["discard", at] => discard(at),
         ["ping", at, count] => ping(at, count.parse().ok()?),
+        ["serve-internet"] => crate::internet::serve(),
+        ["ask", ref questions @ ..] => {
+            ask(questions);
+            Ok(())
+        }
         _ => return None,
     };
     Some(match done {
@@ -189,6 +194,38 @@ fn discard(at: &str) -> io::Result<()> {
                 return Ok(());
             }
             count => total += count,
+        }
+    }
+}
+
+/// Prints what each of these says, or why it says nothing: `tcp:ADDRESS`, `udp:ADDRESS`.
+fn ask(questions: &[&str]) {
+    const PATIENCE: Duration = Duration::from_secs(3);
+    for question in questions {
+        let (how, at) = question.split_once(':').unwrap_or_default();
+        let asked = || -> io::Result<String> {
+            let at = at
+                .to_socket_addrs()?
+                .next()
+                .ok_or_else(|| io::Error::other("no address"))?;
+            let mut answer = String::new();
+            if how == "tcp" {
+                let mut stream = TcpStream::connect_timeout(&at, PATIENCE)?;
+                stream.read_to_string(&mut answer)?;
+            } else {
+                let any = if at.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+                let socket = UdpSocket::bind(any)?;
+                socket.set_read_timeout(Some(PATIENCE))?;
+                socket.send_to(b"echo", at)?;
+                let mut buffer = [0; 64];
+                let (count, _) = socket.recv_from(&mut buffer)?;
+                answer = String::from_utf8_lossy(&buffer[..count]).into_owned();
+            }
+            Ok(answer)
+        };
+        match asked() {
+            Ok(answer) => println!("{answer}"),
+            Err(error) => println!("{error}"),
         }
     }
 }
