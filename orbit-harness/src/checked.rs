@@ -4,7 +4,7 @@
 use std::{fmt::Display, str::FromStr};
 
 use crate::{
-    net::names,
+    net::{egress::Egress, names},
     resources::{CpuSet, IoMax, Ulimit},
     security::{capabilities::Capability, user::UserSpec},
     spec::{ImageRef, Mount, NetworkMode},
@@ -23,6 +23,7 @@ pub fn check(key: &str, text: &str) -> Result<(), String> {
         "image" => spec(text.parse::<ImageRef>()),
         "network" => spec(text.parse::<NetworkMode>()),
         "mount" => spec(text.parse::<Mount>()),
+        "egress" => plain::<Egress>(text),
         "user" => spec(text.parse::<UserSpec>()),
         "memory" | "memory_high" | "disk" => plain::<Bytes>(text),
         "cpu" | "cpus" => plain::<CpuQuota>(text),

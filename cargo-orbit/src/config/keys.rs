@@ -206,7 +206,6 @@ impl Key {
             "pass_env" if text.is_empty() || text.contains('=') => {
                 Err("expected a name; values belong into `env`".to_owned())
             }
-            "egress" if text.trim().is_empty() => Err("it is empty".to_owned()),
             "writable" | "host_path" | "host_path_read_only" | "hide" if text.is_empty() => {
                 Err("a path is not empty".to_owned())
             }

@@ -136,12 +136,6 @@ impl Config {
             Ok(entries) => blocks.push(Block::always(entries)),
             Err(mut more) => faults.append(&mut more),
         }
-        faults.extend(
-            blocks
-                .iter()
-                .flat_map(|block| &block.entries)
-                .filter_map(unkept),
-        );
         if faults.is_empty() {
             Ok(Self {
                 profile,
@@ -177,17 +171,6 @@ impl Config {
         resolved.insert(held, settings.clone());
         settings
     }
-}
-
-/// A promise that the library cannot keep yet is refused, not forgotten.
-fn unkept(entry: &Entry) -> Option<Fault> {
-    // Until `SandboxBuilder::egress` is there: then it is one more list in `Settings::apply_with`.
-    (KEYS[entry.key].name == "egress").then(|| {
-        Fault::new(
-            &entry.origin,
-            "`egress` is not there yet: no sandbox can reach out but with network = \"host\"",
-        )
-    })
 }
 
 impl Block {

@@ -116,6 +116,11 @@ impl Settings {
         self.text("image").filter(|image| *image != "host")
     }
 
+    /// Whether tests are on the host's own network.
+    pub(crate) fn is_on_host_network(&self) -> bool {
+        self.text("network") == Some("host")
+    }
+
     /// The declared memory limit in bytes, to plan what may run at a time.
     pub(crate) fn memory_bytes(&self) -> Option<u64> {
         let bytes: orbit::Bytes = self.text("memory")?.parse().ok()?;
@@ -221,6 +226,10 @@ impl Settings {
             if let Some(text) = self.text(name) {
                 sandbox = method(sandbox, text);
             }
+        }
+        let egress = self.list("egress");
+        if !egress.is_empty() {
+            sandbox = sandbox.egress(&egress.join(","));
         }
         if let Some(pids) = self.text("pids").and_then(|text| text.parse().ok()) {
             sandbox = sandbox.pids(pids);

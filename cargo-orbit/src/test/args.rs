@@ -3,7 +3,7 @@
 //! Cargo's options are a table: each line makes the option, its help, and the words that go on to cargo, so
 //! that none can be understood here and forgotten there. A test compares the table with `cargo test --help`.
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{ffi::OsString, path::PathBuf, str::FromStr};
 
 use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches, ValueHint};
 
@@ -95,7 +95,16 @@ pub(crate) struct RunArgs {
 
     /// Run tests in a random order; the same SEED gives the same order.
     #[arg(long, value_name = "SEED", num_args = 0..=1, require_equals = true, help_heading = "Running")]
-    pub(crate) shuffle: Option<Option<u64>>,
+    #[arg(default_missing_value = "random")]
+    pub(crate) shuffle: Option<Seed>,
+
+    /// Keep the sandboxes of failed tests: `cargo orbit shell` lists them, and opens a shell in one.
+    #[arg(long, help_heading = "Running")]
+    pub(crate) keep_failed: bool,
+
+    /// List the files that each test wrote outside of its temporary directories.
+    #[arg(long, help_heading = "Reports")]
+    pub(crate) diff: bool,
 
     /// Write a JUnit report to FILE.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Reports")]
@@ -104,6 +113,24 @@ pub(crate) struct RunArgs {
     /// Write a page with the timeline of the run to DIR/index.html.
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Reports")]
     pub(crate) report: Option<PathBuf>,
+}
+
+/// What an order is made from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Seed(pub(crate) u64);
+
+impl FromStr for Seed {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "random" => Ok(Self(fastrand::u64(..))),
+            number => number
+                .parse()
+                .map(Self)
+                .map_err(|_| "expected a whole number, as an earlier run told it".to_owned()),
+        }
+    }
 }
 
 /// An option of `cargo test`.

@@ -2,19 +2,20 @@
 
 use std::{
     ffi::OsString,
+    net::SocketAddr,
     os::fd::OwnedFd,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use orbit::{Killer, Outcome, Output, SandboxBuilder, Status, Stdin};
+use orbit::{Killer, Outcome, Output, SandboxBuilder, Status, Stdin, kept};
 
 use rustix::process::{Signal, pidfd_send_signal};
 
 use super::{
     binary::TestBinary,
     environment::{self, HostVariables},
-    event::{Attempt, Used, Verdict},
+    event::{Attempt, Denied, Used, Verdict},
     isolate::{Program, View},
 };
 use crate::{config::settings::Settings, runner::alone::sandbox_over};
@@ -29,6 +30,10 @@ pub(crate) struct Ground {
     /// When the run began.
     pub(crate) began: Instant,
     pub(crate) running: Running,
+    /// Sandboxes of failed tests are kept.
+    pub(crate) keep_failed: bool,
+    /// What each test wrote is listed.
+    pub(crate) diff: bool,
 }
 
 impl Ground {
@@ -58,7 +63,13 @@ impl Ground {
             working_dir: binary.working_dir.clone(),
             variables: environment::of_test(given, &self.host_variables, &settings.variables()),
         };
-        sandbox_over(&self.view, settings, program)
+        let sandbox = sandbox_over(&self.view, settings, program).record_changes(self.diff);
+        // Whoever is on the host's network is refused nothing.
+        if settings.is_on_host_network() {
+            sandbox
+        } else {
+            sandbox.record_denied(true)
+        }
     }
 }
 
@@ -160,13 +171,19 @@ pub(crate) enum Streams {
 }
 
 /// Runs a sandbox to its end. `Passed` is what its exit code said, no more.
-pub(crate) fn run(ground: &Ground, sandbox: SandboxBuilder, streams: Streams) -> Attempt {
-    run_with(ground, sandbox, streams, |_| {})
+pub(crate) fn run(
+    ground: &Ground,
+    title: &str,
+    sandbox: SandboxBuilder,
+    streams: Streams,
+) -> Attempt {
+    run_with(ground, title, sandbox, streams, |_| {})
 }
 
 /// The same; `begun` is given what ends the sandbox, once it runs.
 pub(crate) fn run_with(
     ground: &Ground,
+    title: &str,
     sandbox: SandboxBuilder,
     streams: Streams,
     begun: impl FnOnce(Killer),
@@ -188,12 +205,20 @@ pub(crate) fn run_with(
         begun(sandbox.killer()?);
         let outcome = sandbox.wait();
         ground.running.leave(place);
-        outcome
+        let outcome = outcome?;
+        let keep = ground.keep_failed && !outcome.success() && !ground.running.was_ended();
+        let kept = keep.then(|| kept::keep(&mut sandbox, title));
+        Ok((outcome, kept))
     });
     let wall_time = ground.began.elapsed().saturating_sub(started);
     match result {
-        Ok(outcome) => {
+        Ok((outcome, kept)) => {
             let mut attempt = of_outcome(outcome, started, wall_time);
+            match kept {
+                Some(Ok(id)) => attempt.kept = Some(id),
+                Some(Err(error)) => attempt.notes.push(format!("it was not kept: {error}")),
+                None => {}
+            }
             if ground.running.was_ended() && !attempt.verdict.passed() {
                 attempt.verdict = Verdict::Interrupted;
             }
@@ -244,6 +269,12 @@ fn of_outcome(outcome: Outcome, started: Duration, wall_time: Duration) -> Attem
             .or(Some(outcome.usage.max_rss_bytes)),
     };
     let notes = outcome.notes.iter().map(ToString::to_string);
+    let denied = outcome.denied().iter().map(denied).collect();
+    let changes = outcome.changes.unwrap_or_default();
+    let mut wrote: Vec<String> = changes.lasting().map(ToString::to_string).collect();
+    if changes.omitted > 0 {
+        wrote.push(format!("and {} more", changes.omitted));
+    }
     Attempt {
         started,
         wall_time,
@@ -251,7 +282,20 @@ fn of_outcome(outcome: Outcome, started: Duration, wall_time: Duration) -> Attem
         stderr: outcome.stderr,
         leaked: outcome.leaked.into_iter().map(|it| it.name).collect(),
         notes: notes.chain(outcome.warnings).collect(),
+        denied,
+        wrote,
         ..Attempt::new(verdict, used)
+    }
+}
+
+fn denied(denied: &orbit::Denied) -> Denied {
+    let protocol = denied.protocol;
+    Denied {
+        to: match denied.port {
+            Some(port) => format!("{}/{protocol}", SocketAddr::new(denied.address, port)),
+            None => format!("{}/{protocol}", denied.address),
+        },
+        count: denied.count,
     }
 }
 

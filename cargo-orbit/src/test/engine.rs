@@ -629,15 +629,12 @@ impl<'a> Engine<'a> {
             let found = groups.iter().zip(&sizes).position(|(group, size)| {
                 group[0].settings == task.settings && (is_all || size + length < NAMES_BYTES)
             });
-            match found {
-                Some(index) => {
-                    sizes[index] += length;
-                    groups[index].push(task);
-                }
-                None => {
-                    sizes.push(length);
-                    groups.push(vec![task]);
-                }
+            if let Some(index) = found {
+                sizes[index] += length;
+                groups[index].push(task);
+            } else {
+                sizes.push(length);
+                groups.push(vec![task]);
             }
         }
         let is_all = is_all && groups.len() == 1;
@@ -711,7 +708,9 @@ impl<'a> Engine<'a> {
                 Job::List(..) | Job::Doctests(_) => {}
                 Job::Alone(task) => self.not_reached(*task),
                 Job::Together(tasks, _) => {
-                    tasks.into_iter().for_each(|task| self.not_reached(task))
+                    for task in tasks {
+                        self.not_reached(task);
+                    }
                 }
             }
         }
@@ -977,6 +976,7 @@ fn list(
         let sandbox = ground.sandbox(binary, settings, arguments.collect());
         attempt::run(
             ground,
+            &binary.id.0,
             sandbox.timeout(Duration::from_secs(60)),
             Streams::Captured,
         )
@@ -1032,7 +1032,7 @@ fn alone(ground: &Ground, options: &Options, task: &Task) -> Attempt {
     } else {
         Streams::Captured
     };
-    let mut attempt = attempt::run(ground, sandbox, streams);
+    let mut attempt = attempt::run(ground, &task.id.to_string(), sandbox, streams);
     if task.is_listed && !options.nocapture {
         let (output, ended) = libtest::alone(&attempt.stdout, &task.id.name);
         let output = output.to_vec();
@@ -1066,22 +1066,27 @@ fn together(
         .map(|task| (task.id.name.as_str(), task))
         .collect();
     let sender = sender.clone();
-    let mut gone = group.run(ground, sandbox, move |name, started, ended| {
-        let Some(task) = by_name.get(&**name) else {
-            return;
-        };
-        let attempt = Attempt {
-            started,
-            wall_time: ended.saturating_sub(started),
-            lane,
-            alone: false,
-            ..Attempt::new(Verdict::Passed, Used::default())
-        };
-        let _ = sender.send(Message::Passed(
-            Box::new((*task).clone()),
-            Box::new(attempt),
-        ));
-    });
+    let mut gone = group.run(
+        ground,
+        &binary.id.0,
+        sandbox,
+        move |name, started, ended| {
+            let Some(task) = by_name.get(&**name) else {
+                return;
+            };
+            let attempt = Attempt {
+                started,
+                wall_time: ended.saturating_sub(started),
+                lane,
+                alone: false,
+                ..Attempt::new(Verdict::Passed, Used::default())
+            };
+            let _ = sender.send(Message::Passed(
+                Box::new((*task).clone()),
+                Box::new(attempt),
+            ));
+        },
+    );
     gone.attempt.lane = lane;
     gone
 }

@@ -232,15 +232,14 @@ test result: FAILED. 3 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; 
             .iter()
             .map(|(name, said)| (name.as_str(), *said))
             .collect();
-        use Said::{Failed, Ignored, Passed};
         assert_eq!(
             verdicts,
             [
-                ("a", Passed),
-                ("b", Passed),
-                ("c", Ignored),
-                ("d", Failed),
-                ("e", Passed)
+                ("a", Said::Passed),
+                ("b", Said::Passed),
+                ("c", Said::Ignored),
+                ("d", Said::Failed),
+                ("e", Said::Passed)
             ]
         );
         assert!(told.is_complete);

@@ -108,6 +108,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         through: through.clone(),
         began,
         running: attempt::Running::default(),
+        keep_failed: args.run.keep_failed,
+        diff: args.run.diff,
     };
     let around = Surroundings {
         cargo: cargo::program().into(),
@@ -228,9 +230,7 @@ fn options(args: &Args, words: &Words, history: &History) -> anyhow::Result<Opti
         nocapture: words.nocapture,
         fail_fast: !args.cargo.no_fail_fast,
         repeat: run.repeat,
-        shuffle: run
-            .shuffle
-            .map(|seed| seed.unwrap_or_else(|| fastrand::u64(..))),
+        shuffle: run.shuffle.map(|seed| seed.0),
         list: run.list || words.list,
         arguments: words.others.clone(),
         memory_bytes: rustix::system::sysinfo().totalram as u64,

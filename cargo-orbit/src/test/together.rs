@@ -64,6 +64,7 @@ impl Group {
     pub(crate) fn run(
         &self,
         ground: &Ground,
+        title: &str,
         sandbox: SandboxBuilder,
         mut passed: impl FnMut(&Arc<str>, Duration, Duration) + Send,
     ) -> Gone {
@@ -79,7 +80,7 @@ impl Group {
         thread::scope(|scope| {
             let mut listener = Listener::new(self, ground.began, began);
             let mut reading = None;
-            let attempt = attempt::run_with(ground, sandbox, Streams::AsTheyAre, |killer| {
+            let attempt = attempt::run_with(ground, title, sandbox, Streams::AsTheyAre, |killer| {
                 reading = Some(scope.spawn(move || {
                     listener.listen(&reader, &killer, &mut passed);
                     listener

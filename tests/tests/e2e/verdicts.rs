@@ -89,10 +89,12 @@ fn one(event: &Value) -> (String, String) {
             .unwrap_or_default()
     };
     for process in list("leaked") {
-        told += &format!(", left {}", text(&process));
+        told.push_str(", left ");
+        told.push_str(&text(&process));
     }
     for denied in list("denied") {
-        told += &format!(", tried to reach {}", text(&denied["to"]));
+        told.push_str(", tried to reach ");
+        told.push_str(&text(&denied["to"]));
     }
     (name.trim_end().to_owned(), told)
 }
