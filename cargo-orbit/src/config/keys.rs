@@ -249,8 +249,9 @@ mod tests {
 
     #[test]
     fn each_key_of_the_attribute_is_a_key_here_or_makes_no_sense_here() {
-        // Where cargo starts a test, and with which variables, is cargo's; `cpu` is `cpus` in the kernel's words.
-        let elsewhere = ["cpu", "env_clear", "home", "working_dir"];
+        // Where cargo starts a test, and with which variables, is cargo's; `cpu` is `cpus` in the kernel's words; what is
+        // refused is always recorded.
+        let elsewhere = ["cpu", "env_clear", "home", "record_denied", "working_dir"];
         let path = concat!(
             env!("CARGO_MANIFEST_DIR"),
             "/../orbit-harness/macros/src/keys.rs"

@@ -91,9 +91,10 @@ pub(crate) fn told(stdout: &[u8], is_known: impl Fn(&str) -> bool) -> Told {
     told
 }
 
-/// `---- NAME stdout ----`
+/// `---- NAME stdout ----`; of libtest-mimic `---- NAME ----`.
 fn section_of(line: &str) -> Option<&str> {
-    line.strip_prefix("---- ")?.strip_suffix(" stdout ----")
+    let name = line.strip_prefix("---- ")?.strip_suffix(" ----")?;
+    Some(name.strip_suffix(" stdout").unwrap_or(name))
 }
 
 /// `test NAME ... ok`, with what stands between where the test should panic.
@@ -247,6 +248,14 @@ test result: FAILED. 3 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; 
             String::from_utf8_lossy(&told.outputs["d"]),
             "line 1\n\nthread 'd' panicked at src/lib.rs:1:1:\nboom\n"
         );
+    }
+
+    #[test]
+    fn a_harness_like_it_is_understood() {
+        let stdout = "test case a ... FAILED\n\nfailures:\n\n---- case a ----\nboom\n\n\nfailures:\n    case a\n\n\ntest result: FAILED. 0 passed\n";
+        let told = told(stdout.as_bytes(), |name| name == "case a");
+        assert_eq!(told.outputs["case a"], b"boom\n");
+        assert!(told.is_complete);
     }
 
     #[test]
