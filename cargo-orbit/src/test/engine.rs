@@ -1035,7 +1035,6 @@ fn alone(ground: &Ground, options: &Options, task: &Task) -> Attempt {
     let mut attempt = attempt::run(ground, &task.id.to_string(), sandbox, streams);
     if task.is_listed && !options.nocapture {
         let (output, ended) = libtest::alone(&attempt.stdout, &task.id.name);
-        let output = output.to_vec();
         if attempt.verdict.passed() && ended == Some(false) {
             attempt.verdict = Verdict::Failed { code: Some(0) };
             attempt

@@ -109,7 +109,9 @@ fn begun(line: &str) -> Option<&str> {
     Some(without_manner(name))
 }
 
+/// libtest-mimic puts names into columns.
 fn without_manner(name: &str) -> &str {
+    let name = name.trim_end();
     name.strip_suffix(" - should panic").unwrap_or(name)
 }
 
@@ -124,9 +126,20 @@ fn word(said: &str) -> Option<Said> {
     }
 }
 
-/// What one test printed, run alone and uncaptured: `stdout` without what the harness said around it; and whether the
-/// harness saw it end. `None` for the latter where no such harness speaks.
-pub(crate) fn alone<'a>(stdout: &'a [u8], name: &str) -> (&'a [u8], Option<bool>) {
+/// What one test printed, run alone and uncaptured: `stdout` without what the harness said around it, but with what it said of
+/// a failure; and whether the harness saw it end. `None` for the latter where no such harness speaks.
+pub(crate) fn alone(stdout: &[u8], name: &str) -> (Vec<u8>, Option<bool>) {
+    let (body, ended) = without_frame(stdout, name);
+    let mut output = body.to_vec();
+    if ended == Some(true)
+        && let Some(said) = told(stdout, |known| known == name).outputs.get(name)
+    {
+        output.extend_from_slice(said);
+    }
+    (output, ended)
+}
+
+fn without_frame<'a>(stdout: &'a [u8], name: &str) -> (&'a [u8], Option<bool>) {
     let Some(rest) = without_prefix(stdout, b"\nrunning 1 test\n")
         .or_else(|| without_prefix(stdout, b"running 1 test\n"))
     else {
@@ -142,11 +155,11 @@ pub(crate) fn alone<'a>(stdout: &'a [u8], name: &str) -> (&'a [u8], Option<bool>
     let body = without_prefix(before, head.as_bytes())
         .or_else(|| without_prefix(before, panicking.as_bytes()))
         .unwrap_or(before);
-    (tail_cut(body, &head, &panicking), Some(after))
+    (tail_cut(body, name), Some(after))
 }
 
 /// Cuts the verdict, and the list of what failed, off the end of what a test printed.
-fn tail_cut<'a>(body: &'a [u8], head: &str, panicking: &str) -> &'a [u8] {
+fn tail_cut<'a>(body: &'a [u8], name: &str) -> &'a [u8] {
     let mut end = body.len();
     if let Some(at) = find_last(&body[..end], b"\nfailures:\n") {
         end = at;
@@ -156,15 +169,15 @@ fn tail_cut<'a>(body: &'a [u8], head: &str, panicking: &str) -> &'a [u8] {
         }
     }
     let trimmed = body[..end].trim_ascii_end();
-    for word in ["ok", "FAILED", "ignored"] {
-        for head in [head, panicking, ""] {
-            let line = format!("{head}{word}");
-            if let Some(rest) = trimmed.strip_suffix(line.as_bytes())
-                && (rest.is_empty() || rest.ends_with(b"\n"))
-            {
-                return rest;
-            }
-        }
+    let start = trimmed
+        .iter()
+        .rposition(|byte| *byte == b'\n')
+        .map_or(0, |at| at + 1);
+    let line = std::str::from_utf8(&trimmed[start..]).unwrap_or_default();
+    let is_verdict = matches!(line, "ok" | "FAILED" | "ignored")
+        || verdict(line).is_some_and(|(said, _)| said == name);
+    if is_verdict {
+        return &body[..start];
     }
     // The word may stand right behind what the test printed without a newline.
     &body[..end]
@@ -252,10 +265,15 @@ test result: FAILED. 3 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; 
 
     #[test]
     fn a_harness_like_it_is_understood() {
-        let stdout = "test case a ... FAILED\n\nfailures:\n\n---- case a ----\nboom\n\n\nfailures:\n    case a\n\n\ntest result: FAILED. 0 passed\n";
+        let stdout = "test case a   ... FAILED\n\nfailures:\n\n---- case a ----\nboom\n\n\nfailures:\n    case a\n\n\ntest result: FAILED. 0 passed\n";
         let told = told(stdout.as_bytes(), |name| name == "case a");
         assert_eq!(told.outputs["case a"], b"boom\n");
         assert!(told.is_complete);
+        let alone = alone(
+            format!("\nrunning 1 test\nhello\n{stdout}").as_bytes(),
+            "case a",
+        );
+        assert_eq!(String::from_utf8_lossy(&alone.0), "hello\nboom\n");
     }
 
     #[test]
@@ -267,7 +285,7 @@ test result: FAILED. 3 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; 
 
     fn text(stdout: &str) -> (String, Option<bool>) {
         let (body, ended) = alone(stdout.as_bytes(), "a::b");
-        (String::from_utf8_lossy(body).into_owned(), ended)
+        (String::from_utf8_lossy(&body).into_owned(), ended)
     }
 
     #[test]
@@ -293,7 +311,7 @@ test result: FAILED. 3 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; 
                 "\nrunning 1 test\nhello\ntest a::b - should panic ... FAILED\n\nfailures:\n\n---- a::b stdout ----\n\
                   note: no panic\n\nfailures:\n    a::b\n\ntest result: FAILED. 0 passed\n\n"
             ),
-            ("hello\n".to_owned(), Some(true))
+            ("hello\nnote: no panic\n".to_owned(), Some(true))
         );
     }
 
