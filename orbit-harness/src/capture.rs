@@ -108,6 +108,37 @@ impl Capture {
         }
     }
 
+    /// Takes some of what there is now; whether there was any.
+    pub(crate) fn read_some(&mut self) -> bool {
+        const PIECE_BYTES: usize = 64 * 1024;
+
+        let Some(reader) = &mut self.reader else {
+            return false;
+        };
+        let from = self.bytes.len();
+        self.bytes.resize(from + PIECE_BYTES, 0);
+        let read =
+            rustix::io::retry_on_intr(|| rustix::io::read(&*reader, &mut self.bytes[from..]));
+        self.bytes.truncate(from + read.unwrap_or(0));
+        match read {
+            Ok(1..) => true,
+            Err(rustix::io::Errno::AGAIN) => false,
+            // The end of a pipe; of a terminal it is EIO.
+            Ok(0) | Err(_) => {
+                self.reader = None;
+                false
+            }
+        }
+    }
+
+    /// What can be read from now on, by who waits for it; `None` after the end.
+    pub(crate) fn into_reader(self) -> Option<OwnedFd> {
+        let reader = OwnedFd::from(self.reader?);
+        // Else its new owner would meet EAGAIN.
+        let _ = rustix::io::ioctl_fionbio(&reader, false);
+        Some(reader)
+    }
+
     pub(crate) fn take(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.bytes)
     }

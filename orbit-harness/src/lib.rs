@@ -34,6 +34,10 @@ mod store;
 
 mod outcome;
 
+mod logs;
+
+mod wait;
+
 mod security;
 
 mod sys;
@@ -89,6 +93,8 @@ pub use attribute::sandboxed;
 pub use attribute::trial::trial;
 pub use builder::{IntoNetwork, IntoPortMap, Output, SandboxBuilder, Stdin};
 pub use error::Error;
+pub use image::HealthCheck;
+pub use logs::{LogLine, LogStream, Logs};
 pub use net::{
     addresses::{Subnet, SubnetError},
     ports::{PortError, PortMap, Protocol},
@@ -98,9 +104,10 @@ pub use outcome::{
     LeakedProcess, Note, Outcome, Pressure, ProcessName, Status, Usage, UsageSource,
 };
 pub use publish::Port;
-pub use sandbox::{Killer, Sandbox};
-pub use spec::{ImageRef, Init, Mount, NetworkMode, PullPolicy, SpecFault};
+pub use sandbox::{Exec, ExecBuilder, Inspect, Killer, Paused, Sandbox, State};
+pub use spec::{Content, ImageRef, Init, Mount, NetworkMode, PullPolicy, SpecFault};
 pub use units::{Bytes, CpuQuota, UnitError};
+pub use wait::Wait;
 
 /// The README's examples compile.
 #[cfg(doctest)]

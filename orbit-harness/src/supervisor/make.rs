@@ -20,8 +20,13 @@ use rustix::{
 
 pub(super) use self::devices::TerminalPair;
 use self::syscalls::{INERT, chown, fd_path, mount, open_directory, tmpfs_options};
-use super::{channel::Channel, home::HOST, protocol::Cause};
-use crate::step::Step;
+use super::{
+    channel::Channel,
+    files,
+    home::HOST,
+    protocol::{Cause, FileMeta},
+};
+use crate::{spec::InitFile, step::Step};
 
 type Done = Result<(), Cause>;
 
@@ -105,6 +110,7 @@ impl Maker {
                     &tmpfs_options(*size, *mode),
                 )?)
             }
+            Step::File(file) => self.file(file),
             Step::Proc => {
                 let target = self.own_directory("proc")?;
                 Ok(mount(Some("proc"), &target, "proc", INERT, "")?)
@@ -119,6 +125,18 @@ impl Maker {
                 Ok(rustix::mount::mount_remount("/", flags, c"")?)
             }
         }
+    }
+
+    fn file(&self, file: &InitFile) -> Done {
+        let meta = FileMeta {
+            mode: file.mode,
+            owner: file.owner.clone(),
+        };
+        let made = |fd: &OwnedFd| match self.system {
+            0 => Ok(()),
+            system => files::give(fd, system),
+        };
+        files::write(self.root()?, &file.at, &file.content, &meta, &made).map_err(Cause::File)
     }
 
     fn root(&self) -> Result<&OwnedFd, Cause> {

@@ -13,12 +13,16 @@
 mod broker;
 mod channel;
 mod client;
+mod enter;
+mod files;
 mod home;
 mod init;
 mod make;
+mod program;
 mod protocol;
 mod serve;
 mod start;
+mod transfer;
 #[cfg(feature = "images")]
 mod work;
 
@@ -27,5 +31,9 @@ pub(crate) use channel::Channel;
 pub(crate) use client::{Supervisor, SupervisorError};
 #[cfg(feature = "images")]
 pub(crate) use protocol::Request;
-pub(crate) use protocol::{Cause, Control, Event, Exit, Failure, Gone};
+pub(crate) use protocol::{
+    Answer, Cause, Control, Event, ExecEvent, ExecOrder, Exit, Failure, FileAnswer, FileFault,
+    FileJob, FileMeta, Gone, Piece,
+};
 pub(crate) use start::run;
+pub(crate) use transfer::{Destination, receive_tree, send_tree};
