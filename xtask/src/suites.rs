@@ -44,6 +44,7 @@ pub(crate) fn all(tally: &mut Tally) -> Result<()> {
     for (name, test) in [
         ("end to end", "e2e"),
         ("networks", "network"),
+        ("services", "services"),
         ("limits on this machine", "limits"),
     ] {
         let arguments = ["test", "--package", "orbit-tests", "--test", test];
