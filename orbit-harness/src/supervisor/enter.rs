@@ -72,14 +72,29 @@ pub(super) fn run(single_threaded: SingleThreaded, order: &ExecOrder, given: Giv
         Err(_) => sys::exit_now(1),
     };
     keep.push(channel.as_fd().as_raw_fd());
+    let init = given.init;
     let ran = sys::close_inherited(&mut keep)
         .map_err(|error| cause(&error))
         .and_then(|()| start_and_watch(single_threaded, order, given));
-    if let Err(cause) = ran {
+    if let Err(mut cause) = ran {
+        if has_ended(init) {
+            // Whatever the kernel says of a dead pid namespace, ENOMEM for one, this is why.
+            cause = Cause::Errno(libc::ESRCH);
+        }
         // Who asked may be gone.
         let _ = channel.send(&ExecEvent::Failed(cause), &[]);
     }
     sys::exit_now(0)
+}
+
+/// Whether the sandbox has.
+fn has_ended(init: BorrowedFd<'_>) -> bool {
+    let now = rustix::event::Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    let mut polled = [PollFd::from_borrowed_fd(init, PollFlags::IN)];
+    rustix::event::poll(&mut polled, Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
 fn cause(error: &io::Error) -> Cause {

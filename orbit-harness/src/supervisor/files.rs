@@ -14,7 +14,7 @@ use std::{
 
 use nix::sched::{CloneFlags, setns};
 use rustix::{
-    fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags},
+    fs::{FileType, Mode, OFlags, ResolveFlags},
     io::Errno,
 };
 
@@ -86,18 +86,18 @@ fn act(
             let mut content = File::from(content.ok_or(FileFault::Malformed)?);
             let mut bytes = Vec::new();
             content.read_to_end(&mut bytes)?;
-            write(root, &path, &bytes, &file, &|_| Ok(())).map(|()| None)
+            write(root, &path, &bytes, &file).map(|()| None)
         }
         FileJob::CopyIn { path, owner } => {
             let owner = owner.map(|owner| resolve(root, &owner)).transpose()?;
             let destination = Destination {
                 directory: &|| {
-                    let made = directory(root, &path, &|_| Ok(()))?;
+                    let made = directory(root, &path)?;
                     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
                     Ok(rustix::fs::openat(&made, ".", flags, Mode::empty())?)
                 },
                 file: &|| {
-                    let (parent, name) = split(root, &path, &|_| Ok(()))?;
+                    let (parent, name) = split(root, &path)?;
                     Ok((parent, name.to_owned()))
                 },
                 owner,
@@ -110,23 +110,19 @@ fn act(
     }
 }
 
-/// What is called with a directory or file that was made: to give it to who owns such things.
-pub(super) type Made<'a> = &'a dyn Fn(&OwnedFd) -> rustix::io::Result<()>;
-
 /// Writes `content` to the file at `path`, which is made with its parents where it is not there.
 pub(super) fn write(
     root: &OwnedFd,
     path: &Path,
     content: &[u8],
     meta: &FileMeta,
-    made: Made<'_>,
 ) -> Result<(), FileFault> {
     let owner = meta
         .owner
         .as_ref()
         .map(|owner| resolve(root, owner))
         .transpose()?;
-    split(root, path, made)?;
+    split(root, path)?;
     let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
     let (file, is_new) = match open(root, path, flags, 0) {
         Err(FileFault::Errno(libc::ENOENT, _)) => {
@@ -141,7 +137,6 @@ pub(super) fn write(
     }
     let mut mode = meta.mode;
     if is_new {
-        made(&file)?;
         mode = mode.or(Some(0o644));
     }
     if let Some((uid, gid)) = owner {
@@ -155,7 +150,12 @@ pub(super) fn write(
         rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o7777))?;
     }
     rustix::fs::ftruncate(&file, 0)?;
-    File::from(file).write_all(content)?;
+    let mut file = File::from(file);
+    file.write_all(content)?;
+    // A write takes set-user-id and set-group-id away.
+    if let Some(mode) = meta.mode.filter(|mode| mode & 0o6000 != 0) {
+        rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o7777))?;
+    }
     Ok(())
 }
 
@@ -190,7 +190,7 @@ fn open(root: &OwnedFd, path: &Path, flags: OFlags, mode: u32) -> Result<OwnedFd
 }
 
 /// The directory at `path`, made with its parents where it is not there.
-fn directory(root: &OwnedFd, path: &Path, made: Made<'_>) -> Result<OwnedFd, FileFault> {
+fn directory(root: &OwnedFd, path: &Path) -> Result<OwnedFd, FileFault> {
     let flags = OFlags::PATH | OFlags::DIRECTORY;
     match open(root, path, flags, 0) {
         Err(FileFault::Errno(libc::ENOENT, _)) => {}
@@ -214,7 +214,6 @@ fn directory(root: &OwnedFd, path: &Path, made: Made<'_>) -> Result<OwnedFd, Fil
                         let fresh = rustix::fs::openat(&parent, name, flags, Mode::empty())?;
                         // The mask of this process holds for mkdir, not for chmod.
                         rustix::fs::fchmod(&fresh, Mode::from_raw_mode(0o755))?;
-                        made(&fresh)?;
                     }
                     Err(Errno::EXIST) => {}
                     Err(errno) => return Err(FileFault::Errno(errno.raw_os_error(), Some(walked))),
@@ -228,16 +227,12 @@ fn directory(root: &OwnedFd, path: &Path, made: Made<'_>) -> Result<OwnedFd, Fil
 }
 
 /// The directory that holds `path`, made where it is not there, and the name in it.
-fn split<'a>(
-    root: &OwnedFd,
-    path: &'a Path,
-    made: Made<'_>,
-) -> Result<(OwnedFd, &'a OsStr), FileFault> {
+fn split<'a>(root: &OwnedFd, path: &'a Path) -> Result<(OwnedFd, &'a OsStr), FileFault> {
     let name = path
         .file_name()
         .ok_or(FileFault::Errno(libc::EISDIR, None))?;
     let parent = path.parent().unwrap_or(Path::new("/"));
-    Ok((directory(root, parent, made)?, name))
+    Ok((directory(root, parent)?, name))
 }
 
 /// The numbers of `owner`, as the sandbox's own accounts have them.
@@ -259,10 +254,4 @@ fn resolve(root: &OwnedFd, owner: &str) -> Result<(u32, u32), FileFault> {
         .and_then(|spec| spec.resolve(&text("/etc/passwd"), &text("/etc/group")))
         .map_err(FileFault::Owner)?;
     Ok((found.uid, found.gid))
-}
-
-/// Gives what was made to `id`, both as user and as group.
-pub(super) fn give(file: &OwnedFd, id: u32) -> rustix::io::Result<()> {
-    let (uid, gid) = (rustix::fs::Uid::from_raw(id), rustix::fs::Gid::from_raw(id));
-    rustix::fs::chownat(file, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)
 }

@@ -132,11 +132,7 @@ impl Maker {
             mode: file.mode,
             owner: file.owner.clone(),
         };
-        let made = |fd: &OwnedFd| match self.system {
-            0 => Ok(()),
-            system => files::give(fd, system),
-        };
-        files::write(self.root()?, &file.at, &file.content, &meta, &made).map_err(Cause::File)
+        files::write(self.root()?, &file.at, &file.content, &meta).map_err(Cause::File)
     }
 
     fn root(&self) -> Result<&OwnedFd, Cause> {

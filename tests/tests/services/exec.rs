@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use orbit::{Init, Sandbox, Status, Stdin};
 use orbit_tests::{Case, Context, Who};
 
-use crate::support::{ROLE, VIEWS, View, case, describe, has, read, until};
+use crate::support::{ROLE, VIEWS, View, case, count, describe, has, read, until};
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
@@ -265,9 +265,7 @@ fn ends_are_told(_: &Context) -> Result<()> {
         ensure!(exec.wait()?.status == Status::Signaled(15));
         ensure!(exec.signal(0).is_err() && exec.pid().is_none());
         // Nothing of them is left inside but the sandbox's own.
-        until("they are gone", || {
-            Ok(read(&sandbox, "pgrep -x sleep | wc -l")?.trim() == "1")
-        })?;
+        until("they are gone", || Ok(count(&sandbox, "sleep 1000")? == 1))?;
     }
     Ok(())
 }
@@ -290,8 +288,7 @@ fn outputs_of_ten_megabytes(_: &Context) -> Result<()> {
 fn a_timeout_and_a_drop_kill_the_group(_: &Context) -> Result<()> {
     for view in VIEWS {
         let sandbox = view.idle()?;
-        let alive =
-            || -> Result<bool> { Ok(read(&sandbox, "pgrep -f 'sleep 77' | wc -l")?.trim() != "0") };
+        let alive = || -> Result<bool> { Ok(count(&sandbox, "sleep 77")? > 0) };
         let limit = Duration::from_millis(200);
         let started = Instant::now();
         let outcome = sandbox
@@ -323,7 +320,7 @@ fn a_daemon_holds_nobody_up(_: &Context) -> Result<()> {
         .run()?;
     ensure!(outcome.stdout_text() == "started\n" && started.elapsed() < Duration::from_secs(5));
     // It lives on, as on the host.
-    ensure!(read(&sandbox, "pgrep -x sleep | wc -l")?.trim() == "2");
+    ensure!(count(&sandbox, "sleep 1000")? == 2);
     Ok(())
 }
 

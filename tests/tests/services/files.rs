@@ -233,7 +233,7 @@ fn what_is_no_file_is_refused(_: &Context) -> Result<()> {
 }
 
 fn links_lead_nowhere_else(context: &Context) -> Result<()> {
-    let outside = context.work().join("outside");
+    let outside = context.home().join("outside");
     fs::create_dir(&outside)?;
     fs::write(outside.join("secret"), "secret")?;
     let at = outside.display();
@@ -269,7 +269,7 @@ fn links_lead_nowhere_else(context: &Context) -> Result<()> {
 
 /// CVE-2018-15664 and CVE-2019-14271: whoever copies is led astray by a link that was none when it was looked at.
 fn swapped_links_lead_nowhere_else(context: &Context) -> Result<()> {
-    let outside = context.work().join("outside");
+    let outside = context.home().join("outside");
     fs::create_dir(&outside)?;
     fs::write(outside.join("file"), "secret")?;
     let tree = context.work().join("tree");

@@ -36,7 +36,7 @@ pub(crate) fn cases() -> Vec<Case> {
 fn lines_come_as_they_are_written(_: &Context) -> Result<()> {
     for view in VIEWS {
         let mut sandbox = view
-            .sh("echo one; echo two >&2; printf three; exec sleep 1000")?
+            .sh("echo one; echo two >&2; printf three; touch /tmp/three; exec sleep 1000")?
             .start()?;
         let mut logs = sandbox.logs().follow_for(Duration::from_secs(10));
         let mut lines: Vec<_> = logs.by_ref().take(2).collect();
@@ -49,6 +49,9 @@ fn lines_come_as_they_are_written(_: &Context) -> Result<()> {
             lines[1].text == "two" && lines[1].stream == LogStream::Stderr,
             "{lines:?}"
         );
+        until("it wrote the rest", || {
+            Ok(sandbox.read_file("/tmp/three").is_ok())
+        })?;
         // Half a line is none yet.
         ensure!(sandbox.logs().count() == 2);
         sandbox.kill();
@@ -70,6 +73,7 @@ fn a_program_that_writes_much_is_not_held_up(_: &Context) -> Result<()> {
     ensure!(
         sandbox
             .logs()
+            .follow_for(Duration::from_secs(10))
             .next()
             .is_some_and(|line| line.text.len() == 3_000_000)
     );

@@ -73,7 +73,7 @@ fn a_port_that_listens(_: &Context) -> Result<()> {
 
 fn server(script: &str) -> Result<SandboxBuilder> {
     View::Image.sh(&format!(
-        "mkdir -p /srv/www; {script}; exec httpd -f -p 8080 -h /srv/www"
+        "mkdir -p /srv/www\n{script}\nexec httpd -f -p 8080 -h /srv/www"
     ))
 }
 
