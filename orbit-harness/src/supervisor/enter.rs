@@ -77,8 +77,7 @@ pub(super) fn run(single_threaded: SingleThreaded, order: &ExecOrder, given: Giv
         .map_err(|error| cause(&error))
         .and_then(|()| start_and_watch(single_threaded, order, given));
     if let Err(mut cause) = ran {
-        if has_ended(init) {
-            // Whatever the kernel says of a dead pid namespace, ENOMEM for one, this is why.
+        if has_ended(init, &cause) {
             cause = Cause::Errno(libc::ESRCH);
         }
         // Who asked may be gone.
@@ -87,14 +86,16 @@ pub(super) fn run(single_threaded: SingleThreaded, order: &ExecOrder, given: Giv
     sys::exit_now(0)
 }
 
-/// Whether the sandbox has.
-fn has_ended(init: BorrowedFd<'_>) -> bool {
-    let now = rustix::event::Timespec {
-        tv_sec: 0,
+/// Whether the sandbox has, which then is why something failed.
+fn has_ended(init: BorrowedFd<'_>, cause: &Cause) -> bool {
+    /// What the kernel answers to a fork into a pid namespace that is dying: a moment later it is dead.
+    const DYING: Cause = Cause::Errno(libc::ENOMEM);
+    let patience = rustix::event::Timespec {
+        tv_sec: i64::from(*cause == DYING),
         tv_nsec: 0,
     };
     let mut polled = [PollFd::from_borrowed_fd(init, PollFlags::IN)];
-    rustix::event::poll(&mut polled, Some(&now)).is_ok_and(|ready| ready > 0)
+    rustix::event::poll(&mut polled, Some(&patience)).is_ok_and(|ready| ready > 0)
 }
 
 fn cause(error: &io::Error) -> Cause {

@@ -10,7 +10,7 @@ use orbit::{Sandbox, Status, Wait};
 use orbit_tests::{Case, Context};
 use tokio::runtime::{Builder, Runtime};
 
-use crate::support::{VIEWS, View, case};
+use crate::support::{VIEWS, View, case, until};
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
@@ -134,7 +134,8 @@ fn an_end_needs_no_runtime(_: &Context) -> Result<()> {
         runtime.block_on(async { start().await.map(drop) })?;
         ensure!(!alive()?);
         let sandbox = runtime.block_on(start())?;
-        ensure!(alive()?);
+        // A program runs a moment before its command line can be read.
+        until("it is seen", alive)?;
         drop(sandbox);
         ensure!(!alive()?);
         let sandbox = runtime.block_on(start())?;
