@@ -182,7 +182,7 @@ impl Sandbox {
         Some(addresses.find(|it| it.network.is(network))?.address)
     }
 
-    /// The sandbox's address on the bridge of [`NetworkMode::Bridge`]. As root, the host reaches it there too.
+    /// The sandbox's address on the bridge of [`NetworkMode::Bridge`](crate::NetworkMode::Bridge). As root, the host reaches it there too.
     pub fn bridge_address(&self) -> Option<Ipv4Addr> {
         let in_place = self.memberships.iter().map(|it| it.address.address).next();
         let asked = self.is_on_bridge;

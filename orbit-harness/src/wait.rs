@@ -353,13 +353,13 @@ impl fmt::Display for NotReady {
             Why::Failed(why) => f.write_str(why)?,
         }
         for wait in &self.waits {
-            match wait.met {
-                Some(after) => write!(f, "\n  met after {after:.1?}: {}", wait.what)?,
-                None => {
-                    write!(f, "\n  not met in {:.1?}: {}", self.after, wait.what)?;
-                    if !wait.seen.is_empty() {
-                        write!(f, " ({})", wait.seen)?;
-                    }
+            let (what, seen) = (&wait.what, &wait.seen);
+            if let Some(after) = wait.met {
+                write!(f, "\n  met after {after:.1?}: {what}")?;
+            } else {
+                write!(f, "\n  not met in {:.1?}: {what}", self.after)?;
+                if !seen.is_empty() {
+                    write!(f, " ({seen})")?;
                 }
             }
         }

@@ -185,7 +185,7 @@ impl Core {
         };
         let channel = self.files("copy to", to, job, None)?;
         // Where the other side gave up, its reason is worth more than that nobody listens.
-        let sent = send_tree(&channel, source.into());
+        let sent = send_tree(&channel, &source.into());
         if let Err(fault) = &sent {
             let _ = channel.send(&Piece::Failed(fault.clone()), &[]);
         }

@@ -91,8 +91,11 @@ impl HttpTry {
     }
 }
 
+/// Names and values.
+type Headers = Vec<(String, String)>;
+
 /// The status, the headers with their names in lower case, and the body.
-fn parse(answer: &[u8]) -> Option<(u16, Vec<(String, String)>, &[u8])> {
+fn parse(answer: &[u8]) -> Option<(u16, Headers, &[u8])> {
     let end = answer.windows(4).position(|four| four == b"\r\n\r\n")?;
     let head = String::from_utf8_lossy(&answer[..end]);
     let mut lines = head.split("\r\n");

@@ -115,6 +115,7 @@ struct Pauses {
     most: Duration,
 }
 
+#[expect(clippy::large_enum_variant, reason = "there are few, and for a moment")]
 enum Leaf {
     Port(u16),
     Log {
@@ -168,7 +169,7 @@ impl Pauses {
 impl Readiness {
     fn run(mut self, sandbox: &mut Sandbox, waker: Option<&OwnedFd>) -> Result<(), Error> {
         loop {
-            while self.has_event(sandbox)? {}
+            while has_event(sandbox)? {}
             sandbox.take_end_of_main(false)?;
             let has_ended = sandbox.exit.is_some() || sandbox.gone.is_some();
             if has_ended && let Some(reader) = &mut sandbox.reader {
@@ -220,26 +221,6 @@ impl Readiness {
             if let Some(waker) = waker {
                 let _ = rustix::io::read(waker, &mut [0u8; 8]);
             }
-        }
-    }
-
-    /// Takes an event of the sandbox, if there is one.
-    fn has_event(&self, sandbox: &mut Sandbox) -> Result<bool, Error> {
-        if sandbox.gone.is_some() || sandbox.exit.is_some() {
-            return Ok(false);
-        }
-        let now = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        let mut polled = [PollFd::new(&sandbox.core.events, PollFlags::IN)];
-        if !rustix::event::poll(&mut polled, Some(&now)).is_ok_and(|ready| ready > 0) {
-            return Ok(false);
-        }
-        if sandbox.take_event()? {
-            Ok(true)
-        } else {
-            Err(Kind::Vanished.into())
         }
     }
 
@@ -557,6 +538,26 @@ impl Node {
             met: self.met,
             seen: self.seen.clone(),
         });
+    }
+}
+
+/// Takes an event of the sandbox, if there is one.
+fn has_event(sandbox: &mut Sandbox) -> Result<bool, Error> {
+    if sandbox.gone.is_some() || sandbox.exit.is_some() {
+        return Ok(false);
+    }
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    let mut polled = [PollFd::new(&sandbox.core.events, PollFlags::IN)];
+    if !rustix::event::poll(&mut polled, Some(&now)).is_ok_and(|ready| ready > 0) {
+        return Ok(false);
+    }
+    if sandbox.take_event()? {
+        Ok(true)
+    } else {
+        Err(Kind::Vanished.into())
     }
 }
 

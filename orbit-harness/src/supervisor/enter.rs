@@ -12,7 +12,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd},
     time::Instant,
 };
 
@@ -63,13 +63,13 @@ pub(super) fn run(single_threaded: SingleThreaded, order: &ExecOrder, given: Giv
     let own = given.stdio.iter().chain(&given.cgroup);
     let mut keep: Vec<_> = own
         .chain(&given.namespaces)
-        .map(|fd| fd.as_raw_fd())
+        .map(AsRawFd::as_raw_fd)
         .collect();
     keep.extend([given.channel.as_fd().as_raw_fd(), given.init.as_raw_fd()]);
     keep.extend(given.caller_namespace.map(|fd| fd.as_raw_fd()));
-    let channel = match given.channel.try_clone() {
-        Ok(channel) => channel,
-        Err(_) => sys::exit_now(1),
+    // Without one, who asked sees the channel close.
+    let Ok(channel) = given.channel.try_clone() else {
+        sys::exit_now(1)
     };
     keep.push(channel.as_fd().as_raw_fd());
     let init = given.init;

@@ -105,7 +105,7 @@ fn act(
             transfer::receive_tree(reply, &destination).map(|()| None)
         }
         FileJob::CopyOut { path } => {
-            transfer::send_tree(reply, open_to_read(root, &path)?).map(|()| None)
+            transfer::send_tree(reply, &open_to_read(root, &path)?).map(|()| None)
         }
     }
 }

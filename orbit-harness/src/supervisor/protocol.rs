@@ -190,6 +190,10 @@ pub(crate) struct ExecOrder {
 
 /// What happens to a further program.
 #[derive(Debug, Serialize, Deserialize)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there are three in the life of a program"
+)]
 pub(crate) enum ExecEvent {
     /// It runs. Descriptors: a pidfd of it, then the other side of its terminal where it has one.
     Started,

@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, hash_map::Entry},
     io,
-    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     time::{Duration, Instant},
 };
 
@@ -323,7 +323,7 @@ impl Supervisor {
             Ok(Fork::Child) => {
                 let init = init.pidfd.as_fd();
                 let mut keep = vec![reply.as_fd().as_raw_fd(), init.as_raw_fd()];
-                keep.extend(root.iter().chain(&content).map(|fd| fd.as_raw_fd()));
+                keep.extend(root.iter().chain(&content).map(AsRawFd::as_raw_fd));
                 if sys::close_inherited(&mut keep).is_ok() {
                     let root = root.map_or(files::Root::Of(init), files::Root::Given);
                     files::run(&reply, root, job, content);
@@ -388,7 +388,6 @@ impl Supervisor {
         // Where no process can be made the reply channel closes unanswered, and the caller says so.
         match self.single_threaded.fork(0, None) {
             Ok(Fork::Child) => {
-                use std::os::fd::AsRawFd;
                 let mut keep: Vec<_> = rest.iter().map(AsRawFd::as_raw_fd).collect();
                 keep.push(reply.as_fd().as_raw_fd());
                 if sys::close_inherited(&mut keep).is_ok() {

@@ -61,10 +61,10 @@ impl FileFault {
 ///
 /// # Errors
 /// What cannot be read; where nobody receives any more.
-pub(crate) fn send_tree(channel: &Channel, top: OwnedFd) -> Result<(), FileFault> {
-    let stat = rustix::fs::fstat(&top)?;
+pub(crate) fn send_tree(channel: &Channel, top: &OwnedFd) -> Result<(), FileFault> {
+    let stat = rustix::fs::fstat(top)?;
     match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => send_file(channel, OsString::new(), stat.st_mode, &top)?,
+        FileType::RegularFile => send_file(channel, OsString::new(), stat.st_mode, top)?,
         FileType::Directory => send_directory(channel, OsString::new(), stat.st_mode, top)?,
         _ => return Err(FileFault::NotAFile),
     }
@@ -85,14 +85,14 @@ fn send_directory(
     channel: &Channel,
     name: OsString,
     mode: u32,
-    directory: OwnedFd,
+    directory: &OwnedFd,
 ) -> Result<(), FileFault> {
     let mode = mode & PERMISSIONS;
     channel.send(&Piece::Enter { name, mode }, &[])?;
-    for entry in Dir::read_from(&directory)? {
+    for entry in Dir::read_from(directory)? {
         let name = OsStr::from_bytes(entry?.file_name().to_bytes()).to_owned();
         if name != "." && name != ".." {
-            send_entry(channel, &directory, &name).map_err(|fault| fault.at(&name))?;
+            send_entry(channel, directory, &name).map_err(|fault| fault.at(&name))?;
         }
     }
     Ok(channel.send(&Piece::Leave, &[])?)
@@ -123,7 +123,7 @@ fn send_entry(channel: &Channel, directory: &OwnedFd, name: &OsStr) -> Result<()
     let stat = rustix::fs::fstat(&entry)?;
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => send_file(channel, name.to_owned(), stat.st_mode, &entry),
-        FileType::Directory => send_directory(channel, name.to_owned(), stat.st_mode, entry),
+        FileType::Directory => send_directory(channel, name.to_owned(), stat.st_mode, &entry),
         _ => Ok(()),
     }
 }
@@ -346,7 +346,7 @@ mod tests {
         fs::create_dir(to.path().join("a")).unwrap();
         fs::write(to.path().join("a/link"), "old").unwrap();
         let (ours, theirs) = Channel::pair().unwrap();
-        send_tree(&ours, File::open(from.path()).unwrap().into()).unwrap();
+        send_tree(&ours, &File::open(from.path()).unwrap().into()).unwrap();
         receive(&theirs, to.path()).unwrap();
         let file = to.path().join("a/b/file");
         assert_eq!(fs::read(&file).unwrap(), vec![7; 300_000]);

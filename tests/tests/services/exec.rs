@@ -137,13 +137,16 @@ fn is_started_as_asked(_: &Context) -> Result<()> {
             "{view:?}: {text}"
         );
         ensure!(outcome.wall_time > Duration::ZERO && outcome.usage.max_rss_bytes > 0);
-        let missing = sandbox.exec(["no-such-program"]).run().unwrap_err();
+        let missing = sandbox
+            .exec(["no-such-program"])
+            .run()
+            .expect_err("it is refused");
         ensure!(missing.is_program_not_found(), "{missing}");
         let nowhere = sandbox
             .exec(["true"])
             .working_dir("/nowhere")
             .run()
-            .unwrap_err();
+            .expect_err("it is refused");
         has(&nowhere.to_string(), &["working directory /nowhere"])?;
     }
     Ok(())
@@ -185,7 +188,7 @@ fn a_user_is_one_of_the_image(_: &Context) -> Result<()> {
         .exec(["true"])
         .user("nosuch")
         .run()
-        .unwrap_err()
+        .expect_err("it is refused")
         .to_string();
     has(&unknown, &["no user `nosuch` in the image's /etc/passwd"])?;
     Ok(())
@@ -197,7 +200,7 @@ fn a_user_without_an_id_is_refused(_: &Context) -> Result<()> {
         .exec(["true"])
         .user("www-data")
         .run()
-        .unwrap_err()
+        .expect_err("it is refused")
         .to_string();
     has(&error, &["has no id in this sandbox"])?;
     ensure!(sandbox.exec(["true"]).user("root").run()?.success());
@@ -218,7 +221,11 @@ fn what_is_malformed_is_refused(_: &Context) -> Result<()> {
             "4294967295",
             "root\n",
         ] {
-            let error = sandbox.exec(["true"]).user(user).run().unwrap_err();
+            let error = sandbox
+                .exec(["true"])
+                .user(user)
+                .run()
+                .expect_err("it is refused");
             ensure!(error.is_spec(), "{user:?}: {error}");
         }
         let several = sandbox
@@ -226,14 +233,14 @@ fn what_is_malformed_is_refused(_: &Context) -> Result<()> {
             .env("=", "")
             .working_dir("tmp")
             .run()
-            .unwrap_err();
+            .expect_err("it is refused");
         ensure!(several.is_spec());
         has(&several.to_string(), &["exec", "env", "working_dir"])?;
         ensure!(
             sandbox
                 .exec(Vec::<String>::new())
                 .run()
-                .unwrap_err()
+                .expect_err("it is refused")
                 .is_spec()
         );
         // A way out through a descriptor that was left open (CVE-2024-21626).
@@ -369,7 +376,13 @@ fn works_beside_a_program_that_is_process_1(_: &Context) -> Result<()> {
         ensure!(read(&sandbox, "cat /tmp/f")? == "x" && sandbox.read_file("/tmp/f")? == b"x");
         sandbox.kill();
         sandbox.wait()?;
-        ensure!(sandbox.exec(["true"]).run().unwrap_err().is_ended());
+        ensure!(
+            sandbox
+                .exec(["true"])
+                .run()
+                .expect_err("it is refused")
+                .is_ended()
+        );
     }
     Ok(())
 }
@@ -381,10 +394,21 @@ fn ends_with_the_sandbox(_: &Context) -> Result<()> {
         let late = sandbox.exec(["true"]);
         ensure!(sandbox.wait()?.success());
         ensure!(exec.wait()?.status == Status::Signaled(9));
-        let error = late.run().unwrap_err();
+        let error = late.run().expect_err("it is refused");
         ensure!(error.is_ended(), "{error}");
-        ensure!(sandbox.exec(["true"]).run().unwrap_err().is_ended());
-        ensure!(sandbox.read_file("/etc/passwd").unwrap_err().is_ended());
+        ensure!(
+            sandbox
+                .exec(["true"])
+                .run()
+                .expect_err("it is refused")
+                .is_ended()
+        );
+        ensure!(
+            sandbox
+                .read_file("/etc/passwd")
+                .expect_err("it is refused")
+                .is_ended()
+        );
         // Dropped first, with one under way.
         let sandbox = view.idle()?;
         let mut exec = sandbox.exec(["sleep", "1000"]).start()?;

@@ -74,13 +74,16 @@ fn are_read_and_written(_: &Context) -> Result<()> {
         ensure!(
             sandbox
                 .read_file("/tmp/none")
-                .unwrap_err()
+                .expect_err("it is refused")
                 .is_file_not_found()
         );
         for bad in ["relative", "", "/a\0b"] {
             ensure!(
-                sandbox.read_file(bad).unwrap_err().is_spec()
-                    && sandbox.write_file(bad, "").unwrap_err().is_spec()
+                sandbox.read_file(bad).expect_err("it is refused").is_spec()
+                    && sandbox
+                        .write_file(bad, "")
+                        .expect_err("it is refused")
+                        .is_spec()
             );
         }
     }
@@ -116,9 +119,13 @@ fn are_there_before_the_program(_: &Context) -> Result<()> {
         .file("relative", "")
         .file("/x", Content::from("").owner("a b"))
         .run()
-        .unwrap_err();
+        .expect_err("it is refused");
     has(&error.to_string(), &["file `relative`", "user `a b`"])?;
-    let error = View::Image.sh("true")?.file("/etc", "").run().unwrap_err();
+    let error = View::Image
+        .sh("true")?
+        .file("/etc", "")
+        .run()
+        .expect_err("it is refused");
     has(&error.to_string(), &["file /etc", "Is a directory"])
 }
 
@@ -151,7 +158,7 @@ fn belong_to_whom_they_should(context: &Context) -> Result<()> {
     ensure!(found.uid() == nix::unistd::getuid().as_raw() && found.mode() & 0o7777 == 0o400);
     let error = sandbox
         .write_file("/f", Content::from("").owner("nosuch"))
-        .unwrap_err();
+        .expect_err("it is refused");
     has(&error.to_string(), &["no user `nosuch`"])
 }
 
@@ -199,7 +206,7 @@ fn trees_go_in_and_come_out(context: &Context) -> Result<()> {
         ensure!(
             sandbox
                 .copy_out("/none", out.join("x"))
-                .unwrap_err()
+                .expect_err("it is refused")
                 .is_file_not_found()
         );
         ensure!(
@@ -372,7 +379,10 @@ fn of_the_host_stay_untouched(context: &Context) -> Result<()> {
         .mount(Mount::overlay(&shared, "/over"))
         .start()?;
     has(
-        &sandbox.write_file("/ro/file", "x").unwrap_err().to_string(),
+        &sandbox
+            .write_file("/ro/file", "x")
+            .expect_err("it is refused")
+            .to_string(),
         &["read-only mount"],
     )?;
     sandbox.write_file("/over/file", "x")?;

@@ -62,7 +62,7 @@ fn pause_stops_everything(_: &Context) -> Result<()> {
         drop(sandbox);
         let alone = view.sh("exec sleep 1000")?.init(Init::Program).start()?;
         has(
-            &alone.pause().unwrap_err().to_string(),
+            &alone.pause().expect_err("it is refused").to_string(),
             &["accounting(true)"],
         )?;
     }
@@ -85,7 +85,7 @@ fn stop_sends_the_signal_that_was_asked_for(_: &Context) -> Result<()> {
             view.sh(script)?
                 .stop_signal(0)
                 .start()
-                .unwrap_err()
+                .expect_err("it is refused")
                 .is_spec()
         );
     }
@@ -127,7 +127,12 @@ fn restart_keeps_files_log_and_ports(_: &Context) -> Result<()> {
         "{:?}",
         outcome.leaked
     );
-    ensure!(sandbox.restart(Duration::ZERO).unwrap_err().is_ended());
+    ensure!(
+        sandbox
+            .restart(Duration::ZERO)
+            .expect_err("it is refused")
+            .is_ended()
+    );
     Ok(())
 }
 
@@ -145,7 +150,10 @@ fn restart_ends_what_does_not_listen(_: &Context) -> Result<()> {
         ensure!(sandbox.wait()?.status == Status::Signaled(9));
         let mut first = view.sh("exec sleep 1000")?.init(Init::Program).start()?;
         has(
-            &first.restart(Duration::ZERO).unwrap_err().to_string(),
+            &first
+                .restart(Duration::ZERO)
+                .expect_err("it is refused")
+                .to_string(),
             &["process 1"],
         )?;
     }
