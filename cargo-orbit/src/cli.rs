@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{images, run, runner, test};
+use crate::{env, explain, images, run, runner, test};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -29,7 +29,8 @@ pub(crate) enum Verb {
     Pull(images::PullArgs),
     Images(images::ImagesArgs),
     Gc(images::GcArgs),
-    #[command(hide = true)]
+    Explain(Box<explain::Args>),
+    Env(env::Args),
     Runner(runner::Args),
 }
 

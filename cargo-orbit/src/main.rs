@@ -7,9 +7,12 @@
 #![forbid(unsafe_code)]
 
 mod cli;
+mod config;
+mod env;
 mod exit;
+mod explain;
+mod filter;
 mod images;
-#[allow(dead_code, reason = "the engine that tells of tests comes next")]
 mod report;
 mod run;
 mod runner;
@@ -44,6 +47,8 @@ fn main() -> ExitCode {
         Verb::Pull(args) => (images::pull(&args), exit::FAILED),
         Verb::Images(args) => (images::images(&args), exit::FAILED),
         Verb::Gc(args) => (images::gc(&args), exit::FAILED),
+        Verb::Explain(args) => (explain::run(&args), exit::FAILED),
+        Verb::Env(args) => (env::run(&args), exit::FAILED),
         Verb::Runner(args) => (runner::run(args), exit::SETUP_FAILED),
     };
     result.unwrap_or_else(|error| {

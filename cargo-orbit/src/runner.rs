@@ -1,7 +1,12 @@
-//! `cargo orbit runner`: what cargo, or rustdoc, starts instead of a test program during `cargo orbit test`.
+//! `cargo orbit runner`: what cargo, nextest, rustdoc or an editor starts instead of a program.
 //!
-//! It puts that program into a fresh container and ends as the program ended, so that cargo prints about it
-//! what it always prints. Hidden: people have no use for it.
+//! It puts that program into a fresh container and ends as the program ended, so that whoever started it prints
+//! about it what it always prints. During `cargo orbit test` it is told what to do; else it [finds out](alone).
+
+pub(crate) mod alone;
+mod host;
+pub(crate) mod kept;
+mod which;
 
 use std::{
     env,
@@ -10,7 +15,7 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use orbit::Status;
 use rustix::process::{
     Resource, Rlimit, Signal, getpid, getrlimit, kill_process, set_parent_process_death_signal,
@@ -21,47 +26,59 @@ use crate::{
     exit,
     test::{
         environment,
-        isolate::{self, Program},
+        isolate::Program,
         session::{Guest, NotRun},
     },
 };
 
-/// Runs one test program for `cargo orbit test`, which starts this.
+/// Runs one program in a fresh container: a runner for Cargo's setting `target.TRIPLE.runner`.
+///
+/// `cargo orbit env` prints what to set. Settings come from the configuration, and from variables ORBIT_*.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// A word to start the program through, such as an emulator; the user's own runner, word by word.
     #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
     through: Vec<OsString>,
 
-    /// The test program and its arguments.
-    #[arg(last = true, required = true, value_name = "PROGRAM")]
+    /// The program and its arguments.
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        required = true,
+        value_name = "PROGRAM"
+    )]
     command: Vec<OsString>,
 }
 
 /// Runs the program of `args` in a container, to its end.
 pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    match env::var(environment::SESSION) {
+        Ok(address) => in_session(args, &address),
+        Err(_) => alone::run(args.through, args.command),
+    }
+}
+
+/// Runs it as the `cargo orbit test` at `address` says.
+fn in_session(args: Args, address: &str) -> anyhow::Result<ExitCode> {
     // Cargo does not pass on the signal that ends it: without this a test would outlive it.
     set_parent_process_death_signal(Some(Signal::TERM))
         .context("cannot ask to be ended together with cargo")?;
-    let Ok(address) = env::var(environment::SESSION) else {
-        bail!(
-            "`cargo orbit runner` is what `cargo orbit test` starts for each test program; run that instead"
-        );
-    };
-    let guest = Guest::join(&address)?;
+    let guest = Guest::join(address)?;
 
     let binary = path::absolute(PathBuf::from(&args.command[0])).context("the test program")?;
+    let here = env::current_dir().context("the directory to run the test program in")?;
+    let settings = alone::settings(&guest.session.settings, &binary, &here, &args.command[1..])?;
     let program = Program {
         command: args.through.into_iter().chain(args.command).collect(),
-        working_dir: env::current_dir().context("the directory to run the test program in")?,
+        working_dir: here,
         variables: environment::of_test(
             env::vars_os(),
             &guest.session.host_variables,
-            &guest.session.variables,
+            &settings.variables(),
         ),
         binary: binary.clone(),
     };
-    match isolate::sandbox(&guest.session.view, program).run() {
+    match alone::sandbox_over(&guest.session.view, &settings, program).run() {
         Ok(outcome) => {
             if let Status::Signaled(number) = outcome.status {
                 end_by_signal(number);

@@ -2,5 +2,6 @@
 
 pub use crate::{
     attribute::{Inside, Keys, Passed, Test, enter, passed},
+    checked::check,
     variables::{SANDBOX_OF, SANDBOX_OF_TEST, is_passed},
 };

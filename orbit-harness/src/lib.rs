@@ -85,6 +85,8 @@ mod variables;
 
 mod attribute;
 
+mod checked;
+
 #[doc(hidden)]
 pub mod __private;
 

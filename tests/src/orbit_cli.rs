@@ -1,6 +1,6 @@
 //! `cargo orbit`, as a user calls it.
 
-use std::{env, ffi::OsString, path::PathBuf, sync::OnceLock};
+use std::{env, path::PathBuf, process::Command, sync::OnceLock};
 
 use anyhow::{Context as _, Result};
 
@@ -8,6 +8,19 @@ use crate::{Program, target_dir, workspace};
 
 /// Where main puts the path of the binary, for the processes it starts; a caller may set it too.
 pub const VARIABLE: &str = "ORBIT_TESTS_CARGO_ORBIT";
+
+/// Cargo, as if it were called from a shell. A test that cargo runs has variables about its package, and a build
+/// script that asks for one of them, as ring's does, would run again with everything that needs it.
+pub fn cargo() -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in env::vars_os() {
+        let name = name.to_string_lossy();
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&*name);
+        }
+    }
+    command
+}
 
 /// The `cargo-orbit` binary: the one named by [`VARIABLE`], else the one beside the running test, built
 /// first so that it is never an old one.
@@ -22,8 +35,7 @@ pub fn binary() -> Result<PathBuf> {
     if let Some(path) = BINARY.get() {
         return Ok(path.clone());
     }
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
-    Program::new(cargo)
+    Program::from_command(cargo())
         .args([
             "build",
             "--quiet",

@@ -45,6 +45,7 @@ pub(crate) fn all(tally: &mut Tally) -> Result<()> {
         ("end to end", "e2e"),
         ("networks", "network"),
         ("services", "services"),
+        ("reports", "report"),
         ("limits on this machine", "limits"),
     ] {
         let arguments = ["test", "--package", "orbit-tests", "--test", test];

@@ -12,6 +12,8 @@
 //! was wrong is told at the end.
 
 pub(crate) mod colour;
+pub(crate) mod github;
+pub(crate) mod html;
 pub(crate) mod human;
 pub(crate) mod json;
 pub(crate) mod junit;

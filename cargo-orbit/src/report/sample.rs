@@ -346,3 +346,66 @@ pub(crate) fn events(results: Vec<TestResult>) -> Vec<Event> {
     events.push(Event::RunFinished(summary));
     events
 }
+
+/// Ten thousand tests on eight lanes, of which some fail.
+fn large() -> Vec<Event> {
+    let mut free_ms = [0; 8];
+    let results = (0..10_000_u64).map(|n| {
+        let lane = (0..8).min_by_key(|&lane| free_ms[lane]).unwrap_or_default();
+        // As tests are: most are short.
+        let wall_ms = 2 + n * n % 23 + if n % 97 == 0 { 400 } else { 0 };
+        let verdict = if n % 211 == 5 {
+            FAILED
+        } else {
+            Verdict::Passed
+        };
+        let mut attempt = attempt(lane, free_ms[lane], wall_ms, verdict);
+        attempt.stdout = format!("this is test {n}\n").into_bytes();
+        free_ms[lane] += wall_ms + 1;
+        TestResult {
+            id: id(
+                &format!("crate-{}::it", n / 500),
+                &format!("module_{}::test_{n}", n % 50),
+            ),
+            attempts: vec![attempt],
+            skipped: None,
+        }
+    });
+    events(results.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{env, fs::File, path::PathBuf};
+
+    use super::*;
+    use crate::report::{Reports, html::Html, json::Json, junit::Junit};
+
+    /// Where the suite `report` says so, it writes them there, to be read by programs that are not ours.
+    #[test]
+    fn every_report_can_be_written() {
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = env::var_os("ORBIT_REPORT_SAMPLE")
+            .map_or_else(|| temporary.path().to_owned(), PathBuf::from);
+        for (name, events) in [("small", run()), ("large", large())] {
+            let directory = directory.join(name);
+            let mut reports = Reports::default();
+            reports.add("html", Html::new(directory.clone()));
+            reports.add("junit", Junit::new(directory.join("junit.xml")));
+            std::fs::create_dir_all(&directory).unwrap();
+            let lines = File::create(directory.join("events.jsonl")).unwrap();
+            reports.add("json", Json::new(lines));
+            for event in &events {
+                reports.on(event);
+            }
+            assert!(reports.faults().is_empty());
+            for file in ["index.html", "junit.xml", "events.jsonl"] {
+                let length = directory.join(file).metadata().unwrap().len();
+                assert!(
+                    (1 << 10..32 << 20).contains(&length),
+                    "{name}/{file}: {length}"
+                );
+            }
+        }
+    }
+}

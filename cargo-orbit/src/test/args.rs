@@ -8,7 +8,7 @@ use std::{ffi::OsString, path::PathBuf};
 use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches, ValueHint};
 
 use super::select::Partition;
-use crate::variables::Variable;
+use crate::config::args::SettingsArgs;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -36,13 +36,8 @@ Exit code:
 #[command(after_long_help = EXAMPLES)]
 #[command(override_usage = "cargo orbit test [OPTIONS] [TESTNAME] [-- [ARGS]...]")]
 pub(crate) struct Args {
-    /// Set a variable for the tests, or with a name alone pass the host's value on. May be repeated.
-    #[arg(long, value_name = "NAME[=VALUE]", help_heading = "Isolation")]
-    pub(crate) env: Vec<Variable>,
-
-    /// Keep what tests write under this path, such as snapshots to review. May be repeated.
-    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath, help_heading = "Isolation")]
-    pub(crate) writable: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) settings: SettingsArgs,
 
     #[command(flatten)]
     pub(crate) run: RunArgs,
@@ -54,6 +49,15 @@ pub(crate) struct Args {
 /// Which tests run, how often, and what is told of them.
 #[derive(Debug, clap::Args)]
 pub(crate) struct RunArgs {
+    /// Run only tests that this filterset of nextest's language selects; of several, tests that any selects.
+    #[arg(
+        short = 'E',
+        long,
+        value_name = "FILTERSET",
+        help_heading = "Test Selection"
+    )]
+    pub(crate) filterset: Vec<String>,
+
     /// Run one share of the tests: count:M/N or hash:M/N.
     #[arg(long, value_name = "SHARE", help_heading = "Test Selection")]
     pub(crate) partition: Option<Partition>,

@@ -15,16 +15,15 @@ use super::{
     binary::TestBinary,
     environment::{self, HostVariables},
     event::{Attempt, Used, Verdict},
-    isolate::{self, Program, View},
+    isolate::{Program, View},
 };
-use crate::variables::Variable;
+use crate::{config::settings::Settings, runner::alone::sandbox_over};
 
 /// What is the same for every sandbox of a run.
 #[derive(Debug)]
 pub(crate) struct Ground {
     pub(crate) view: View,
     pub(crate) host_variables: HostVariables,
-    pub(crate) asked: Vec<Variable>,
     /// What programs of the target are started through.
     pub(crate) through: Vec<String>,
     /// When the run began.
@@ -33,8 +32,13 @@ pub(crate) struct Ground {
 }
 
 impl Ground {
-    /// The sandbox for `binary` with `arguments`, as yet without settings of its own.
-    pub(crate) fn sandbox(&self, binary: &TestBinary, arguments: Vec<OsString>) -> SandboxBuilder {
+    /// The sandbox for `binary` with `arguments`.
+    pub(crate) fn sandbox(
+        &self,
+        binary: &TestBinary,
+        settings: &Settings,
+        arguments: Vec<OsString>,
+    ) -> SandboxBuilder {
         let host = std::env::vars_os();
         let given = host.chain(
             binary
@@ -52,9 +56,9 @@ impl Ground {
                 .collect(),
             binary: binary.path.clone(),
             working_dir: binary.working_dir.clone(),
-            variables: environment::of_test(given, &self.host_variables, &self.asked),
+            variables: environment::of_test(given, &self.host_variables, &settings.variables()),
         };
-        isolate::sandbox(&self.view, program)
+        sandbox_over(&self.view, settings, program)
     }
 }
 

@@ -27,10 +27,12 @@ use super::{
     libtest::{self, Said},
     schedule::{Queue, Room, Size},
     select::{Chosen, RunIgnored, Selection},
-    settings::{Isolate, Settings},
     together::{Gone, Group},
 };
-use crate::report::Reports;
+use crate::{
+    config::settings::{Isolate, Settings},
+    report::Reports,
+};
 
 /// How often a progress line moves.
 const TICK: Duration = Duration::from_millis(100);
@@ -94,7 +96,7 @@ pub(crate) struct Task {
 }
 
 enum Job {
-    List(Arc<TestBinary>),
+    List(Arc<TestBinary>, Arc<Settings>),
     Alone(Box<Task>),
     Together(Vec<Task>, Group),
     Doctests(Doctests),
@@ -295,7 +297,8 @@ impl<'a> Engine<'a> {
         }
         self.release_what_is_shuffled();
         while let Some((room, binary)) = self.lists.next() {
-            self.start(scope, room, Job::List(binary));
+            let settings = self.choice.settings(&binary, "");
+            self.start(scope, room, Job::List(binary, settings));
         }
         // A list takes little, but it takes it now.
         while self.queue.running() + self.lists.running() < self.slots() {
@@ -351,7 +354,7 @@ impl<'a> Engine<'a> {
         let sender = self.sender.clone();
         let at = self.now();
         match &job {
-            Job::List(_) | Job::Doctests(_) => {}
+            Job::List(..) | Job::Doctests(_) => {}
             Job::Alone(task) => self.started(task, at),
             Job::Together(tasks, _) => {
                 for task in tasks {
@@ -362,8 +365,8 @@ impl<'a> Engine<'a> {
         let work = move || {
             let lane = room.lane();
             let done = match job {
-                Job::List(binary) => {
-                    let listed = list(ground, options, &binary);
+                Job::List(binary, settings) => {
+                    let listed = list(ground, options, &binary, &settings);
                     Done::Listed(binary, listed)
                 }
                 Job::Alone(task) => {
@@ -674,7 +677,7 @@ impl<'a> Engine<'a> {
     fn size(&self, job: &Job) -> Size {
         let took = |task: &Task| self.ended.history.took(&task.binary.id, &task.id.name);
         match job {
-            Job::List(_) | Job::Doctests(_) => Size {
+            Job::List(..) | Job::Doctests(_) => Size {
                 expected: None,
                 slots: 1,
                 memory_bytes: None,
@@ -705,7 +708,7 @@ impl<'a> Engine<'a> {
         self.doctests = None;
         for job in jobs {
             match job {
-                Job::List(_) | Job::Doctests(_) => {}
+                Job::List(..) | Job::Doctests(_) => {}
                 Job::Alone(task) => self.not_reached(*task),
                 Job::Together(tasks, _) => {
                     tasks.into_iter().for_each(|task| self.not_reached(task))
@@ -964,13 +967,14 @@ fn list(
     ground: &Ground,
     options: &Options,
     binary: &Arc<TestBinary>,
+    settings: &Settings,
 ) -> Result<Option<Vec<(String, bool)>>, Box<Attempt>> {
     let ask = |more: &[&str]| {
         let words = ["--list", "--format", "terse"].iter().chain(more);
         let arguments = words
             .map(OsString::from)
             .chain(options.arguments.iter().cloned());
-        let sandbox = ground.sandbox(binary, arguments.collect());
+        let sandbox = ground.sandbox(binary, settings, arguments.collect());
         attempt::run(
             ground,
             sandbox.timeout(Duration::from_secs(60)),
@@ -1019,7 +1023,7 @@ fn alone(ground: &Ground, options: &Options, task: &Task) -> Attempt {
         arguments.push("--ignored".into());
     }
     arguments.extend(options.arguments.iter().cloned());
-    let mut sandbox = task.settings.apply(ground.sandbox(&task.binary, arguments));
+    let mut sandbox = ground.sandbox(&task.binary, &task.settings, arguments);
     if let Some(limit) = task.settings.timeout() {
         sandbox = sandbox.timeout(limit);
     }
@@ -1056,7 +1060,7 @@ fn together(
     let binary = &tasks[0].binary;
     let mut arguments = group.arguments();
     arguments.extend(options.arguments.iter().cloned());
-    let sandbox = tasks[0].settings.apply(ground.sandbox(binary, arguments));
+    let sandbox = ground.sandbox(binary, &tasks[0].settings, arguments);
     let by_name: BTreeMap<&str, &Task> = tasks
         .iter()
         .map(|task| (task.id.name.as_str(), task))

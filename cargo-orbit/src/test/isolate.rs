@@ -12,7 +12,7 @@ use std::{
 use cargo_metadata::Metadata;
 use orbit::{
     __private::{SANDBOX_OF, SANDBOX_OF_TEST},
-    Mount, Output, Sandbox, SandboxBuilder, Stdin,
+    Output, Sandbox, SandboxBuilder, Stdin,
 };
 use serde::{Deserialize, Serialize};
 
@@ -28,8 +28,6 @@ pub(crate) struct View {
     pub(crate) work: Vec<PathBuf>,
     /// Seen where they are; writes fail.
     pub(crate) toolchain: Vec<PathBuf>,
-    /// Seen where they are; writes are kept.
-    pub(crate) writable: Vec<PathBuf>,
     /// Not seen, though they lie in what is.
     pub(crate) hidden: Vec<PathBuf>,
     /// Where the toolchain's own variables must point, since the home directory is another.
@@ -70,7 +68,6 @@ impl View {
     pub(crate) fn new(
         metadata: &Metadata,
         toolchain: &Toolchain,
-        writable: Vec<PathBuf>,
         exists: impl Fn(&Path) -> bool,
     ) -> Self {
         let root = metadata.workspace_root.clone().into_std_path_buf();
@@ -114,7 +111,6 @@ impl View {
             home: toolchain.home.clone(),
             work,
             toolchain: shown,
-            writable,
             hidden,
             variables,
         }
@@ -181,9 +177,6 @@ pub(crate) fn sandbox(view: &View, program: Program) -> SandboxBuilder {
     {
         sandbox = sandbox.host_path_read_only(directory);
     }
-    sandbox = view.writable.iter().fold(sandbox, |sandbox, path| {
-        sandbox.mount(Mount::bind(path, path))
-    });
     sandbox = view.hidden.iter().fold(sandbox, SandboxBuilder::hide);
     sandbox
         .cmd(program.command)
@@ -246,7 +239,7 @@ mod tests {
     #[test]
     fn a_package_outside_of_the_workspace_is_seen() {
         let metadata = fixture();
-        let view = View::new(&metadata, &toolchain("/c", "/s"), Vec::new(), |_| false);
+        let view = View::new(&metadata, &toolchain("/c", "/s"), |_| false);
         let root = metadata.workspace_root.as_std_path();
         assert_eq!(view.work[0], root);
         assert!(
@@ -264,7 +257,7 @@ mod tests {
     fn credentials_are_hidden_and_what_is_not_there_is_not_shown() {
         let there = ["/c", "/c/credentials.toml"].map(Path::new);
         let seen = |sysroot: &str| {
-            View::new(&fixture(), &toolchain("/c", sysroot), Vec::new(), |path| {
+            View::new(&fixture(), &toolchain("/c", sysroot), |path| {
                 there.contains(&path)
             })
         };

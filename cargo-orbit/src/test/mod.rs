@@ -20,14 +20,14 @@ mod libtest;
 mod schedule;
 mod select;
 pub(crate) mod session;
-mod settings;
 mod together;
 mod words;
 
 use std::{
+    collections::BTreeMap,
     env,
     io::{self, IsTerminal as _},
-    path::{self, Path, PathBuf},
+    path::Path,
     process::{Command, ExitCode, ExitStatus},
     sync::{
         Arc,
@@ -57,13 +57,14 @@ use self::{
     history::History,
     isolate::{Toolchain, View},
     select::{RunIgnored, Selection},
-    session::{Host, Session},
-    settings::Settings,
+    session::{Host, NotRun, Session},
     words::Words,
 };
 use crate::{
+    config::{Config as Settled, settings::Settings},
     exit,
-    report::{Reports, colour, human, json, junit},
+    filter::{Filter, Platform, TestFacts, Workspace},
+    report::{Reports, colour, github, html, human, json, junit},
 };
 
 /// Builds and runs the tests that `args` ask for.
@@ -90,10 +91,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let target_directory = metadata.target_directory.clone().into_std_path_buf();
     let history = History::load(&target_directory);
     let options = options(args, &words, &history)?;
+    let workspace = Workspace::new(&metadata);
+    let choice = Chosen {
+        config: Settled::load(&workspace, &args.settings, env::vars_os())?,
+        filters: filters(&args.run.filterset, &workspace)?,
+    };
     let ground = Ground {
-        view: View::new(&metadata, &toolchain, writable(args)?, Path::exists),
+        view: View::new(&metadata, &toolchain, Path::exists),
         host_variables: HostVariables::new(env::vars_os()),
-        asked: args.env.clone(),
         through: through.clone(),
         began,
         running: attempt::Running::default(),
@@ -109,14 +114,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let session = Session {
         view: ground.view.clone(),
         host_variables: ground.host_variables.clone(),
-        variables: args.env.clone(),
+        settings: args.settings.clone(),
     };
     let mut host = Host::new(&session)?;
     let doctests = doctests(args, &words, &metadata, &targets, &host, &options)?;
 
     let mut reports = reports(args, &words);
     if !options.list {
-        reports.on(&Event::RunStarted(run_started(&metadata, &options)));
+        reports.on(&Event::RunStarted(run_started(
+            &metadata,
+            &options,
+            choice.config.profile.clone(),
+        )));
     }
     let (sender, messages) = mpsc::channel();
     let signals = signals(sender.clone()).context("cannot take the signals of this process")?;
@@ -130,7 +139,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             let _ = pidfd_send_signal(cargo, Signal::INT);
         }
     };
-    let choice = Chosen(args);
     let engine = Engine::new(&ground, &options, &choice, sender.clone(), reports, history);
     let ended = thread::scope(|scope| {
         match build {
@@ -152,7 +160,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         engine.run(&messages, doctests, &stop_build)
     });
     signals.close();
-    let not_run = host.reports()?.len() + ended.not_run;
+    let not_run = host.reports()?;
+    if !not_run.is_empty() {
+        eprint!("{}", not_run_text(&not_run));
+    }
+    let not_run = not_run.len() + ended.not_run;
     Ok(conclude(ended, &target_directory, not_run).into())
 }
 
@@ -230,18 +242,46 @@ fn jobs(text: &str, cpus: usize) -> anyhow::Result<usize> {
     }
 }
 
-/// What chooses how tests run.
-struct Chosen<'a>(&'a Args);
+/// What chooses how tests run, and which.
+struct Chosen {
+    config: Settled,
+    filters: Vec<Filter>,
+}
 
-impl Choice for Chosen<'_> {
-    fn settings(&self, _: &TestBinary, _: &str) -> Arc<Settings> {
-        Arc::new(Settings::default())
+impl Choice for Chosen {
+    fn settings(&self, binary: &TestBinary, test: &str) -> Arc<Settings> {
+        self.config.settings(&facts(binary, test))
     }
 
-    fn has(&self, _: &TestBinary, _: &str) -> bool {
-        let _ = self.0;
-        true
+    fn has(&self, binary: &TestBinary, test: &str) -> bool {
+        let facts = facts(binary, test);
+        self.filters.is_empty() || self.filters.iter().any(|filter| filter.matches(&facts))
     }
+}
+
+/// What the configuration and filtersets are asked about. A binary that runs as a whole has no test's name.
+fn facts<'a>(binary: &'a TestBinary, test: &'a str) -> TestFacts<'a> {
+    TestFacts {
+        package_id: &binary.package_id,
+        binary_id: &binary.id.0,
+        binary_name: &binary.name,
+        kind: binary.kind,
+        platform: if binary.kind == "proc-macro" {
+            Platform::Host
+        } else {
+            Platform::Target
+        },
+        test: Some(test),
+    }
+}
+
+/// What was asked with `-E`.
+fn filters(texts: &[String], workspace: &Workspace) -> anyhow::Result<Vec<Filter>> {
+    let parse = |text: &String| match Filter::parse(text, workspace) {
+        Ok(filter) => Ok(filter),
+        Err(error) => bail!("-E {}", error.rendered(text)),
+    };
+    texts.iter().map(parse).collect()
 }
 
 fn reports(args: &Args, words: &Words) -> Reports {
@@ -258,10 +298,12 @@ fn reports(args: &Args, words: &Words) -> Reports {
         |name| env::var_os(name),
         io::stderr().is_terminal(),
     );
-    reports.add(
-        "the report on standard error",
-        human::Human::new(verbosity, colours),
-    );
+    let mut human = human::Human::new(verbosity, colours);
+    let on_github = github::is_here(|name| env::var_os(name));
+    if on_github {
+        human = human.guarded(github::Guard::new());
+    }
+    reports.add("the report on standard error", human);
     if args
         .cargo
         .message_format
@@ -279,10 +321,26 @@ fn reports(args: &Args, words: &Words) -> Reports {
             junit::Junit::new(path.clone()),
         );
     }
+    if let Some(directory) = &args.run.report {
+        reports.add(
+            format!("the page {}/index.html", directory.display()),
+            html::Html::new(directory.clone()),
+        );
+    }
+    if on_github {
+        reports.add(
+            "the report for GitHub",
+            github::Github::new(io::stderr(), |name| env::var_os(name)),
+        );
+    }
     reports
 }
 
-fn run_started(metadata: &cargo_metadata::Metadata, options: &Options) -> RunStarted {
+fn run_started(
+    metadata: &cargo_metadata::Metadata,
+    options: &Options,
+    profile: Option<String>,
+) -> RunStarted {
     let since_1970 = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
@@ -293,7 +351,7 @@ fn run_started(metadata: &cargo_metadata::Metadata, options: &Options) -> RunSta
         workspace: workspace.to_owned(),
         jobs: options.jobs,
         shuffle: options.shuffle,
-        profile: None,
+        profile,
         command_line: env::args().collect(),
     }
 }
@@ -314,6 +372,7 @@ fn doctests(
         && !packages.is_empty()
         && in_share
         && selection.failed.is_none()
+        && args.run.filterset.is_empty()
         && !options.list;
     if !is_wanted {
         return Ok(None);
@@ -390,19 +449,25 @@ fn conclude(ended: Ended, target_directory: &Path, not_run: usize) -> u8 {
     0
 }
 
-/// What was asked with `--writable`, as whole paths.
-fn writable(args: &Args) -> anyhow::Result<Vec<PathBuf>> {
-    let absolute = |path: &PathBuf| {
-        let found = path::absolute(path).and_then(|path| {
-            if path.try_exists()? {
-                Ok(path)
-            } else {
-                Err(io::ErrorKind::NotFound.into())
-            }
-        });
-        found.with_context(|| format!("--writable {}", path.display()))
+/// Doctests that a runner could not start: each reason once, however many tests it hit.
+fn not_run_text(not_run: &[NotRun]) -> String {
+    let mut by_reason: BTreeMap<&str, usize> = BTreeMap::new();
+    for report in not_run {
+        *by_reason.entry(&report.why).or_default() += 1;
+    }
+    let reasons: Vec<String> = by_reason
+        .iter()
+        .map(|(why, count)| format!("  {count} × {}\n", why.replace('\n', "\n      ")))
+        .collect();
+    let reasons = reasons.concat();
+    let programs = match not_run.len() {
+        1 => "1 program with doctests".to_owned(),
+        count => format!("{count} programs with doctests"),
     };
-    args.writable.iter().map(absolute).collect()
+    format!(
+        "orbit: {programs} could not be started in a container and did not run; what is said of doctests above is \
+         incomplete:\n{reasons}"
+    )
 }
 
 /// Cargo's own exit code; 128 + signal where a signal ended it.
@@ -410,4 +475,35 @@ fn code(status: ExitStatus) -> u8 {
     use std::os::unix::process::ExitStatusExt as _;
     let number = status.code().or(status.signal().map(|signal| 128 + signal));
     number.map_or(exit::CARGO_FAILED, exit::of_number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_are_counted_as_cargo_counts_them() {
+        assert_eq!(jobs("3", 8).unwrap(), 3);
+        assert_eq!(jobs("-2", 8).unwrap(), 6);
+        assert_eq!(jobs("-9", 8).unwrap(), 1);
+        assert_eq!(jobs("default", 8).unwrap(), 8);
+        assert!(jobs("0", 8).is_err() && jobs("many", 8).is_err());
+    }
+
+    #[test]
+    fn each_reason_is_told_once() {
+        let not_run = |program: &str, why: &str| NotRun {
+            program: program.into(),
+            why: why.to_owned(),
+        };
+        insta::assert_snapshot!(
+            not_run_text(&[not_run("/a", "no\nnamespaces"), not_run("/b", "full"), not_run("/c", "full")]),
+            @r"
+        orbit: 3 programs with doctests could not be started in a container and did not run; what is said of doctests above is incomplete:
+          2 × full
+          1 × no
+              namespaces
+        "
+        );
+    }
 }

@@ -16,7 +16,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{environment::HostVariables, isolate::View};
-use crate::variables::Variable;
+use crate::config::args::SettingsArgs;
 
 /// What is the same for every test program of a session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,8 +25,8 @@ pub(crate) struct Session {
     pub(crate) view: View,
     /// What the host's variables were before cargo added its own.
     pub(crate) host_variables: HostVariables,
-    /// What was asked with `--env`.
-    pub(crate) variables: Vec<Variable>,
+    /// Keys of the configuration that were given as flags.
+    pub(crate) settings: SettingsArgs,
 }
 
 /// A program that did not run, because no sandbox could be made for it.
@@ -159,11 +159,11 @@ mod tests {
     fn what_is_told_arrives_both_ways() {
         let session = Session {
             view: View {
-                writable: vec!["/w".into()],
+                work: vec!["/w".into()],
                 ..View::default()
             },
             host_variables: HostVariables::new([("A".into(), "secret".into())]),
-            variables: vec!["B=1".parse().unwrap()],
+            settings: SettingsArgs::default(),
         };
         let mut host = Host::new(&session).unwrap();
         let address = host.address().into_string().unwrap();

@@ -56,6 +56,40 @@ impl SandboxBuilder {
         sandbox.wait()
     }
 
+    /// What would be done to make this sandbox, one numbered step a line: nothing is made and nothing is run. An
+    /// image is looked up, and pulled as [`pull`](Self::pull) says; the addresses that it would have on networks are
+    /// not among the steps.
+    ///
+    /// ```
+    /// let plan = orbit::Sandbox::builder().cmd(["true"]).plan()?;
+    /// assert!(plan.starts_with("01 unshare mount"), "{plan}");
+    /// # Ok::<(), orbit::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Everything that is wrong with what was asked, as [`start`](Self::start) would say.
+    pub fn plan(self) -> Result<String, Error> {
+        let Self {
+            mut spec,
+            mut faults,
+            ..
+        } = self;
+        let host =
+            Host::get().map_err(|e| Error::io("cannot read the facts of this machine", e))?;
+        let around = surroundings();
+        anchor(&mut spec, &around.working_dir, &mut faults);
+        limited::look_up(&mut spec.limits, &mut faults);
+        let (image, _held) = resolve(&spec, host, &mut faults)?;
+        match plan(&spec, &image, host, &around) {
+            Ok(plan) if faults.is_empty() => Ok(plan.to_string()),
+            Ok(_) => Err(Error::spec(faults)),
+            Err(found) => {
+                faults.extend(found);
+                Err(Error::spec(faults))
+            }
+        }
+    }
+
     /// Starts the program in a fresh sandbox, and returns once it runs, and is ready where something is
     /// [waited for](Self::wait_for).
     ///

@@ -153,11 +153,29 @@ pub type Runner<'a> = &'a dyn Fn() -> Result<Program>;
 /// # Errors
 /// Where it does not build, or its output is not what libtest prints. Failed tests are verdicts.
 pub fn cargo_test_verdicts(krate: &Published, copy: &Path, runner: Runner<'_>) -> Result<Verdicts> {
+    verdicts(krate, copy, runner()?, Verdicts::parse)
+}
+
+/// The same of `cargo orbit test`.
+///
+/// # Errors
+/// As [`cargo_test_verdicts`].
+pub fn orbit_test_verdicts(krate: &Published, copy: &Path, runner: Runner<'_>) -> Result<Verdicts> {
+    let orbit = runner()?.args(["--message-format", "json"]);
+    verdicts(krate, copy, orbit, Verdicts::of_orbit)
+}
+
+fn verdicts(
+    krate: &Published,
+    copy: &Path,
+    runner: Program,
+    read: fn(&str) -> Result<Verdicts>,
+) -> Result<Verdicts> {
     let target = copy
         .parent()
         .context("a copy is in a directory")?
         .join("target");
-    let finished = runner()?
+    let finished = runner
         .arg("--manifest-path")
         .arg(copy.join("Cargo.toml"))
         // Not by the environment, which cargo run by a test would see too (duct has such tests).
@@ -170,12 +188,12 @@ pub fn cargo_test_verdicts(krate: &Published, copy: &Path, runner: Runner<'_>) -
         .current_dir(copy)
         .deadline(DEADLINE)
         .run()?;
-    let read = read_verdicts(&finished);
+    let read = read_verdicts(&finished, read);
     read.with_context(|| finished.to_string())
 }
 
-fn read_verdicts(finished: &Finished) -> Result<Verdicts> {
-    let verdicts = Verdicts::parse(&finished.stdout)?;
+fn read_verdicts(finished: &Finished, read: fn(&str) -> Result<Verdicts>) -> Result<Verdicts> {
+    let verdicts = read(&finished.stdout)?;
     ensure!(!verdicts.is_empty(), "no test ran");
     let success = finished.status.success();
     ensure!(

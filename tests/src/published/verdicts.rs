@@ -2,7 +2,8 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 
 /// How one test ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,6 +46,62 @@ impl Verdicts {
             "read {read} verdicts, but libtest counts {counted}"
         );
         Ok(verdicts)
+    }
+
+    /// Reads the events of `cargo orbit test --message-format json`, and checks them against its own counts. What a
+    /// program did beside its tests is no test's, and not here.
+    ///
+    /// # Errors
+    /// Where the counts differ, or a line is no event.
+    pub fn of_orbit(stdout: &str) -> Result<Self> {
+        let mut verdicts = Self::default();
+        let (mut read, mut counted) = (0, None);
+        for line in stdout.lines() {
+            let event: Value = serde_json::from_str(line)
+                .with_context(|| format!("not an event of `cargo orbit test`: {line}"))?;
+            match event["event"].as_str() {
+                Some("test-finished") => {
+                    read += 1;
+                    let verdict = match event["class"].as_str() {
+                        Some("passed" | "flaky") => Verdict::Passed,
+                        Some("ignored") => Verdict::Ignored,
+                        Some("not-reached") => continue,
+                        _ => Verdict::Failed,
+                    };
+                    let name = event["test"]["name"].as_str().unwrap_or_default();
+                    if !name.is_empty() {
+                        verdicts.0.entry(name.to_owned()).or_default().push(verdict);
+                    }
+                }
+                Some("run-finished") => {
+                    let count = |name: &str| event[name].as_u64().unwrap_or_default();
+                    let names = ["passed", "failed", "ignored", "not_reached"];
+                    counted = Some(names.into_iter().map(count).sum::<u64>());
+                }
+                _ => {}
+            }
+        }
+        for same_name in verdicts.0.values_mut() {
+            same_name.sort_unstable();
+        }
+        ensure!(
+            counted == Some(read),
+            "read {read} verdicts, but `cargo orbit test` counts {counted:?}"
+        );
+        Ok(verdicts)
+    }
+
+    /// The verdict of the one test that is called so.
+    pub fn of(&self, name: &str) -> Option<Verdict> {
+        match self.0.get(name).map(Vec::as_slice) {
+            Some([verdict]) => Some(*verdict),
+            _ => None,
+        }
+    }
+
+    /// The names of all tests.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
     }
 
     /// Whether no test ran.
@@ -163,6 +220,33 @@ test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; 
             ["tests::slow: [Ignored] / [Passed]"]
         );
         assert!(verdicts.differences(&verdicts).is_empty());
+    }
+
+    #[test]
+    fn reads_the_events_of_orbit() {
+        let finished = |name: &str, class: &str| {
+            format!(
+                r#"{{"event":"test-finished","class":"{class}","test":{{"binary":"b","name":"{name}"}}}}"#
+            )
+        };
+        let end = r#"{"event":"run-finished","passed":2,"failed":1,"ignored":1,"not_reached":0}"#;
+        let lines = [
+            finished("a", "flaky"),
+            finished("a", "failed"),
+            finished("c", "ignored"),
+            finished("", "passed"),
+        ];
+        let stdout = format!("{}\n{end}\n", lines.join("\n"));
+        let verdicts = Verdicts::of_orbit(&stdout).unwrap();
+        assert_eq!(verdicts.to_string(), "1 passed, 1 failed, 1 ignored");
+        assert_eq!(verdicts.of("c"), Some(Verdict::Ignored));
+        assert_eq!(verdicts.of("a"), None);
+        let fault = Verdicts::of_orbit(&format!("{}\n{end}\n", lines[0])).unwrap_err();
+        assert_eq!(
+            fault.to_string(),
+            "read 1 verdicts, but `cargo orbit test` counts Some(4)"
+        );
+        assert!(Verdicts::of_orbit("noise").is_err());
     }
 
     #[test]

@@ -7,7 +7,10 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use orbit_tests::{Case, Context, Program, Skip, Who};
+use orbit_tests::{
+    Case, Context, Program, Skip, Who,
+    published::{Verdict, Verdicts},
+};
 
 const DEADLINE: Duration = Duration::from_secs(600);
 const MANIFEST: &str = "fixtures/sandboxed/Cargo.toml";
@@ -46,9 +49,15 @@ fn ends_as_the_table_says(context: &Context) -> Result<()> {
     let orbit = run(
         context.orbit("test")?,
         context,
-        &["--no-fail-fast", "--env", "FIXTURE_SECRET"],
+        &[
+            "--no-fail-fast",
+            "--env",
+            "FIXTURE_SECRET",
+            "--message-format",
+            "json",
+        ],
     )?;
-    let mut verdicts = libtest_verdicts(&orbit);
+    let mut verdicts = orbit_verdicts(&orbit)?;
     ensure!(
         verdicts.insert(THIRD.to_owned(), "ok") == Some("failed")
             && orbit.contains("The kernel stacks two overlays at most"),
@@ -107,6 +116,26 @@ fn libtest_verdicts(output: &str) -> BTreeMap<String, &'static str> {
         Some((name.to_owned(), verdict))
     };
     output.lines().filter_map(verdict).collect()
+}
+
+/// The events come first, a line each; then what people are told.
+fn orbit_verdicts(output: &str) -> Result<BTreeMap<String, &'static str>> {
+    let events: Vec<&str> = output
+        .lines()
+        .take_while(|line| line.starts_with('{'))
+        .collect();
+    let verdicts = Verdicts::of_orbit(&events.join("\n"))?;
+    Ok(verdicts
+        .names()
+        .map(|name| {
+            let verdict = match verdicts.of(name) {
+                Some(Verdict::Passed) => "ok",
+                Some(Verdict::Ignored) => "ignored",
+                Some(Verdict::Failed) | None => "failed",
+            };
+            (name.to_owned(), verdict)
+        })
+        .collect())
 }
 
 /// `PASS [   0.009s] ( 1/31) sandboxed NAME`. What it skips, it only counts.

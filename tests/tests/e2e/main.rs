@@ -13,7 +13,9 @@ mod raw;
 mod registry;
 mod roles;
 mod run;
+mod runner;
 mod support;
+mod verdicts;
 
 use std::process::ExitCode;
 
@@ -35,6 +37,8 @@ fn main() -> ExitCode {
             hostile::cases(),
             faults::cases(),
             run::cases(),
+            runner::cases(),
+            verdicts::cases(),
             published::cases(),
         ]
         .concat(),

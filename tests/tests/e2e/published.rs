@@ -6,7 +6,9 @@ use anyhow::{Context as _, Result, ensure};
 use nix::unistd::Uid;
 use orbit_tests::{
     Case, Context, LeakAudit, Program, Who,
-    published::{CRATES, DEADLINE, Published, Verdict, cargo_test_verdicts},
+    published::{
+        CRATES, DEADLINE, Published, Verdict, Verdicts, cargo_test_verdicts, orbit_test_verdicts,
+    },
 };
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -29,8 +31,8 @@ pub(crate) fn cases() -> Vec<Case> {
 
 /// The fixture of the README's first command: the same tests end the same, and so does the command.
 fn hello_ends_the_same(context: &Context) -> Result<()> {
-    let verdicts = |program: Program| -> Result<(Option<i32>, Vec<String>)> {
-        let finished = program
+    let run = |program: Program| {
+        program
             .arg("--manifest-path")
             .arg(context.in_workspace("fixtures/hello/Cargo.toml"))
             .arg("--target-dir")
@@ -38,20 +40,17 @@ fn hello_ends_the_same(context: &Context) -> Result<()> {
             .args(["--offline", "--no-fail-fast"])
             .env("CARGO_TERM_COLOR", "never")
             .deadline(DEADLINE)
-            .run()?;
-        let mut lines: Vec<String> = finished
-            .stdout
-            .lines()
-            .filter(|line| line.starts_with("test ") && !line.starts_with("test result"))
-            .map(str::to_owned)
-            .collect();
-        lines.sort();
-        ensure!(!lines.is_empty(), "no test ran: {finished}");
-        Ok((finished.status.code(), lines))
+            .run()
     };
-    let plain = verdicts(context.cargo()?.arg("test"))?;
-    let orbit = verdicts(context.orbit("test")?)?;
-    ensure!(plain == orbit, "{plain:?}\nand not\n{orbit:?}");
+    let plain = run(context.cargo()?.arg("test"))?;
+    let orbit = run(context.orbit("test")?.args(["--message-format", "json"]))?;
+    let differences =
+        Verdicts::parse(&plain.stdout)?.differences(&Verdicts::of_orbit(&orbit.stdout)?);
+    ensure!(differences.is_empty(), "{}", differences.join("\n"));
+    ensure!(
+        plain.status.code() == orbit.status.code(),
+        "{plain}\nand not\n{orbit}"
+    );
     Ok(())
 }
 
@@ -73,7 +72,7 @@ fn ends_the_same(context: &Context, krate: &Published) -> Result<()> {
         krate.passed
     );
 
-    let orbit = cargo_test_verdicts(krate, &copy, &|| context.orbit("test"))
+    let orbit = orbit_test_verdicts(krate, &copy, &|| context.orbit("test"))
         .with_context(|| format!("cargo orbit test, where cargo test gives {plain}"))?;
     let differences = plain.differences(&orbit);
     ensure!(

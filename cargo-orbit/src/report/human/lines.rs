@@ -5,6 +5,7 @@ use std::{fmt::Write as _, time::Duration};
 use crate::{
     report::{
         colour::{BAD, BINARY, BOLD, Brush, DIM, GOOD, TEST, WARN},
+        github::Guard,
         text::{self, counted},
     },
     test::event::{
@@ -21,14 +22,16 @@ const FILES_MOST: usize = 10;
 const INDENT: &str = "                     ";
 
 /// Writes lines.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Lines {
     pub(super) brush: Brush,
     pub(super) verbose: bool,
+    /// On GitHub Actions, around what tests wrote.
+    pub(super) guard: Option<Guard>,
 }
 
 impl Lines {
-    pub(super) fn run_started(self, run: &RunStarted) -> String {
+    pub(super) fn run_started(&self, run: &RunStarted) -> String {
         let jobs = match run.jobs {
             1 => "one job".to_owned(),
             jobs => format!("{jobs} jobs"),
@@ -44,14 +47,14 @@ impl Lines {
         line + "\n"
     }
 
-    pub(super) fn binary_listed(self, listed: &BinaryListed) -> String {
+    pub(super) fn binary_listed(&self, listed: &BinaryListed) -> String {
         let word = self.word(DIM, "Listed");
         let binary = self.brush.paint(BINARY, &text::name(&listed.binary.0));
         let tests = counted(listed.tests, "test");
         format!("{word} {binary}: {tests}, {} selected\n", listed.selected)
     }
 
-    pub(super) fn test_started(self, id: &TestId, attempt: u32) -> String {
+    pub(super) fn test_started(&self, id: &TestId, attempt: u32) -> String {
         let which = match attempt {
             1 => String::new(),
             attempt => format!(" (attempt {attempt})"),
@@ -60,13 +63,13 @@ impl Lines {
         format!("{word}             {}{which}\n", self.test(id))
     }
 
-    pub(super) fn slow(self, id: &TestId, running_for: Duration) -> String {
+    pub(super) fn slow(&self, id: &TestId, running_for: Duration) -> String {
         let word = self.word(WARN, "SLOW");
         format!("{word} {} {}\n", self.time(running_for, '>'), self.test(id))
     }
 
     /// An attempt that failed, when there will be another.
-    pub(super) fn retried(self, id: &TestId, failed: &Attempt) -> String {
+    pub(super) fn retried(&self, id: &TestId, failed: &Attempt) -> String {
         let word = self.word(WARN, failed.verdict.word());
         let time = self.time(failed.wall_time, ' ');
         let mut text = format!("{word} {time} {}, and is tried again\n", self.test(id));
@@ -76,7 +79,7 @@ impl Lines {
     }
 
     /// The line of a test that has ended, and what belongs to it.
-    pub(super) fn finished(self, result: &TestResult) -> String {
+    pub(super) fn finished(&self, result: &TestResult) -> String {
         let class = result.class();
         let Some(last) = result.attempts.last() else {
             let word = if class == Class::Ignored {
@@ -116,7 +119,7 @@ impl Lines {
         text
     }
 
-    pub(super) fn ending(self, why: Ending, running: usize) -> String {
+    pub(super) fn ending(&self, why: Ending, running: usize) -> String {
         let word = self.word(WARN, "Ending");
         let why = match why {
             Ending::Signal => "as a signal asks",
@@ -128,7 +131,7 @@ impl Lines {
         )
     }
 
-    pub(super) fn summary(self, summary: &Summary) -> String {
+    pub(super) fn summary(&self, summary: &Summary) -> String {
         let style = if summary.failed > 0 { BAD } else { GOOD };
         let run = summary.passed + summary.failed;
         let mut text = self.brush.paint(DIM, &"─".repeat(12));
@@ -164,7 +167,7 @@ impl Lines {
     }
 
     /// A test as the summary names it.
-    pub(super) fn in_summary(self, result: &TestResult) -> String {
+    pub(super) fn in_summary(&self, result: &TestResult) -> String {
         let Some(last) = result.attempts.last() else {
             return String::new();
         };
@@ -180,7 +183,7 @@ impl Lines {
     }
 
     /// What to do about it.
-    pub(super) fn what_next(self, summary: &Summary) -> String {
+    pub(super) fn what_next(&self, summary: &Summary) -> String {
         if summary.failed == 0 {
             if summary.passed == 0 && summary.not_reached == 0 {
                 return format!("{} no test was run\n", self.word(WARN, "Note"));
@@ -192,16 +195,16 @@ impl Lines {
     }
 
     /// One word in a column of its own.
-    fn word(self, style: anstyle::Style, word: &str) -> String {
+    fn word(&self, style: anstyle::Style, word: &str) -> String {
         self.brush.paint(style, &format!("{word:>8}"))
     }
 
-    fn time(self, time: Duration, sign: char) -> String {
+    fn time(&self, time: Duration, sign: char) -> String {
         self.brush
             .paint(DIM, &format!("[{sign}{:>7.3}s]", time.as_secs_f64()))
     }
 
-    fn test(self, id: &TestId) -> String {
+    fn test(&self, id: &TestId) -> String {
         let mut test = self.brush.paint(BINARY, &text::name(&id.binary.0));
         if !id.name.is_empty() {
             test.push(' ');
@@ -221,7 +224,7 @@ impl Lines {
     }
 
     /// What is remarkable about an attempt, a line each.
-    fn details(self, text: &mut String, attempt: &Attempt) {
+    fn details(&self, text: &mut String, attempt: &Attempt) {
         let mut say = |what: &str, style: anstyle::Style| {
             // Reasons of several lines stay under each other.
             let lines: Vec<_> = what.lines().map(text::name).collect();
@@ -259,22 +262,27 @@ impl Lines {
     }
 
     /// What was captured.
-    fn outputs(self, text: &mut String, attempt: &Attempt) {
+    fn outputs(&self, text: &mut String, attempt: &Attempt) {
+        let mut said = String::new();
         for (name, bytes) in [("stdout", &attempt.stdout), ("stderr", &attempt.stderr)] {
             if bytes.is_empty() {
                 continue;
             }
             let rule = format!("  ── {name} ──────────");
-            let _ = writeln!(text, "{}", self.brush.paint(DIM, &rule));
+            let _ = writeln!(said, "{}", self.brush.paint(DIM, &rule));
             let output = text::output(&text::cut(bytes, OUTPUT_MOST_BYTES), self.brush.colours);
             for line in output.trim_end_matches('\n').split('\n') {
                 if line.is_empty() {
-                    text.push('\n');
+                    said.push('\n');
                 } else {
-                    let _ = writeln!(text, "    {line}");
+                    let _ = writeln!(said, "    {line}");
                 }
             }
         }
+        text.push_str(&match &self.guard {
+            Some(guard) => guard.around(&said),
+            None => said,
+        });
     }
 }
 

@@ -14,7 +14,7 @@ use std::{
 use indicatif::ProgressDrawTarget;
 
 use self::{lines::Lines, progress::Progress};
-use super::{Report, colour::Brush};
+use super::{Report, colour::Brush, github::Guard};
 use crate::test::event::{Class, Event, TestResult};
 
 /// How much is said.
@@ -66,10 +66,17 @@ impl<W: Write> Human<W> {
             lines: Lines {
                 brush,
                 verbose: verbosity == Verbosity::Verbose,
+                guard: None,
             },
             progress: Progress::new(progress, brush),
             remarkable: Vec::new(),
         }
+    }
+
+    /// For a step on GitHub Actions, whose runner must not obey what tests write.
+    pub(crate) fn guarded(mut self, guard: Guard) -> Self {
+        self.lines.guard = Some(guard);
+        self
     }
 
     /// Writes whole lines, with the progress line out of the way.
@@ -176,6 +183,29 @@ mod tests {
         assert!(coloured.contains("\x1b[1m\x1b[32m    PASS"), "{coloured:?}");
         let plain = super::super::text::output(coloured.as_bytes(), false);
         assert_eq!(plain, told(Verbosity::Normal, false));
+    }
+
+    #[test]
+    fn on_github_no_line_of_a_test_is_a_command() {
+        let mut out = Vec::new();
+        let target = ProgressDrawTarget::hidden();
+        let mut human = Human::to(&mut out, target, Verbosity::Normal, false).guarded(Guard::new());
+        for event in sample::run() {
+            human.on(&event).unwrap();
+        }
+        drop(human);
+        let mut ends = None;
+        for line in str::from_utf8(&out).unwrap().lines().map(str::trim) {
+            if let Some(word) = line.strip_prefix("::stop-commands::") {
+                assert_eq!(ends, None);
+                ends = Some(format!("::{word}::"));
+            } else if ends.as_deref() == Some(line) {
+                ends = None;
+            } else {
+                assert!(ends.is_some() || !line.starts_with("::"), "{line}");
+            }
+        }
+        assert_eq!(ends, None);
     }
 
     #[test]

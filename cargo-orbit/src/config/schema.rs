@@ -1,0 +1,304 @@
+//! The JSON schema of configuration files, for editors, and the list of keys for people: made from the table of keys,
+//! and published as `orbit.schema.json` and in `docs/configuration.md`. Tests compare them.
+
+use serde_json::{Map, Value, json};
+
+use super::keys::{BACKOFF, Form, KEYS, Key};
+
+const TIME: &str = r"^[0-9]+(\.[0-9]+)? *(ms|s|m|min|h)$";
+
+fn of_key(key: &Key) -> Value {
+    let text = || match key.name {
+        "memory" | "memory_high" | "disk" => {
+            json!({"type": "string", "pattern": r"^[0-9]+ *([bB]|[kKmMgGtT]([iI]?[bB])?)?$"})
+        }
+        "tmpfs" => json!({"type": "string", "pattern": "^/"}),
+        "mount" => json!({"type": "string", "pattern": "^[^:]+:/"}),
+        "ulimit" => json!({"type": "string", "pattern": "^[a-z]+="}),
+        "io_max" => json!({"type": "string", "pattern": "^[^ ]+ "}),
+        "pass_env" => json!({"type": "string", "pattern": "^[^=]+$"}),
+        _ => json!({"type": "string", "minLength": 1}),
+    };
+    let mut schema = match key.form {
+        Form::Text => text(),
+        Form::Number if key.name == "pids" => {
+            json!({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": "^[0-9]+$"}]})
+        }
+        Form::Number => {
+            json!({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string", "minLength": 1}]})
+        }
+        Form::Choice(words) => json!({"enum": words}),
+        Form::Switch => json!({"type": "boolean"}),
+        Form::List | Form::ListByName | Form::Paths => json!({"type": "array", "items": text()}),
+        Form::Variables => json!({
+            "type": "object",
+            "propertyNames": {"pattern": "^[^=]+$"},
+            "additionalProperties": {"type": "string"},
+        }),
+        Form::Time => json!({"type": "string", "pattern": TIME}),
+        Form::SlowTimeout => json!({"anyOf": [
+            {"type": "string", "pattern": TIME.replace('$', "(:[1-9][0-9]*)?$")},
+            {
+                "type": "object",
+                "additionalProperties": false,
+                "properties": {
+                    "period": {"type": "string", "pattern": TIME},
+                    "terminate_after": {"type": "integer", "minimum": 1},
+                },
+            },
+        ]}),
+        Form::Retries => json!({"anyOf": [
+            {"type": "integer", "minimum": 0},
+            {"type": "string", "pattern": "^[0-9]+(:|$)"},
+            {
+                "type": "object",
+                "additionalProperties": false,
+                "properties": {
+                    "count": {"type": "integer", "minimum": 0},
+                    "backoff": {"enum": BACKOFF},
+                    "delay": {"type": "string", "pattern": TIME},
+                },
+            },
+        ]}),
+    };
+    let about = format!("{} Default: {}.", key.help, key.default);
+    schema["description"] = about.into();
+    schema
+}
+
+/// A table with the keys, and `more`.
+fn table(more: Value) -> Value {
+    let mut properties: Map<String, Value> = KEYS
+        .iter()
+        .map(|key| {
+            let reference = format!("#/$defs/{}", key.name);
+            (key.name.to_owned(), json!({"$ref": reference}))
+        })
+        .collect();
+    properties.insert("reset".into(), json!({"$ref": "#/$defs/reset"}));
+    if let Value::Object(more) = more {
+        properties.extend(more);
+    }
+    json!({"type": "object", "additionalProperties": false, "properties": properties})
+}
+
+fn schema() -> Value {
+    let names: Vec<&str> = KEYS.iter().map(|key| key.name).collect();
+    let mut defs: Map<String, Value> = KEYS
+        .iter()
+        .map(|key| (key.name.to_owned(), of_key(key)))
+        .collect();
+    defs.insert(
+        "reset".into(),
+        json!({
+            "type": "array",
+            "items": {"enum": names},
+            "description": "Keys that begin again here: what weaker places said of them does not hold.",
+        }),
+    );
+    let mut an_override = table(json!({
+        "filter": {"type": "string", "minLength": 1, "description": "For which tests: a filterset."},
+    }));
+    an_override["required"] = json!(["filter"]);
+    defs.insert(
+        "overrides".into(),
+        json!({"type": "array", "items": an_override}),
+    );
+    let overrides = json!({"$ref": "#/$defs/overrides"});
+    let mut schema = table(json!({
+        "override": overrides,
+        "profile": {
+            "type": "object",
+            "additionalProperties": table(json!({"override": overrides})),
+        },
+    }));
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema".into();
+    schema["title"] = "Configuration of Orbit (.config/orbit.toml)".into();
+    schema["$defs"] = defs.into();
+    schema
+}
+
+/// What a value is, and its unit.
+fn form(key: &Key) -> String {
+    match (key.form, key.name) {
+        (Form::Text, "memory" | "memory_high" | "disk") => {
+            "a string: bytes, or with k, M, G, T of 1024 each".to_owned()
+        }
+        (Form::Text, _) => "a string".to_owned(),
+        (Form::Number, _) => "a number, or a string".to_owned(),
+        (Form::Choice(words), _) => {
+            let words: Vec<String> = words.iter().map(|word| format!("`\"{word}\"`")).collect();
+            words.join(", ")
+        }
+        (Form::Switch, _) => "`true` or `false`".to_owned(),
+        (Form::List | Form::Paths, _) => "a list of strings, which adds up".to_owned(),
+        (Form::ListByName, _) => {
+            "a list of strings, which adds up; one for each resource or device".to_owned()
+        }
+        (Form::Variables, _) => "a table of strings, merged by name".to_owned(),
+        (Form::Time, _) => "a string: a number with ms, s, m or h".to_owned(),
+        (Form::SlowTimeout, _) => {
+            "a time (ms, s, m, h), or a table of `period` (a time) and `terminate_after` (a number of periods)"
+                .to_owned()
+        }
+        (Form::Retries, _) => {
+            "a number, or a table of `count`, `backoff` (`\"fixed\"`, `\"exponential\"`) and `delay` (a time)".to_owned()
+        }
+    }
+}
+
+/// The keys as the page has them.
+fn page() -> String {
+    let keys: Vec<String> = KEYS
+        .iter()
+        .map(|key| {
+            format!(
+                "\n### `{}`\n\n{}\n\n- Type: {}\n- Default: {}\n- Example: `{} = {}`\n- Also: `{}`, `--{} {}`\n",
+                key.name,
+                key.help,
+                form(key),
+                key.default,
+                key.name,
+                key.example,
+                key.variable(),
+                key.flag(),
+                key.placeholder,
+            )
+        })
+        .collect();
+    keys.concat()
+}
+
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+    use crate::config::{fault::Text, file::File};
+
+    const PUBLISHED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/orbit.schema.json");
+
+    /// With `ORBIT_UPDATE_SCHEMA` in the environment, it is written.
+    #[test]
+    fn the_published_schema_is_that_of_the_keys() {
+        let text = format!("{:#}\n", schema());
+        if std::env::var_os("ORBIT_UPDATE_SCHEMA").is_some() {
+            fs::write(PUBLISHED, &text).unwrap();
+        }
+        assert!(
+            fs::read_to_string(PUBLISHED).unwrap_or_default() == text,
+            "{PUBLISHED} is old; run this test with ORBIT_UPDATE_SCHEMA=1"
+        );
+    }
+
+    #[test]
+    fn the_page_has_every_key() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md");
+        let text = fs::read_to_string(path).unwrap();
+        let begin = text.find("<!-- made from").unwrap();
+        let keys = begin + text[begin..].find("-->\n").unwrap() + 4;
+        if std::env::var_os("ORBIT_UPDATE_SCHEMA").is_some() {
+            fs::write(path, format!("{}{}", &text[..keys], page())).unwrap();
+        } else {
+            assert!(
+                text[keys..] == page(),
+                "{path} is old; run this test with ORBIT_UPDATE_SCHEMA=1"
+            );
+        }
+    }
+
+    /// The examples of the page are read as they stand.
+    #[test]
+    fn the_pages_examples_are_configurations() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md");
+        let text = fs::read_to_string(path).unwrap();
+        let examples: Vec<&str> = text
+            .split("```toml\n")
+            .skip(1)
+            .filter_map(|rest| rest.split("```").next())
+            .collect();
+        assert!(examples.len() >= 2);
+        for example in examples {
+            assert!(is_read(example) && is_valid(example), "{example}");
+        }
+    }
+
+    /// A TOML document as JSON.
+    fn json_of(value: &toml::de::DeValue<'_>) -> Value {
+        use toml::de::DeValue;
+        match value {
+            DeValue::String(text) => json!(text),
+            DeValue::Integer(number) => json!(number.as_str().parse::<i64>().unwrap()),
+            DeValue::Float(number) => json!(number.as_str().parse::<f64>().unwrap()),
+            DeValue::Boolean(switch) => json!(switch),
+            DeValue::Datetime(date) => json!(date.to_string()),
+            DeValue::Array(items) => items.iter().map(|item| json_of(item.get_ref())).collect(),
+            DeValue::Table(table) => table
+                .iter()
+                .map(|(name, value)| (name.get_ref().to_string(), json_of(value.get_ref())))
+                .collect::<Map<_, _>>()
+                .into(),
+        }
+    }
+
+    fn is_valid(text: &str) -> bool {
+        let schema: Value = serde_json::from_str(&fs::read_to_string(PUBLISHED).unwrap()).unwrap();
+        let validator = jsonschema::validator_for(&schema).unwrap();
+        let document = toml::de::DeTable::parse(text).unwrap();
+        let table = toml::de::DeValue::Table(document.into_inner());
+        validator.is_valid(&json_of(&table))
+    }
+
+    fn is_read(text: &str) -> bool {
+        let text = Text::new(Path::new("/w/x"), Path::new("/w"), text);
+        File::read(text, &[], Path::new("/w")).faults.is_empty()
+    }
+
+    #[test]
+    fn the_schema_takes_what_is_read_and_refuses_what_is_not() {
+        let examples = KEYS
+            .iter()
+            .map(|key| format!("{} = {}", key.name, key.example));
+        let all: Vec<String> = examples.collect();
+        let mut good = all.clone();
+        good.push(all.join("\n"));
+        good.push(
+            "[profile.ci]\npids = 3\n[[profile.ci.override]]\nfilter = 'all()'\nretries = 2".into(),
+        );
+        good.push(
+            "[[override]]\nfilter = 'all()'\nreset = ['mount']\nslow_timeout = '1s:3'".into(),
+        );
+        good.push(String::new());
+        for text in good {
+            assert!(is_read(&text), "{text}");
+            assert!(is_valid(&text), "{text}");
+        }
+        let wrong_types = KEYS.iter().map(|key| format!("{} = [[1]]", key.name));
+        let mut bad: Vec<String> = wrong_types.collect();
+        bad.extend(
+            [
+                "memroy = '1M'",
+                "memory = 64",
+                "memory = '64Q'",
+                "isolate = 'tests'",
+                "timeout = '10'",
+                "pids = 0",
+                "[[override]]\npids = 1",
+                "[override]\nfilter = 'all()'",
+                "[profile.ci.profile.x]",
+                "reset = ['mounts']",
+                "retries = { count = 1, backof = 'fixed' }",
+                "retries = { count = 1, backoff = 'slow' }",
+                "slow_timeout = { period = 3 }",
+                "env = { A = 1 }",
+                "mount = '/a:/b'",
+                "mount = ['/a']",
+                "pass_env = ['A=1']",
+            ]
+            .map(str::to_owned),
+        );
+        for text in bad {
+            assert!(!is_read(&text), "{text}");
+            assert!(!is_valid(&text), "{text}");
+        }
+    }
+}
