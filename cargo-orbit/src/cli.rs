@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{env, explain, images, run, runner, test};
+use crate::{env, explain, images, run, runner, shell, test};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -29,6 +29,7 @@ pub(crate) enum Verb {
     Pull(images::PullArgs),
     Images(images::ImagesArgs),
     Gc(images::GcArgs),
+    Shell(shell::Args),
     Explain(Box<explain::Args>),
     Env(env::Args),
     Runner(runner::Args),

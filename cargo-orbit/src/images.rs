@@ -34,12 +34,16 @@ pub(crate) struct ImagesArgs {
     forget: Option<String>,
 }
 
-/// Removes images and layers that nobody uses.
+/// Removes images, layers, snapshots and kept sandboxes that nobody uses.
 #[derive(Debug, clap::Args)]
 pub(crate) struct GcArgs {
     /// Keep what was used within this time, such as 30days or 12h; 0s removes all that is not in use now.
     #[arg(long, value_name = "TIME", default_value = "30days", value_parser = humantime::parse_duration)]
     unused_for: Duration,
+
+    /// Remove all sandboxes that were kept for `cargo orbit shell`, too, whatever their age.
+    #[arg(long)]
+    kept: bool,
 }
 
 /// Pulls, with a line for each layer.
@@ -77,16 +81,28 @@ pub(crate) fn images(args: &ImagesArgs) -> anyhow::Result<ExitCode> {
 
 /// Removes, and says how much.
 pub(crate) fn gc(args: &GcArgs) -> anyhow::Result<ExitCode> {
+    let age = if args.kept {
+        Duration::ZERO
+    } else {
+        args.unused_for
+    };
+    let kept = orbit::kept::remove_older_than(age)?;
     let removed = orbit::images::remove_unused(args.unused_for)?;
     println!(
         "removed {} images and {} layers, {} bytes; {} in use",
         removed.images, removed.layers, removed.bytes, removed.in_use
     );
+    if kept + removed.snapshots > 0 {
+        println!(
+            "removed {kept} kept sandboxes and {} snapshots",
+            removed.snapshots
+        );
+    }
     Ok(ExitCode::SUCCESS)
 }
 
 /// To the two largest units: nobody asks for the seconds of a week.
-fn age(then: SystemTime, now: SystemTime) -> String {
+pub(crate) fn age(then: SystemTime, now: SystemTime) -> String {
     let seconds = now.duration_since(then).unwrap_or_default().as_secs();
     let whole = humantime::format_duration(Duration::from_secs(seconds)).to_string();
     whole.split(' ').take(2).collect::<Vec<_>>().join(" ")

@@ -16,6 +16,7 @@ mod images;
 mod report;
 mod run;
 mod runner;
+mod shell;
 mod signals;
 mod test;
 mod variables;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         Verb::Pull(args) => (images::pull(&args), exit::FAILED),
         Verb::Images(args) => (images::images(&args), exit::FAILED),
         Verb::Gc(args) => (images::gc(&args), exit::FAILED),
+        Verb::Shell(args) => (shell::run(&args), exit::SETUP_FAILED),
         Verb::Explain(args) => (explain::run(&args), exit::FAILED),
         Verb::Env(args) => (env::run(&args), exit::FAILED),
         Verb::Runner(args) => (runner::run(args), exit::SETUP_FAILED),

@@ -3,5 +3,6 @@
 pub use crate::{
     attribute::{Inside, Keys, Passed, Test, enter, passed},
     checked::check,
+    meeting::session::SessionDirectory,
     variables::{SANDBOX_OF, SANDBOX_OF_TEST, is_passed},
 };

@@ -82,6 +82,7 @@ use crate::{
 /// | `hostname = "…"`, `user = "…"` | names |
 /// | `image = "…"` | another root filesystem than the host's: see below |
 /// | `mount("SOURCE:TARGET:ro", "tmpfs:/t:1M", …)` | mounts |
+/// | `egress = "10.0.0.0/8:443,dns"` | what it may reach beyond its own network; `none` and `all` too |
 /// | `nested = false` | no sandboxes inside this one |
 /// | `network = "none"` | `none` (loopback alone, the default) or `host` |
 /// | `read_only` | no writes outside of mounts |

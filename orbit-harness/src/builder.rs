@@ -6,9 +6,10 @@
 use std::{ffi::OsString, os::fd::OwnedFd, path::PathBuf, str::FromStr, time::Duration};
 
 use crate::{
-    image::HealthCheck,
+    image::{HealthCheck, Held, Image},
     logs::{Consumer, LogLine},
     net::{
+        egress::{Egress, EgressError},
         names,
         ports::{PortError, PortMap},
     },
@@ -42,12 +43,15 @@ pub struct SandboxBuilder {
     pub(crate) stdin: Stdin,
     pub(crate) stdout: Output,
     pub(crate) stderr: Output,
+    pub(crate) capture_limit: Option<Bytes>,
     pub(crate) networks: Vec<Network>,
+    /// What lies under the writable layer where that is not for the spec's image to say.
+    pub(crate) base: Option<Base>,
     pub(crate) waits: Vec<Wait>,
     pub(crate) startup_timeout: Option<Duration>,
     pub(crate) healthcheck: Option<HealthCheck>,
     pub(crate) consumers: Consumers,
-    pub(crate) is_quiet: bool,
+    pub(crate) hides_log: bool,
 }
 
 /// Who is called with each line of the log.
@@ -57,6 +61,21 @@ pub(crate) struct Consumers(pub(crate) Vec<Consumer>);
 impl std::fmt::Debug for Consumers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} consumers", self.0.len())
+    }
+}
+
+/// A root that is there already.
+#[derive(Clone)]
+pub(crate) struct Base {
+    pub(crate) image: Image,
+    pub(crate) held: Held,
+}
+
+impl std::fmt::Debug for Base {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Base")
+            .field("image", &self.image)
+            .finish_non_exhaustive()
     }
 }
 
@@ -79,7 +98,8 @@ pub enum Stdin {
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub enum Output {
-    /// To memory: [`Outcome::stdout`](crate::Outcome::stdout), [`Outcome::stderr`](crate::Outcome::stderr).
+    /// To memory: [`Outcome::stdout`](crate::Outcome::stdout), [`Outcome::stderr`](crate::Outcome::stderr), of each
+    /// as much as [`SandboxBuilder::capture_limit`] says.
     #[default]
     Capture,
     /// Where this process writes its own.
@@ -281,6 +301,51 @@ impl SandboxBuilder {
         self
     }
 
+    /// What the sandbox may reach beyond its own networks: nothing unless this says otherwise. An [`Egress`], or its
+    /// text: `none`, `all`, `10.0.0.0/8:443,registry.example:443`.
+    ///
+    /// What is refused fails at once (TCP with ECONNREFUSED, datagrams with EPERM), and is recorded: see
+    /// [`Outcome::denied`](crate::Outcome::denied). The way out is a process of the program `pasta` (package passt),
+    /// which opens the sandbox's connections as the host's own; no host address leads back to the sandbox. With a
+    /// list, the program has not the capability NET_RAW, and NET_ADMIN cannot be added, since with either it could go
+    /// around the rules.
+    ///
+    /// ```no_run
+    /// use orbit::{Egress, Sandbox};
+    ///
+    /// let outcome = Sandbox::builder()
+    ///     .image("busybox")
+    ///     .cmd(["wget", "-q", "-O-", "http://packages.example/index"])
+    ///     .egress(Egress::allow(["packages.example:80"]))
+    ///     .run()?;
+    /// assert!(outcome.denied().is_empty());
+    /// # Ok::<(), orbit::Error>(())
+    /// ```
+    pub fn egress(mut self, egress: impl IntoEgress) -> Self {
+        match egress.into_egress() {
+            Ok(egress) => {
+                let fault =
+                    |error: EgressError| SpecFault::new("egress", &error.given, error.to_string());
+                self.faults.extend(egress.faults.into_iter().map(fault));
+                self.spec.egress = Some(egress.policy);
+            }
+            Err((given, error)) => {
+                let fault = SpecFault::new("egress", given, error.to_string());
+                self.faults.push(fault);
+            }
+        }
+        self
+    }
+
+    /// Whether [`Outcome::denied`](crate::Outcome::denied) tells what the sandbox tried to reach and was refused. It
+    /// does where [`egress`](Self::egress) was said to be none or a list, and costs some tenths of a millisecond.
+    ///
+    /// With it, the network of the sandbox has a default route, to its own loopback, where everything is refused.
+    pub fn record_denied(mut self, record: bool) -> Self {
+        self.spec.record_denied = Some(record);
+        self
+    }
+
     /// Publishes ports of the sandbox on the host: `"8080:80"`, `"127.0.0.1:8080:80/tcp"`, `"8000-8010:80-90"` as
     /// [`PortMap`] reads it, or a pair of host port and port, `(8080, 80)`.
     ///
@@ -450,7 +515,7 @@ impl SandboxBuilder {
     /// Whether a sandbox that is dropped while its test panics writes the end of its log to standard error, which the
     /// test's runner shows: it does, unless this says otherwise.
     pub fn log_on_panic(mut self, shown: bool) -> Self {
-        self.is_quiet = !shown;
+        self.hides_log = !shown;
         self
     }
 
@@ -486,6 +551,24 @@ impl SandboxBuilder {
     /// `StopSignal`, or SIGTERM.
     pub fn stop_signal(mut self, signal: i32) -> Self {
         self.spec.stop_signal = Some(signal);
+        self
+    }
+
+    /// Sets the monotonic clock and the time since boot ahead by this much, for what is in the sandbox: as on a machine
+    /// that has been up for longer. `CLOCK_MONOTONIC`, `CLOCK_BOOTTIME` and `/proc/uptime` show it, and what sleeps
+    /// until a time of one of them.
+    ///
+    /// The time of day is not changed: Linux has no namespace for `CLOCK_REALTIME`, so dates, the times of files and
+    /// certificates are the host's. It cannot be changed while the sandbox runs, nor be set back. Needs Linux 6.1.
+    pub fn clock_offset(mut self, ahead: Duration) -> Self {
+        self.spec.clock_offset = Some(ahead);
+        self
+    }
+
+    /// Has the [`Outcome`](crate::Outcome) say which files were made, changed or removed in the sandbox's writable layer.
+    /// They are read when the program has ended; it costs nothing before.
+    pub fn record_changes(mut self, record: bool) -> Self {
+        self.spec.record_changes = record;
         self
     }
 
@@ -528,6 +611,25 @@ impl SandboxBuilder {
     /// Where standard error goes: to [`Outcome::stderr`](crate::Outcome::stderr) by default.
     pub fn stderr(mut self, stderr: Output) -> Self {
         self.stderr = stderr;
+        self
+    }
+
+    /// How much is kept of each [captured](Output::Capture) stream: 16 MiB unless this says otherwise. Of a program
+    /// that writes more, the first and the last half of that are kept, with a line between them that says how many
+    /// bytes are missing; [`Note::OutputCut`](crate::Note::OutputCut) says so too. The program is never held back.
+    ///
+    /// ```no_run
+    /// let outcome = orbit::Sandbox::builder()
+    ///     .cmd(["seq", "1000000"])
+    ///     .capture_limit("1K")
+    ///     .run()?;
+    /// let text = outcome.stdout_text();
+    /// assert!(text.starts_with("1\n2\n3\n") && text.ends_with("999999\n1000000\n"));
+    /// assert!(text.contains("[orbit: 6887872 bytes left out"));
+    /// # Ok::<(), orbit::Error>(())
+    /// ```
+    pub fn capture_limit(mut self, limit: &str) -> Self {
+        self.capture_limit = self.parse_as("capture_limit", limit).or(self.capture_limit);
         self
     }
 
@@ -579,6 +681,34 @@ impl IntoPortMap for (u16, u16) {
     fn into_port_map(self) -> Result<PortMap, (String, PortError)> {
         let (host, inside) = self;
         PortMap::tcp(host, inside).map_err(|error| (format!("{host}:{inside}"), error))
+    }
+}
+
+/// What [`SandboxBuilder::egress`] takes.
+pub trait IntoEgress {
+    /// What may be reached, or what was given and is wrong.
+    ///
+    /// # Errors
+    /// The text as given, and why it says nothing of egress.
+    fn into_egress(self) -> Result<Egress, (String, EgressError)>;
+}
+
+impl IntoEgress for Egress {
+    fn into_egress(self) -> Result<Egress, (String, EgressError)> {
+        Ok(self)
+    }
+}
+
+impl IntoEgress for &str {
+    fn into_egress(self) -> Result<Egress, (String, EgressError)> {
+        self.parse()
+            .map_err(|error: EgressError| (error.given.clone(), error))
+    }
+}
+
+impl IntoEgress for &String {
+    fn into_egress(self) -> Result<Egress, (String, EgressError)> {
+        self.as_str().into_egress()
     }
 }
 

@@ -11,7 +11,11 @@ use rustix::{
     pipe::PipeFlags,
 };
 
-use crate::builder::{Output, Stdin};
+use crate::{
+    bounded::Kept,
+    builder::{Output, Stdin},
+    units::Bytes,
+};
 
 /// A descriptor for the program.
 #[derive(Debug)]
@@ -54,14 +58,19 @@ pub(crate) fn input(stdin: Stdin) -> io::Result<Stream> {
 }
 
 /// Where a program writes, and what reads it where it is captured. `inherited` is this process's own stream.
-pub(crate) fn output(output: Output, inherited: Stream) -> io::Result<(Stream, Option<Capture>)> {
+/// Of what is captured, `limit` is kept.
+pub(crate) fn output(
+    output: Output,
+    inherited: Stream,
+    limit: Bytes,
+) -> io::Result<(Stream, Option<Capture>)> {
     Ok(match output {
         Output::Inherit => (inherited, None),
         Output::Fd(fd) => (Stream::Owned(fd), None),
         Output::Null => (Stream::Owned(null(OFlags::WRONLY)?), None),
         Output::Capture => {
             let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-            (Stream::Owned(writer), Some(Capture::new(reader)?))
+            (Stream::Owned(writer), Some(Capture::new(reader, limit)?))
         }
     })
 }
@@ -79,15 +88,22 @@ fn null(flags: OFlags) -> io::Result<OwnedFd> {
 pub(crate) struct Capture {
     /// Reads without waiting. `None` after the end.
     reader: Option<File>,
-    bytes: Vec<u8>,
+    kept: Kept,
 }
 
+/// How much is read before the caller looks at its other events: a program that writes faster than we read must not
+/// keep it from them.
+const TURN_BYTES: usize = 1 << 20;
+
+/// What one read takes at most: what a pipe holds.
+pub(crate) const PIECE_BYTES: usize = 64 << 10;
+
 impl Capture {
-    pub(crate) fn new(reader: OwnedFd) -> io::Result<Self> {
+    pub(crate) fn new(reader: OwnedFd, limit: Bytes) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&reader, true)?;
         Ok(Self {
             reader: Some(reader.into()),
-            bytes: Vec::new(),
+            kept: Kept::new(limit),
         })
     }
 
@@ -96,37 +112,33 @@ impl Capture {
         self.reader.as_ref()
     }
 
-    /// Takes what there is now.
-    pub(crate) fn drain(&mut self) {
-        let Some(reader) = &mut self.reader else {
-            return;
-        };
-        match reader.read_to_end(&mut self.bytes) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            // The end of a pipe; of a terminal it is EIO.
-            Ok(_) | Err(_) => self.reader = None,
+    /// Takes what there is now, or a good part of it. Whether that was all.
+    pub(crate) fn drain(&mut self) -> bool {
+        let mut buffer = vec![0; PIECE_BYTES];
+        let mut taken = 0;
+        while let Some(count) = self.read_some(&mut buffer) {
+            self.kept.add(&buffer[..count]);
+            taken += count;
+            if taken >= TURN_BYTES {
+                return false;
+            }
         }
+        true
     }
 
-    /// Takes some of what there is now; whether there was any.
-    pub(crate) fn read_some(&mut self) -> bool {
-        const PIECE_BYTES: usize = 64 * 1024;
-
-        let Some(reader) = &mut self.reader else {
-            return false;
-        };
-        let from = self.bytes.len();
-        self.bytes.resize(from + PIECE_BYTES, 0);
-        let read =
-            rustix::io::retry_on_intr(|| rustix::io::read(&*reader, &mut self.bytes[from..]));
-        self.bytes.truncate(from + read.unwrap_or(0));
-        match read {
-            Ok(1..) => true,
-            Err(rustix::io::Errno::AGAIN) => false,
-            // The end of a pipe; of a terminal it is EIO.
-            Ok(0) | Err(_) => {
-                self.reader = None;
-                false
+    /// Reads some of what there is now, for somebody else to keep; `None` where there is nothing.
+    pub(crate) fn read_some(&mut self, buffer: &mut [u8]) -> Option<usize> {
+        let reader = self.reader.as_mut()?;
+        loop {
+            match reader.read(buffer) {
+                Ok(count @ 1..) => return Some(count),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // The end of a pipe; of a terminal it is EIO.
+                Ok(0) | Err(_) => {
+                    self.reader = None;
+                    return None;
+                }
             }
         }
     }
@@ -139,7 +151,8 @@ impl Capture {
         Some(reader)
     }
 
-    pub(crate) fn take(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.bytes)
+    /// What was kept, and how much was not.
+    pub(crate) fn take(&mut self) -> (Vec<u8>, Option<Bytes>) {
+        std::mem::replace(&mut self.kept, Kept::new(Bytes::new(0))).into_parts()
     }
 }

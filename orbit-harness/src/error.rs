@@ -6,6 +6,7 @@ use std::{fmt, io};
 
 use crate::{
     bridge::BridgeError,
+    meeting::MeetingError,
     net::addresses::Subnet,
     publish::PublishError,
     spec::SpecFault,
@@ -38,6 +39,8 @@ pub(crate) enum Kind {
         capacity: u32,
     },
     #[error(transparent)]
+    Meeting(#[from] MeetingError),
+    #[error(transparent)]
     Bridge(#[from] BridgeError),
     #[error(transparent)]
     Publish(#[from] PublishError),
@@ -45,6 +48,8 @@ pub(crate) enum Kind {
     Connect { port: u16, source: io::Error },
     #[error(transparent)]
     Limit(#[from] crate::cgroup::LimitError),
+    #[error("{0}")]
+    Layer(#[source] crate::layer::Fault),
     #[cfg(feature = "images")]
     #[error(transparent)]
     Store(#[from] crate::store::StoreError),
@@ -277,6 +282,7 @@ fn cause_text(failure: &Failure, step: &str) -> String {
         Cause::Filter(why) => return why.clone(),
         Cause::Exec(exec) => return exec_text(*exec, "", "", None),
         Cause::File(fault) => return file_text(fault),
+        Cause::Helper(said) => return helper_text(said),
         Cause::Errno(errno) => *errno,
     };
     let why = io::Error::from_raw_os_error(errno);
@@ -302,6 +308,9 @@ fn cause_text(failure: &Failure, step: &str) -> String {
             "{why}. Parts of the host's /proc or /sys are covered, as in most containers, and the kernel then \
              refuses a new one; start the outer container with `--security-opt systempaths=unconfined`"
         ),
+        ("nftables", _) => format!(
+            "{why}. The rules of egress need the kernel's nftables (CONFIG_NF_TABLES, NFT_REJECT_INET)"
+        ),
         ("link", libc::EEXIST) => format!("{why}. The address or the link is there already"),
         ("mount", libc::EINVAL) if step.contains("overlay") => format!(
             "{why}. The kernel stacks two overlays at most, so a sandbox in a sandbox in a sandbox has no \
@@ -312,6 +321,29 @@ fn cause_text(failure: &Failure, step: &str) -> String {
         (_, libc::ENOSPC) => format!("{why}. The sandbox's writable layer is full: raise `disk`"),
         _ => why.to_string(),
     }
+}
+
+/// What to do where there is no way out.
+fn helper_text(said: &str) -> String {
+    // Where no log daemon listens, pasta says so after each line.
+    let said: Vec<&str> = said
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.contains(" bytes to syslog"))
+        .collect();
+    let said = said.join("; ");
+    if said.is_empty() {
+        return "it ended, and did not say why".to_owned();
+    }
+    let advice = if said.contains("/dev/net/tun") {
+        "It makes the sandbox's link with /dev/net/tun, which everybody may open on most systems \
+         (`sudo chmod 666 /dev/net/tun`), but not in most containers"
+    } else if said.contains("outable interface") || said.contains("xternal interface") {
+        "This host has no route that leads out, so there is no way out for a sandbox"
+    } else {
+        "See pasta(1)"
+    };
+    format!("it said: {said}. {advice}")
 }
 
 impl<T: Into<Kind>> From<T> for Error {

@@ -30,6 +30,8 @@ pub(crate) struct Host {
     /// Where filesystems are mounted, as absolute paths.
     pub(crate) mount_points: Vec<PathBuf>,
     pub(crate) cgroups: Cgroups,
+    /// Where the program `pasta` is, which egress takes.
+    pub(crate) pasta: Option<PathBuf>,
 }
 
 /// One name in `/`.
@@ -92,6 +94,7 @@ impl Host {
             top_level: read_top_level()?,
             mount_points: read_mount_points(&fs::read("/proc/self/mountinfo")?),
             cgroups: probe_cgroups(),
+            pasta: find_program("pasta"),
         })
     }
 
@@ -114,6 +117,20 @@ pub(crate) fn cache_dir() -> Option<PathBuf> {
     set("ORBIT_CACHE_DIR")
         .or_else(|| Some(set("XDG_CACHE_HOME")?.join("orbit")))
         .or_else(|| Some(set("HOME")?.join(".cache/orbit")))
+}
+
+/// Where this user's processes meet: `$ORBIT_RUNTIME_DIR`, else for root `/run/orbit`, else `$XDG_RUNTIME_DIR/orbit`,
+/// else a directory of the cache.
+pub(crate) fn runtime_dir(uid: u32) -> Option<PathBuf> {
+    let set = |name| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    set("ORBIT_RUNTIME_DIR")
+        .or_else(|| (uid == 0).then(|| "/run/orbit".into()))
+        .or_else(|| Some(set("XDG_RUNTIME_DIR")?.join("orbit")))
+        .or_else(|| Some(cache_dir()?.join("run")))
 }
 
 fn plan_ids(euid: u32, egid: u32, name: Option<&str>) -> io::Result<IdPlan> {
@@ -173,6 +190,10 @@ pub(crate) fn why_no_user_namespace(errno: i32) -> String {
 }
 
 fn has_program(name: &str) -> bool {
+    find_program(name).is_some()
+}
+
+fn find_program(name: &str) -> Option<PathBuf> {
     [
         "/usr/bin",
         "/usr/local/bin",
@@ -182,7 +203,8 @@ fn has_program(name: &str) -> bool {
         "/usr/local/sbin",
     ]
     .iter()
-    .any(|dir| Path::new(dir).join(name).exists())
+    .map(|directory| Path::new(directory).join(name))
+    .find(|path| path.exists())
 }
 
 /// Whether this process may write any id map: CAP_SETUID, CAP_SETGID and CAP_SYS_ADMIN, effective.

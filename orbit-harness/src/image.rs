@@ -2,12 +2,22 @@
 //!
 //! Plain data between `store`, which makes it, and `plan`, which reads it.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    any::Any,
+    panic::{RefUnwindSafe, UnwindSafe},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
-/// An image whose layers are unpacked and verified.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What keeps the layers of an image where they are, for as long as somebody has it.
+pub(crate) type Held = Option<Arc<dyn Any + Send + Sync + UnwindSafe + RefUnwindSafe>>;
+
+/// An image whose layers are unpacked and verified. Over the host's files, or over a plain directory, the layers are
+/// what earlier sandboxes wrote there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Image {
     /// What people call it, for messages: the reference as given, or the path of the layout.
     pub(crate) name: String,
@@ -18,6 +28,11 @@ pub(crate) struct Image {
     pub(crate) layers_dir: PathBuf,
     pub(crate) layers: Vec<String>,
     pub(crate) config: ImageConfig,
+    /// How many of the topmost layers are what earlier sandboxes wrote: in each of them lies what was written to their
+    /// mounts, too.
+    pub(crate) sealed: usize,
+    /// The image's whole configuration, as it was written; empty where there is none.
+    pub(crate) document: String,
 }
 
 /// The `config` object of an image: what runs where nothing else is asked.

@@ -105,6 +105,8 @@ pub struct Removed {
     pub bytes: u64,
     /// How many images and layers stayed because a sandbox uses them.
     pub in_use: u64,
+    /// How many named snapshots and kept sandboxes were removed.
+    pub snapshots: u64,
 }
 
 /// Brings the image that `reference` names into the store, if it is not there: so that a later sandbox starts at
@@ -182,10 +184,11 @@ pub fn remove_unused(age: Duration) -> Result<Removed, Error> {
         layers: report.layers,
         bytes: report.bytes,
         in_use: report.in_use,
+        snapshots: report.sealed,
     })
 }
 
-fn host() -> Result<&'static Host, Error> {
+pub(crate) fn host() -> Result<&'static Host, Error> {
     Host::get().map_err(|error| Error::io("cannot read the facts of this machine", error))
 }
 
@@ -210,7 +213,7 @@ fn resolve_telling(
     Ok((image, Some(lease)))
 }
 
-fn open(host: &Host) -> Result<Store, StoreError> {
+pub(crate) fn open(host: &Host) -> Result<Store, StoreError> {
     let ownership = match host.ids.writer {
         // With a single id there is but one owner a file can have.
         Writer::Caller(_) => OwnershipPolicy::Squash,
@@ -223,8 +226,8 @@ fn open(host: &Host) -> Result<Store, StoreError> {
 }
 
 /// Has layers unpacked and removed by the supervisor.
-struct SupervisorWorker {
-    host: &'static Host,
+pub(crate) struct SupervisorWorker {
+    pub(crate) host: &'static Host,
 }
 
 impl SupervisorWorker {

@@ -32,7 +32,11 @@ mod image;
 #[cfg(feature = "images")]
 mod store;
 
+mod changes;
+
 mod outcome;
+
+mod bounded;
 
 mod logs;
 
@@ -44,6 +48,8 @@ mod sys;
 
 mod netlink;
 
+mod netfilter;
+
 mod host;
 
 mod names;
@@ -51,6 +57,8 @@ mod names;
 mod cgroup;
 
 mod step;
+
+mod layer;
 
 mod rootfs;
 
@@ -61,6 +69,8 @@ mod supervisor;
 mod publish;
 
 mod bridge;
+
+mod meeting;
 
 mod entry;
 
@@ -74,10 +84,15 @@ mod capture;
 
 mod limited;
 
+mod way_out;
+
 #[cfg(feature = "images")]
 pub mod images;
 
 mod sandbox;
+
+#[cfg(feature = "images")]
+mod snapshot;
 
 mod wire;
 
@@ -93,23 +108,33 @@ pub mod __private;
 pub use attribute::sandboxed;
 #[cfg(feature = "libtest-mimic")]
 pub use attribute::trial::trial;
-pub use builder::{IntoNetwork, IntoPortMap, Output, SandboxBuilder, Stdin};
+pub use builder::{IntoEgress, IntoNetwork, IntoPortMap, Output, SandboxBuilder, Stdin};
+pub use changes::{Change, ChangeKind, Changes, FileKind};
 pub use error::Error;
 pub use image::HealthCheck;
 pub use logs::{LogLine, LogStream, Logs};
 pub use net::{
     addresses::{Subnet, SubnetError},
+    denied::{Denied, Transport},
+    egress::{Egress, EgressError},
     ports::{PortError, PortMap, Protocol},
+    rate::Rate,
 };
 pub use network::{Network, NetworkBuilder};
 pub use outcome::{
-    LeakedProcess, Note, Outcome, Pressure, ProcessName, Status, Usage, UsageSource,
+    LeakedProcess, Note, Outcome, OutputStream, Pressure, ProcessName, Status, Usage, UsageSource,
 };
 pub use publish::Port;
 pub use sandbox::{Exec, ExecBuilder, Inspect, Killer, Paused, Sandbox, State};
+#[cfg(feature = "images")]
+#[doc(hidden)]
+pub use snapshot::kept;
+#[cfg(feature = "images")]
+pub use snapshot::{NamedSnapshot, Snapshot};
 pub use spec::{Content, ImageRef, Init, Mount, NetworkMode, PullPolicy, SpecFault};
 pub use units::{Bytes, CpuQuota, UnitError};
 pub use wait::Wait;
+pub use wire::{IntoRate, WireBuilder};
 
 /// The README's examples compile.
 #[cfg(doctest)]

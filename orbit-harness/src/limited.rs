@@ -132,20 +132,21 @@ impl Limited {
             init: plan.program.init,
         };
         // What is only counted is counted by other means where it must.
+        let below = plan.is_below_its_cgroup();
         let only_counted = plan.cgroup.as_ref().is_some_and(Vec::is_empty);
         while let Some(settings) = &mut plan.cgroup {
-            match control_group(host, supervisor, settings) {
+            match control_group(host, supervisor, settings, below) {
                 Ok(directory) => {
                     limited.directory = Some(directory);
                     break;
                 }
-                Err(_) if only_counted => plan.cgroup = None,
+                Err(_) if only_counted => plan.without_cgroup(),
                 Err(error) if !best_effort => return Err(error.into()),
                 Err(error) => {
                     limited.warnings.push(error.to_string());
                     match error.controller() {
                         Some(missing) => settings.retain(|setting| setting.controller != missing),
-                        None => plan.cgroup = None,
+                        None => plan.without_cgroup(),
                     }
                 }
             }
@@ -182,6 +183,12 @@ impl Limited {
 
     pub(crate) fn freeze(&self, frozen: bool) -> Result<(), Error> {
         self.directory()?.freeze(frozen).map_err(Error::from)
+    }
+
+    /// Whether every process of it stands still, as far as a control group can say so.
+    #[cfg(feature = "images")]
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.directory.as_ref().is_some_and(Directory::is_frozen)
     }
 
     /// What is used so far by a sandbox whose program is process `pid`.
@@ -228,9 +235,10 @@ fn control_group(
     host: &Host,
     supervisor: i32,
     settings: &[Setting],
+    below: bool,
 ) -> Result<Directory, LimitError> {
-    let place = Place::get(host)?;
-    let directory = place.sandbox(settings)?;
+    let place = Place::get(host, supervisor)?;
+    let directory = place.sandbox(settings, below)?;
     place.adopt(supervisor)?;
     Ok(directory)
 }

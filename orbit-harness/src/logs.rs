@@ -1,14 +1,16 @@
 //! What a sandbox's program has written so far, as lines, for whoever wants to know: [`Logs`], [`LogLine`].
 
 use std::{
+    collections::VecDeque,
     fmt::{self, Write as _},
-    ops::Range,
     os::fd::OwnedFd,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use rustix::event::{EventfdFlags, eventfd};
+
+use crate::{bounded::Kept, units::Bytes};
 
 /// One of a program's two outputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,39 +49,133 @@ impl fmt::Display for LogLine {
 /// Called with each line, in the thread that reads them.
 pub(crate) type Consumer = Box<dyn FnMut(&LogLine) + Send>;
 
-/// Everything that was captured, and who is told of more.
-#[derive(Debug, Default)]
+/// What was captured, and who is told of more.
+#[derive(Debug)]
 pub(crate) struct Log {
+    /// How much is to be kept of each stream in the end.
+    limit: Bytes,
     state: Mutex<State>,
     grown: Condvar,
 }
 
-#[derive(Debug, Default)]
+/// How much is kept of each stream at least while it is read: so who follows it need not be as fast as it is.
+const LEAST_BYTES: Bytes = Bytes::mib(1);
+
+/// How many lines are kept of the beginning of each stream, and of its end: a line may be a single byte.
+const MAX_LINES: usize = 1 << 18;
+
+#[derive(Debug)]
 struct State {
-    bytes: [Vec<u8>; 2],
-    /// Where the line begins that is not whole yet.
-    begun: [usize; 2],
-    lines: Vec<(LogStream, Range<usize>)>,
+    streams: [Written; 2],
+    /// How many lines there were.
+    count: usize,
     is_whole: bool,
     /// Written to with each change.
     wakers: Vec<Arc<OwnedFd>>,
 }
 
-impl State {
-    fn line(&self, number: usize) -> Option<LogLine> {
-        let (stream, range) = self.lines.get(number)?;
-        let mut bytes = &self.bytes[*stream as usize][range.clone()];
-        if let Some(text) = bytes.strip_suffix(b"\r") {
-            bytes = text;
+/// What was written to one stream.
+#[derive(Debug)]
+struct Written {
+    kept: Kept,
+    /// Where the line begins that is not whole yet.
+    begun: u64,
+    /// The first lines, and the last ones, as far as they are kept.
+    first: Vec<Line>,
+    last: VecDeque<Line>,
+}
+
+/// A line: its number among those of both streams, and where it begins and ends.
+#[derive(Clone, Copy, Debug)]
+struct Line {
+    number: usize,
+    from: u64,
+    to: u64,
+}
+
+impl Written {
+    fn new(limit: Bytes) -> Self {
+        Self {
+            kept: Kept::new(limit.max(LEAST_BYTES)),
+            begun: 0,
+            first: Vec::new(),
+            last: VecDeque::new(),
         }
-        Some(LogLine {
-            stream: *stream,
-            text: String::from_utf8_lossy(bytes).into_owned(),
-        })
+    }
+
+    /// The line from where the last one ended.
+    fn end_line(&mut self, number: usize, to: u64) {
+        let line = Line {
+            number,
+            from: self.begun,
+            to,
+        };
+        self.begun = to;
+        if self.first.len() < MAX_LINES {
+            self.first.push(line);
+        } else {
+            if self.last.len() == MAX_LINES {
+                self.last.pop_front();
+            }
+            self.last.push_back(line);
+        }
+    }
+
+    fn text(&self, line: &Line) -> Option<Vec<u8>> {
+        let mut bytes = self.kept.get(line.from, line.to)?;
+        for end in [b'\n', b'\r'] {
+            if bytes.last() == Some(&end) {
+                bytes.pop();
+            }
+        }
+        Some(bytes)
+    }
+
+    /// The first line from this number on of which there is something.
+    fn line_from(&self, number: usize) -> Option<(usize, Vec<u8>)> {
+        let first = self.first.partition_point(|line| line.number < number);
+        let last = self.last.partition_point(|line| line.number < number);
+        let mut lines = self.first[first..].iter().chain(self.last.range(last..));
+        lines.find_map(|line| Some((line.number, self.text(line)?)))
+    }
+
+    /// What there is of the line that is not whole yet.
+    fn rest(&self) -> Vec<u8> {
+        self.kept
+            .get(self.begun, self.kept.written())
+            .unwrap_or_default()
+    }
+}
+
+impl State {
+    /// The first line from this number on of which there is something, with its number.
+    fn line_from(&self, number: usize) -> Option<(usize, LogLine)> {
+        let streams = [LogStream::Stdout, LogStream::Stderr];
+        let found = streams.into_iter().filter_map(|stream| {
+            let (number, bytes) = self.streams[stream as usize].line_from(number)?;
+            Some((number, stream, bytes))
+        });
+        let (number, stream, bytes) = found.min_by_key(|(number, ..)| *number)?;
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        Some((number, LogLine { stream, text }))
     }
 }
 
 impl Log {
+    /// Nothing yet; of each stream, `limit` is kept.
+    pub(crate) fn new(limit: Bytes) -> Self {
+        Self {
+            limit,
+            state: Mutex::new(State {
+                streams: [Written::new(limit), Written::new(limit)],
+                count: 0,
+                is_whole: false,
+                wakers: Vec::new(),
+            }),
+            grown: Condvar::new(),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -87,14 +183,12 @@ impl Log {
     pub(crate) fn append(&self, stream: LogStream, more: &[u8]) {
         let mut guard = self.lock();
         let state = &mut *guard;
-        let bytes = &mut state.bytes[stream as usize];
-        let begun = &mut state.begun[stream as usize];
-        let from = bytes.len();
-        bytes.extend_from_slice(more);
+        let written = &mut state.streams[stream as usize];
+        let from = written.kept.written();
+        written.kept.add(more);
         for (at, _) in more.iter().enumerate().filter(|(_, byte)| **byte == b'\n') {
-            let end = from + at;
-            state.lines.push((stream, *begun..end));
-            *begun = end + 1;
+            written.end_line(state.count, from + at as u64 + 1);
+            state.count += 1;
         }
         self.tell(&guard);
     }
@@ -103,25 +197,22 @@ impl Log {
     pub(crate) fn finish(&self) {
         let mut guard = self.lock();
         let state = &mut *guard;
-        for stream in [LogStream::Stdout, LogStream::Stderr] {
-            let (begun, end) = (
-                state.begun[stream as usize],
-                state.bytes[stream as usize].len(),
-            );
-            if begun < end {
-                state.lines.push((stream, begun..end));
-                state.begun[stream as usize] = end;
+        for written in &mut state.streams {
+            let end = written.kept.written();
+            if written.begun < end {
+                written.end_line(state.count, end);
+                state.count += 1;
             }
         }
         state.is_whole = true;
         self.tell(&guard);
     }
 
-    /// More comes. How many lines there are already.
+    /// More comes. How many lines there were already.
     pub(crate) fn reopen(&self) -> usize {
         let mut state = self.lock();
         state.is_whole = false;
-        state.lines.len()
+        state.count
     }
 
     fn tell(&self, state: &State) {
@@ -145,39 +236,36 @@ impl Log {
             .retain(|known| !Arc::ptr_eq(known, waker));
     }
 
-    /// The line of this number, counted from 0, if it is whole by now.
-    pub(crate) fn line(&self, number: usize) -> Option<LogLine> {
-        self.lock().line(number)
+    /// The first whole line from this number on, counted from 0, that was not left out, with its number.
+    pub(crate) fn line_from(&self, number: usize) -> Option<(usize, LogLine)> {
+        self.lock().line_from(number)
     }
 
-    /// How much was captured of each stream.
-    pub(crate) fn sizes(&self) -> [usize; 2] {
+    /// What is kept of each stream, and how much is not.
+    pub(crate) fn parts(&self) -> [(Vec<u8>, Option<Bytes>); 2] {
         let state = self.lock();
-        [0, 1].map(|stream| state.bytes[stream].len())
-    }
-
-    /// All that was captured, by stream.
-    pub(crate) fn bytes(&self) -> [Vec<u8>; 2] {
-        self.lock().bytes.clone()
+        [0, 1].map(|stream| {
+            let written: &Written = &state.streams[stream];
+            written.kept.within(self.limit).into_parts()
+        })
     }
 
     /// The last lines, with the name of the stream before each.
     pub(crate) fn tail(&self, count: usize) -> String {
         let state = self.lock();
-        let first = state.lines.len().saturating_sub(count);
+        let mut next = state.count.saturating_sub(count);
         let mut text = String::new();
-        if first > 0 {
-            let _ = writeln!(text, "  … {first} lines before");
+        if next > 0 {
+            let _ = writeln!(text, "  … {next} lines before");
         }
-        for number in first..state.lines.len() {
-            if let Some(line) = state.line(number) {
-                let _ = writeln!(text, "  {}| {}", line.stream, shorten(&line.text));
-            }
+        while let Some((number, line)) = state.line_from(next) {
+            let _ = writeln!(text, "  {}| {}", line.stream, shorten(&line.text));
+            next = number + 1;
         }
         for stream in [LogStream::Stdout, LogStream::Stderr] {
-            let rest = &state.bytes[stream as usize][state.begun[stream as usize]..];
+            let rest = state.streams[stream as usize].rest();
             if !rest.is_empty() {
-                let rest = String::from_utf8_lossy(rest);
+                let rest = String::from_utf8_lossy(&rest);
                 let _ = writeln!(text, "  {stream}| {}", shorten(&rest));
             }
         }
@@ -261,8 +349,8 @@ impl Iterator for Logs {
     fn next(&mut self) -> Option<LogLine> {
         let mut state = self.log.lock();
         loop {
-            if let Some(line) = state.line(self.next) {
-                self.next += 1;
+            if let Some((number, line)) = state.line_from(self.next) {
+                self.next = number + 1;
                 return Some(line);
             }
             if !self.follows || state.is_whole {
@@ -296,7 +384,7 @@ mod tests {
 
     #[test]
     fn lines_are_whole_and_the_last_one_needs_no_end() {
-        let log = Arc::new(Log::default());
+        let log = Arc::new(Log::new(Bytes::mib(1)));
         log.append(LogStream::Stdout, b"a\nb");
         log.append(LogStream::Stderr, b"e\r\n");
         log.append(LogStream::Stdout, b"c\n\nrest");
@@ -312,6 +400,29 @@ mod tests {
             ["a", "e", "bc", "", "rest"]
         );
         assert_eq!(log.tail(9).lines().count(), 5);
+    }
+
+    #[test]
+    fn of_a_log_without_end_the_first_and_the_last_lines_are_kept() {
+        let log = Log::new(Bytes::new(8));
+        for number in 0..1_000_000 {
+            log.append(LogStream::Stdout, format!("{number}\n").as_bytes());
+        }
+        log.append(LogStream::Stderr, b"last");
+        log.finish();
+        let logs = Logs::of(Arc::new(log));
+        let lines: Vec<_> = logs.clone().map(|line| line.text).collect();
+        assert!(lines.starts_with(&["0".into(), "1".into()]));
+        assert!(lines.ends_with(&["999998".into(), "999999".into(), "last".into()]));
+        assert!(lines.len() < 300_000);
+        assert_eq!(
+            logs.log.tail(2),
+            "  … 999999 lines before\n  stdout| 999999\n  stderr| last\n"
+        );
+        let [(stdout, cut), (stderr, uncut)] = logs.log.parts();
+        assert!(stdout.starts_with(b"0\n1\n\n[orbit: ") && stdout.ends_with(b"999\n"));
+        assert_eq!(cut.map(Bytes::as_u64), Some(6_888_890 - 8));
+        assert_eq!((stderr.as_slice(), uncut), (b"last".as_slice(), None));
     }
 
     #[test]

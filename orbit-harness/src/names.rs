@@ -36,7 +36,7 @@ pub(crate) fn claim(directory: &Path, name: &str) -> io::Result<(String, Claim)>
             0 => name.to_owned(),
             suffix => format!("{name}{suffix}"),
         };
-        if lock(&file, offset(&candidate))? {
+        if lock_byte(&file, offset(&candidate))? {
             return Ok((candidate, Claim { _file: file }));
         }
         number += 1;
@@ -53,20 +53,29 @@ fn offset(name: &str) -> i64 {
 /// Locks one byte for this open file. `false`: another has it.
 ///
 /// C: `fcntl(fd, F_OFD_SETLK, &lock)`. Source: fcntl_locking(2), "Open file description locks".
-fn lock(file: &File, offset: i64) -> io::Result<bool> {
+pub(crate) fn lock_byte(file: &File, offset: i64) -> io::Result<bool> {
+    match set_lock(file, offset, libc::F_WRLCK) {
+        Ok(()) => Ok(true),
+        Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Undoes [`lock_byte`].
+pub(crate) fn unlock_byte(file: &File, offset: i64) -> io::Result<()> {
+    Ok(set_lock(file, offset, libc::F_UNLCK)?)
+}
+
+fn set_lock(file: &File, offset: i64, kind: libc::c_int) -> nix::Result<()> {
     #[expect(clippy::cast_possible_truncation, reason = "constants below 5")]
     let lock = libc::flock {
-        l_type: libc::F_WRLCK as libc::c_short,
+        l_type: kind as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
         l_start: offset,
         l_len: 1,
         l_pid: 0,
     };
-    match fcntl(file, FcntlArg::F_OFD_SETLK(&lock)) {
-        Ok(_) => Ok(true),
-        Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
+    fcntl(file, FcntlArg::F_OFD_SETLK(&lock)).map(drop)
 }
 
 #[cfg(test)]

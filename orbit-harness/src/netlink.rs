@@ -17,12 +17,24 @@ use netlink_packet_core::{
 use netlink_packet_route::{
     AddressFamily as Family, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
-    link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
-    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+    link::{
+        AfSpecInet6, AfSpecUnspec, BridgePortState, In6AddrGenMode, InfoBridgePort, InfoData,
+        InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
+        LinkMessage,
+    },
+    neighbour::{
+        NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+    },
+    route::{
+        RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
+        RouteType,
+    },
 };
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink::SocketAddrNetlink,
 };
+
+use crate::net::frames::{Hardware, hardware};
 
 /// A conversation with the network namespace that its socket was made in.
 pub(crate) struct Netlink(OwnedFd);
@@ -52,7 +64,7 @@ impl Netlink {
         let mut link = up(LinkMessage::default());
         link.attributes = vec![
             LinkAttribute::IfName(name.to_owned()),
-            LinkAttribute::Address(hardware_address(address)),
+            LinkAttribute::Address(hardware(address).to_vec()),
             LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]),
         ];
         self.ask(
@@ -78,7 +90,7 @@ impl Netlink {
         peer.attributes = vec![
             LinkAttribute::IfName(peer_name.to_owned()),
             LinkAttribute::NetNsFd(peer_in.as_raw_fd()),
-            LinkAttribute::Address(hardware_address(peer_address)),
+            LinkAttribute::Address(hardware(peer_address).to_vec()),
         ];
         let mut link = up(LinkMessage::default());
         link.attributes = vec![
@@ -118,24 +130,160 @@ impl Netlink {
         self.ask(RouteNetlinkMessage::NewLink(link), 0)
     }
 
-    /// Makes what is sent to `address` by the link of number `index` go to a hardware address that nobody has.
-    pub(crate) fn lose(&self, index: u32, address: Ipv4Addr) -> io::Result<()> {
+    /// Makes a pair of links: `name`, up and in the bridge of number `bridge`; `peer_name` in the same namespace, which
+    /// is no host of its own: it answers nobody. The number of the first, and of the second.
+    pub(crate) fn add_tap(
+        &self,
+        name: &str,
+        bridge: u32,
+        peer_name: &str,
+    ) -> io::Result<(u32, u32)> {
+        let mut peer = LinkMessage::default();
+        peer.attributes = vec![LinkAttribute::IfName(peer_name.to_owned())];
+        let mut link = LinkMessage::default();
+        link.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::Controller(bridge),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Veth),
+                LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+            ]),
+        ];
+        self.ask(
+            RouteNetlinkMessage::NewLink(link),
+            NLM_F_CREATE | NLM_F_EXCL,
+        )?;
+        let (near, far) = (self.index(name)?, self.index(peer_name)?);
+        for index in [near, far] {
+            let mut link = LinkMessage::default();
+            link.header.index = index;
+            let no_address = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+            link.attributes = vec![LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(
+                vec![no_address],
+            )])];
+            match self.ask(RouteNetlinkMessage::NewLink(link), 0) {
+                // A kernel without IPv6.
+                Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {}
+                other => other?,
+            }
+        }
+        let mut link = up(LinkMessage::default());
+        link.header.index = far;
+        link.header.flags |= LinkFlags::Noarp;
+        link.header.change_mask |= LinkFlags::Noarp;
+        self.ask(RouteNetlinkMessage::NewLink(link), 0)?;
+        self.bring_up(near)?;
+        Ok((near, far))
+    }
+
+    /// Whether what is for everybody, or for a group, leaves the bridge by the port of number `port`.
+    pub(crate) fn set_flood(&self, port: u32, flood: bool) -> io::Result<()> {
+        let mut link = LinkMessage::default();
+        link.header.index = port;
+        link.attributes = vec![as_port(vec![
+            InfoBridgePort::BroadcastFlood(flood),
+            InfoBridgePort::MulticastFlood(flood),
+        ])];
+        self.ask(RouteNetlinkMessage::NewLink(link), 0)
+    }
+
+    /// Lets nothing more in or out by the port `name` of a bridge, which forgets who was there.
+    ///
+    /// # Errors
+    /// ENODEV where the link is gone.
+    pub(crate) fn disable_port(&self, name: &str) -> io::Result<()> {
+        let mut link = LinkMessage::default();
+        link.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            as_port(vec![
+                InfoBridgePort::State(BridgePortState::Disabled),
+                InfoBridgePort::Flush,
+            ]),
+        ];
+        self.ask(RouteNetlinkMessage::NewLink(link), 0)
+    }
+
+    /// Has a bridge forward what is for a hardware address by the port of number `port`.
+    pub(crate) fn add_forwarding(&self, port: u32, hardware: Hardware) -> io::Result<()> {
+        self.ask(
+            RouteNetlinkMessage::NewNeighbour(forwarding(port, hardware)),
+            NLM_F_CREATE | NLM_F_REPLACE,
+        )
+    }
+
+    /// Undoes [`Self::add_forwarding`].
+    ///
+    /// # Errors
+    /// ENOENT where it is gone.
+    pub(crate) fn remove_forwarding(&self, port: u32, hardware: Hardware) -> io::Result<()> {
+        self.ask(
+            RouteNetlinkMessage::DelNeighbour(forwarding(port, hardware)),
+            0,
+        )
+    }
+
+    /// Makes what has no other route go to the link of number `index`, which is loopback.
+    ///
+    /// IPv6 takes routes by loopback for ways to nowhere, except those that say that all there is is here. With one of
+    /// those IPv4 would let programs bind every address, so it is not the same for both.
+    /// Source: Linux, net/ipv6/route.c, `ip6_route_info_create`.
+    pub(crate) fn keep_the_rest(&self, index: u32) -> io::Result<()> {
+        let route = |family, kind, scope| {
+            let mut message = RouteMessage::default();
+            message.header.address_family = family;
+            message.header.table = RouteHeader::RT_TABLE_MAIN;
+            message.header.protocol = RouteProtocol::Boot;
+            message.header.scope = scope;
+            message.header.kind = kind;
+            // The last choice of all.
+            let last = RouteAttribute::Priority(u32::MAX);
+            message.attributes = vec![RouteAttribute::Oif(index), last];
+            if family == Family::Inet {
+                // Loopback's own address is not for other links, and there would be none to send from.
+                let source = RouteAddress::Inet(Ipv4Addr::LOCALHOST);
+                message.attributes.push(RouteAttribute::PrefSource(source));
+            }
+            let message = RouteNetlinkMessage::NewRoute(message);
+            self.ask(message, NLM_F_CREATE | NLM_F_EXCL)
+        };
+        route(Family::Inet, RouteType::Unicast, RouteScope::Link)?;
+        match route(Family::Inet6, RouteType::Local, RouteScope::Universe) {
+            // A host without IPv6 has nothing that could be refused.
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT | libc::EACCES | libc::EPERM)
+                ) =>
+            {
+                Ok(())
+            }
+            done => done,
+        }
+    }
+
+    /// Makes what is sent to `address` by the link of number `index` go to this hardware address, for good.
+    pub(crate) fn set_neighbour(
+        &self,
+        index: u32,
+        address: IpAddr,
+        hardware: Hardware,
+    ) -> io::Result<()> {
         let mut message = neighbour(index, address);
         message.header.state = NeighbourState::Permanent;
         message
             .attributes
-            .push(NeighbourAttribute::LinkLayerAddress(NOBODY.to_vec()));
+            .push(NeighbourAttribute::LinkLayerAddress(hardware.to_vec()));
         self.ask(
             RouteNetlinkMessage::NewNeighbour(message),
             NLM_F_CREATE | NLM_F_REPLACE,
         )
     }
 
-    /// Undoes [`Self::lose`].
+    /// Undoes [`Self::set_neighbour`]: whoever has the address is asked for anew.
     ///
     /// # Errors
-    /// ENOENT where nothing was lost.
-    pub(crate) fn find(&self, index: u32, address: Ipv4Addr) -> io::Result<()> {
+    /// ENOENT where nothing is known of it.
+    pub(crate) fn remove_neighbour(&self, index: u32, address: IpAddr) -> io::Result<()> {
         self.ask(
             RouteNetlinkMessage::DelNeighbour(neighbour(index, address)),
             0,
@@ -181,24 +329,35 @@ impl AsFd for Netlink {
     }
 }
 
-/// A hardware address of nobody's, one for each address: who still remembers whose an address was, of a sandbox
-/// that is gone, remembers the right thing of the next.
-fn hardware_address(address: Ipv4Addr) -> Vec<u8> {
-    // Locally administered, and not of a group.
-    [&[0x02, 0x4f][..], &address.octets()].concat()
+fn neighbour(index: u32, address: IpAddr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.ifindex = index;
+    let (family, address) = match address {
+        IpAddr::V4(v4) => (Family::Inet, NeighbourAddress::Inet(v4)),
+        IpAddr::V6(v6) => (Family::Inet6, NeighbourAddress::Inet6(v6)),
+    };
+    message.header.family = family;
+    message.attributes = vec![NeighbourAttribute::Destination(address)];
+    message
 }
 
-/// Locally administered, and none that [`hardware_address`] makes.
-const NOBODY: [u8; 6] = [0x02, 0x4e, 0, 0, 0, 0];
-
-fn neighbour(index: u32, address: Ipv4Addr) -> NeighbourMessage {
+/// An entry of a bridge's table of hardware addresses.
+fn forwarding(port: u32, hardware: Hardware) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
-    message.header.family = Family::Inet;
-    message.header.ifindex = index;
-    message.attributes = vec![NeighbourAttribute::Destination(NeighbourAddress::Inet(
-        address,
-    ))];
+    message.header.family = Family::Bridge;
+    message.header.ifindex = port;
+    message.header.flags = NeighbourFlags::Controller;
+    message.header.state = NeighbourState::Noarp;
+    message.attributes = vec![NeighbourAttribute::LinkLayerAddress(hardware.to_vec())];
     message
+}
+
+/// What makes a change to a link one to its being the port of a bridge.
+fn as_port(attributes: Vec<InfoBridgePort>) -> LinkAttribute {
+    LinkAttribute::LinkInfo(vec![
+        LinkInfo::PortKind(InfoPortKind::Bridge),
+        LinkInfo::PortData(InfoPortData::BridgePort(attributes)),
+    ])
 }
 
 fn up(mut link: LinkMessage) -> LinkMessage {

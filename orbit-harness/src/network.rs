@@ -1,29 +1,30 @@
 //! [`Network`]: sandboxes that reach each other, by address and by name.
 
 use std::{
-    collections::VecDeque,
     fmt, io,
     net::Ipv4Addr,
+    os::fd::AsFd as _,
     sync::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
 };
 
 use crate::{
     error::{Error, Kind},
-    host::Host,
+    host::{self, Host},
+    meeting::{self, Meeting},
     net::{
         addresses::{Pool, Subnet},
+        faults::Faults,
         names,
     },
     spec::{Bridge, Link, LinkNames, SpecFault},
     supervisor::{Broker, Channel, Lease, Supervisor},
 };
 
-/// A network that sandboxes of this process share, and nothing else is on: neither the host nor what the host
-/// reaches.
+/// A network that sandboxes of this process share, or of [several](NetworkBuilder::shared), and nothing else is on:
+/// neither the host nor what the host reaches.
 ///
 /// Sandboxes on it reach each other by address, and by name and [alias](crate::SandboxBuilder::network_alias). It
 /// ends when the last clone of this value and the last sandbox on it are dropped.
@@ -41,41 +42,15 @@ struct Inner {
     id: u64,
     name: String,
     subnet: Subnet,
-    addresses: Mutex<Addresses>,
-    /// Who does not reach whom.
-    parted: Mutex<Vec<(Ipv4Addr, Ipv4Addr)>>,
+    addresses: Mutex<Pool>,
     broker: Arc<Broker>,
     _lease: Lease,
-}
-
-/// The addresses of a network.
-struct Addresses {
-    pool: Pool,
-    /// Given back, and not to be given out before their time, earliest first.
-    cooling: VecDeque<(Ipv4Addr, Instant)>,
-}
-
-/// How long an address rests after its sandbox. The kernel takes a network namespace apart some time after its last
-/// process has ended; until then what was in it still answers, at its old address, that nobody is there.
-const REST: Duration = Duration::from_millis(500);
-
-impl Addresses {
-    /// An address, or when to ask again; neither where all are in use.
-    fn take(&mut self) -> Result<Ipv4Addr, Option<Instant>> {
-        let now = Instant::now();
-        while let Some((address, until)) = self.cooling.front()
-            && *until <= now
-        {
-            self.pool.release(*address);
-            self.cooling.pop_front();
-        }
-        let next = self.cooling.front().map(|(_, until)| *until);
-        self.pool.take().ok_or(next)
-    }
+    /// Where other processes are on it too.
+    meeting: Option<Meeting>,
 }
 
 impl Inner {
-    fn addresses(&self) -> std::sync::MutexGuard<'_, Addresses> {
+    fn addresses(&self) -> std::sync::MutexGuard<'_, Pool> {
         self.addresses
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -89,6 +64,7 @@ pub struct NetworkBuilder {
     name: Option<String>,
     subnet: Option<String>,
     has_way_out: bool,
+    shared: bool,
 }
 
 /// Where networks are whose subnet nobody chose. Each is in a namespace of its own, so that all can be the same.
@@ -112,54 +88,161 @@ impl NetworkBuilder {
         self
     }
 
-    /// A name for people, in messages and plans.
+    /// Whether the network of this [name](Self::name) is one with that of every other process of this user that asks for
+    /// it too, under one `cargo orbit test` or outside of any: sandboxes reach each other by address and by name, whichever
+    /// process made them. Without, a network is this process's own.
+    ///
+    /// The first process decides on the subnet; the others leave it out, or name the same. Nobody owns the network: what a
+    /// process has on it ends with the process, and the rest goes on. Each frame between two processes passes through both
+    /// their brokers, which costs some speed; [faults](Network::link) are between sandboxes of one process.
+    ///
+    /// Processes meet in a directory: `$ORBIT_RUNTIME_DIR`, else `/run/orbit` for root and `$XDG_RUNTIME_DIR/orbit` for
+    /// others.
+    ///
+    /// ```no_run
+    /// let lab = orbit::Network::builder().name("lab").shared(true).create()?;
+    /// // Made by another process, perhaps in another terminal: `cargo orbit run --network lab --name db …`.
+    /// let app = orbit::Sandbox::builder().cmd(["redis-cli", "-h", "db", "ping"]).network(&lab).run()?;
+    /// # Ok::<(), orbit::Error>(())
+    /// ```
+    pub fn shared(mut self, shared: bool) -> Self {
+        self.shared = shared;
+        self
+    }
+
+    /// A name for people, in messages and plans; for other processes too where the network is
+    /// [shared](Self::shared).
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self
     }
 
-    /// Makes the network.
+    /// Makes the network, or, of one that is shared, this process's part of it.
     ///
     /// # Errors
-    /// Where the subnet or the name is wrong ([`Error::is_spec`]), or this machine refuses.
+    /// Where the subnet or the name is wrong ([`Error::is_spec`]), or this machine refuses; of a shared network, where
+    /// another process has it with another subnet.
     pub fn create(self) -> Result<Network, Error> {
         let mut faults = Vec::new();
-        let text = self.subnet.as_deref().unwrap_or(DEFAULT_SUBNET);
-        let subnet = text
-            .parse::<Subnet>()
-            .map_err(|error| faults.push(SpecFault::new("subnet", text, error.to_string())))
-            .ok();
+        let mut parse = |text: &str| {
+            text.parse::<Subnet>()
+                .map_err(|error| faults.push(SpecFault::new("subnet", text, error.to_string())))
+                .ok()
+        };
+        let wanted = self.subnet.as_deref().and_then(&mut parse);
+        let default = parse(DEFAULT_SUBNET);
         if self.has_way_out {
             let why = "a way out of a network is not built yet; leave it out";
             faults.push(SpecFault::new("network internal", "false", why));
+        }
+        if self.shared && self.name.is_none() {
+            let why = "other processes find a shared network by its name; give it one";
+            faults.push(SpecFault::new("network shared", "true", why));
         }
         let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
         let name = self.name.unwrap_or_else(|| format!("network{id}"));
         if let Err(why) = names::check_host(&name) {
             faults.push(SpecFault::new("network name", &name, why));
         }
-        let Some(subnet) = subnet.filter(|_| faults.is_empty()) else {
+        let Some(default) = default.filter(|_| faults.is_empty()) else {
             return Err(Error::spec(faults));
         };
-        let host =
-            Host::get().map_err(|e| Error::io("cannot read the facts of this machine", e))?;
-        let broker = Supervisor::get(host)?.broker()?;
-        let lease = broker.create_network(id, subnet).map_err(|error| {
-            Error::io(format!("cannot make the network {name} ({subnet})"), error)
-        })?;
-        Ok(Network(Arc::new(Inner {
-            id,
-            name,
-            subnet,
-            addresses: Mutex::new(Addresses {
-                pool: Pool::new(subnet),
-                cooling: VecDeque::new(),
-            }),
-            parted: Mutex::default(),
-            broker,
-            _lease: lease,
-        })))
+        if self.shared {
+            shared(id, name, wanted, default)
+        } else {
+            make(id, name, wanted.unwrap_or(default))
+        }
     }
+}
+
+fn make(id: u64, name: String, subnet: Subnet) -> Result<Network, Error> {
+    let broker = broker()?;
+    let lease = broker
+        .create_network(id, subnet, None)
+        .map_err(|error| cannot_make(&name, subnet, error))?;
+    Ok(Network(Arc::new(Inner {
+        id,
+        name,
+        subnet,
+        addresses: Mutex::new(Pool::new(subnet)),
+        broker,
+        _lease: lease,
+        meeting: None,
+    })))
+}
+
+/// The part of the shared network `name` that is this process's: one, however often it is asked for.
+fn shared(
+    id: u64,
+    name: String,
+    wanted: Option<Subnet>,
+    default: Subnet,
+) -> Result<Network, Error> {
+    static SHARED: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
+
+    let mut all = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    all.retain(|network| network.strong_count() > 0);
+    let ours = all.iter().filter_map(Weak::upgrade);
+    // A supervisor that died took its networks along.
+    let found = ours
+        .into_iter()
+        .find(|it| it.name == name && it.broker.is_alive());
+    if let Some(inner) = found {
+        return match wanted {
+            Some(wanted) if wanted != inner.subnet => Err(meeting::MeetingError::OtherSubnet {
+                network: name,
+                has: inner.subnet,
+                wanted,
+            }
+            .into()),
+            _ => Ok(Network(inner)),
+        };
+    }
+    let host = Host::get().map_err(|e| Error::io("cannot read the facts of this machine", e))?;
+    let broker = broker()?;
+    let entrance = meeting::enter(host::runtime_dir(host.uid), &name, wanted, default)?;
+    let subnet = entrance.subnet;
+    let lease = broker
+        .create_network(id, subnet, Some(entrance.listener.as_fd()))
+        .map_err(|error| cannot_make(&name, subnet, error));
+    // Else what is dropped here would wait for it.
+    let (meeting, lock) = (entrance.meeting, entrance.lock);
+    let made = lease.and_then(|lease| {
+        for (connection, members) in entrance.others {
+            broker
+                .meet(id, connection.as_fd(), members)
+                .map_err(|error| cannot_make(&name, subnet, error))?;
+        }
+        Ok(lease)
+    });
+    drop(lock);
+    let network = Network(Arc::new(Inner {
+        id,
+        name,
+        subnet,
+        addresses: Mutex::new(Pool::new(subnet)),
+        broker,
+        _lease: made?,
+        meeting: Some(meeting),
+    }));
+    all.push(Arc::downgrade(&network.0));
+    Ok(network)
+}
+
+fn broker() -> Result<Arc<Broker>, Error> {
+    let host = Host::get().map_err(|e| Error::io("cannot read the facts of this machine", e))?;
+    Ok(Supervisor::get(host)?.broker()?)
+}
+
+fn cannot_make(name: &str, subnet: Subnet, error: io::Error) -> Error {
+    let why = match error.raw_os_error() {
+        Some(libc::EAFNOSUPPORT) => " (processes share it by packet sockets, CONFIG_PACKET)",
+        _ => "",
+    };
+    Error::io(
+        format!("cannot make the network {name} ({subnet}){why}"),
+        error,
+    )
 }
 
 impl Network {
@@ -201,32 +284,18 @@ impl Network {
         self.0.id == other.0.id
     }
 
-    /// Loses what the one sends to the other.
-    pub(crate) fn lose(&self, from: Ipv4Addr, to: Ipv4Addr) -> io::Result<()> {
-        let mut parted = self.0.parted.lock().unwrap_or_else(PoisonError::into_inner);
-        self.0.broker.lose(self.0.id, (from, to), true)?;
-        if !parted.contains(&(from, to)) {
-            parted.push((from, to));
-        }
-        Ok(())
+    /// What is wrong from now on with what the one sends to the other.
+    pub(crate) fn set_faults(
+        &self,
+        pair: (Ipv4Addr, Ipv4Addr),
+        faults: Option<Faults>,
+    ) -> io::Result<()> {
+        self.0.broker.set_faults(self.0.id, pair, faults)
     }
 
-    /// Loses nothing any more.
-    pub(crate) fn find_all(&self) -> io::Result<()> {
-        self.find(|_| true)
-    }
-
-    /// Loses nothing any more between those that `which` says of.
-    fn find(&self, which: impl Fn(&(Ipv4Addr, Ipv4Addr)) -> bool) -> io::Result<()> {
-        let mut parted = self.0.parted.lock().unwrap_or_else(PoisonError::into_inner);
-        for pair in parted.extract_if(.., |pair| which(pair)) {
-            match self.0.broker.lose(self.0.id, pair, false) {
-                // The sender is gone, and what it knew.
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-                other => other?,
-            }
-        }
-        Ok(())
+    /// Nothing is wrong any more.
+    pub(crate) fn end_faults(&self) -> io::Result<()> {
+        self.0.broker.heal(self.0.id)
     }
 
     /// An address for a sandbox.
@@ -234,29 +303,29 @@ impl Network {
     /// # Errors
     /// Where all are in use.
     pub(crate) fn take_address(&self) -> Result<Address, Error> {
-        loop {
-            let mut addresses = self.0.addresses();
-            match addresses.take() {
-                Ok(address) => {
-                    return Ok(Address {
-                        network: self.clone(),
-                        address,
-                    });
-                }
-                Err(None) => {
-                    return Err(Kind::NetworkFull {
-                        network: self.0.name.clone(),
-                        subnet: self.0.subnet,
-                        capacity: addresses.pool.capacity(),
-                    }
-                    .into());
-                }
-                Err(Some(until)) => {
-                    // Others may give theirs back meanwhile.
-                    drop(addresses);
-                    std::thread::sleep(until.saturating_duration_since(Instant::now()));
-                }
+        let mut pool = self.0.addresses();
+        // Those that are other processes' are free again as soon as this one has found its own.
+        let mut others = Vec::new();
+        let found = loop {
+            match (pool.take(), &self.0.meeting) {
+                (Some(address), Some(meeting)) if !meeting.take(address)? => others.push(address),
+                (found, _) => break found,
             }
+        };
+        for address in others {
+            pool.release(address);
+        }
+        match found {
+            Some(address) => Ok(Address {
+                network: self.clone(),
+                address,
+            }),
+            None => Err(Kind::NetworkFull {
+                network: self.0.name.clone(),
+                subnet: self.0.subnet,
+                capacity: pool.capacity(),
+            }
+            .into()),
         }
     }
 }
@@ -279,14 +348,10 @@ pub(crate) struct Address {
 
 impl Drop for Address {
     fn drop(&mut self) {
-        // The next at this address is parted from nobody. Where the broker is gone, so is all it did.
-        let _ = self
-            .network
-            .find(|(from, to)| self.address == *from || self.address == *to);
-        let mut addresses = self.network.0.addresses();
-        addresses
-            .cooling
-            .push_back((self.address, Instant::now() + REST));
+        if let Some(meeting) = &self.network.0.meeting {
+            meeting.release(self.address);
+        }
+        self.network.0.addresses().release(self.address);
     }
 }
 

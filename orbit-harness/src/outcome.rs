@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::units::Bytes;
+use crate::{changes::Changes, net::denied::Denied, units::Bytes};
 
 /// How the program of a sandbox ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -172,6 +172,24 @@ pub struct Pressure {
     pub io_full: Duration,
 }
 
+/// A stream that a program writes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum OutputStream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+impl fmt::Display for OutputStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stdout => "standard output",
+            Self::Stderr => "standard error",
+        })
+    }
+}
+
 /// A limit that a sandbox ran into, though it was not its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -192,6 +210,13 @@ pub enum Note {
     DiskFull {
         /// Its size.
         size: Bytes,
+    },
+    /// It wrote more to a captured stream than was to be kept: the middle of it is missing.
+    OutputCut {
+        /// Which.
+        stream: OutputStream,
+        /// How much is missing.
+        left_out: Bytes,
     },
     /// Processes were killed because the machine, or a cgroup around the sandbox, was out of memory: not for the
     /// sandbox's own limit.
@@ -214,6 +239,11 @@ impl fmt::Display for Note {
             Self::DiskFull { size } => {
                 write!(f, "its writable layer of {} is full", whole(*size))
             }
+            Self::OutputCut { stream, left_out } => write!(
+                f,
+                "of its {stream}, {} bytes are left out in the middle: `capture_limit` keeps more",
+                left_out.as_u64()
+            ),
             Self::KilledFromOutside { processes } => write!(
                 f,
                 "{processes} of its processes were killed because the machine, or a cgroup around it, was out of \
@@ -229,7 +259,8 @@ impl fmt::Display for Note {
 pub struct Outcome {
     /// How the program ended.
     pub status: Status,
-    /// What was captured of standard output.
+    /// What was captured of standard output: all of it, or its beginning and its end
+    /// ([`SandboxBuilder::capture_limit`](crate::SandboxBuilder::capture_limit)).
     pub stdout: Vec<u8>,
     /// What was captured of standard error.
     pub stderr: Vec<u8>,
@@ -243,12 +274,31 @@ pub struct Outcome {
     pub notes: Vec<Note>,
     /// Limits that were asked for as best they can be kept, and could not be.
     pub warnings: Vec<String>,
+    /// Which files it wrote, where [`record_changes`](crate::SandboxBuilder::record_changes) asked for that.
+    pub changes: Option<Changes>,
+    pub(crate) denied: Vec<Denied>,
 }
 
 impl Outcome {
     /// Whether the program exited with code 0.
     pub const fn success(&self) -> bool {
         self.status.success()
+    }
+
+    /// What the sandbox tried to reach and was refused, where that was
+    /// [recorded](crate::SandboxBuilder::record_denied): each address, port and protocol with the number of packets,
+    /// for at most 512 destinations of IPv4 and as many of IPv6.
+    ///
+    /// ```no_run
+    /// let outcome = orbit::Sandbox::builder()
+    ///     .cmd(["bash", "-c", "exec 3<>/dev/tcp/192.0.2.1/443"])
+    ///     .record_denied(true)
+    ///     .run()?;
+    /// assert_eq!(outcome.denied()[0].to_string(), "192.0.2.1:443/tcp, once");
+    /// # Ok::<(), orbit::Error>(())
+    /// ```
+    pub fn denied(&self) -> &[Denied] {
+        &self.denied
     }
 
     /// Standard output as text, with what is not UTF-8 replaced.

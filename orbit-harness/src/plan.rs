@@ -3,6 +3,8 @@
 //! The rendering of a plan, one numbered line a step, is what snapshots hold and what reviews read: a change to
 //! it is a change to what a sandbox is.
 
+mod way_out;
+
 use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
@@ -14,6 +16,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use self::way_out::WayOut;
 use crate::{
     cgroup::{self, Setting},
     host::{Cgroups, Host},
@@ -39,6 +42,8 @@ pub(crate) struct Plan {
     pub(crate) publish: Vec<Published>,
     pub(crate) program: ProgramPlan,
     pub(crate) timeout: Option<Duration>,
+    /// By how much the clocks that count from boot are ahead.
+    pub(crate) clock_offset: Option<Duration>,
     /// The limits of the control group that the sandbox is born in; `None` for no control group of its own.
     pub(crate) cgroup: Option<Vec<Setting>>,
     /// What was asked as best it can be kept, and cannot be.
@@ -123,6 +128,8 @@ pub(crate) fn plan(
     let capabilities = capabilities::resolve(&spec.cap_add, &spec.cap_drop, host.last_cap)
         .map_err(|found| faults.extend(found))
         .unwrap_or(CapabilitySet::EMPTY);
+    way_out::faults(spec, host, capabilities, &mut faults);
+    let capabilities = way_out::bounded(spec, capabilities);
     let argv = argv(spec, image);
     if argv.is_empty() {
         let why = match &spec.image {
@@ -158,7 +165,13 @@ pub(crate) fn plan(
         tty: spec.tty,
         ulimits: spec.limits.ulimits.clone(),
     };
-    let steps = steps(spec, image, host, around, &hostname, network, &program);
+    let mut steps = steps(spec, image, host, around, &hostname, network, &program);
+    let sys = steps
+        .iter()
+        .position(|step| matches!(step, Step::Sys { .. }));
+    if let Some(sys) = sys.filter(|_| cgroup.is_some()) {
+        steps.insert(sys + 1, Step::Cgroup);
+    }
     Ok(Plan {
         network,
         steps,
@@ -168,6 +181,7 @@ pub(crate) fn plan(
         },
         program,
         timeout: spec.timeout,
+        clock_offset: spec.clock_offset,
         cgroup,
         warnings,
     })
@@ -184,6 +198,11 @@ fn steps(
 ) -> Vec<Step> {
     let size = spec.disk.unwrap_or(DEFAULT_DISK);
     let mut steps = Vec::new();
+    let way_out = match network {
+        Isolation::Own => way_out::plan(spec, host),
+        Isolation::Host => WayOut::default(),
+    };
+    let has_names = !spec.links.is_empty() || way_out.helper.is_some();
     if network == Isolation::Own {
         steps.extend([Step::Loopback, Step::AllPorts]);
         steps.extend(
@@ -207,6 +226,7 @@ fn steps(
         tty: spec.tty,
         resolv_conf: &host.resolv_conf,
         links: &spec.links,
+        beyond: way_out.beyond,
     };
     steps.extend(match &spec.image {
         ImageRef::Host => {
@@ -214,11 +234,18 @@ fn steps(
             if spec.read_only {
                 view.iter_mut().for_each(Step::without_writes);
             }
+            // What a sandbox over the host's files had written, and is to be there again.
+            if !image.layers.is_empty() {
+                view = view
+                    .into_iter()
+                    .filter_map(|step| step.over_sealed(&image.layers_dir, &image.layers))
+                    .collect();
+            }
             view
         }
         reference => rootfs::layered(image, reference, size, system.etc()),
     });
-    if spec.image == ImageRef::Host && !spec.links.is_empty() {
+    if spec.image == ImageRef::Host && has_names {
         let names = system
             .etc()
             .into_iter()
@@ -234,10 +261,20 @@ fn steps(
                 at,
                 read_only: *read_only,
             },
-            MountKind::Overlay { source } => Step::Overlay {
-                source: source.clone(),
-                at,
-            },
+            MountKind::Overlay { source } => {
+                let step = Step::Overlay {
+                    source: source.clone(),
+                    at,
+                };
+                let sealed = &image.layers[image.layers.len() - image.sealed..];
+                if sealed.is_empty() {
+                    step
+                } else {
+                    step.clone()
+                        .over_sealed(&image.layers_dir, sealed)
+                        .unwrap_or(step)
+                }
+            }
             MountKind::Tmpfs { size } => Step::Tmpfs {
                 at,
                 size: size.unwrap_or(DEFAULT_TMPFS),
@@ -273,6 +310,8 @@ fn steps(
     if spec.read_only {
         steps.push(Step::ReadOnlyRoot);
     }
+    steps.extend(way_out.helper);
+    steps.extend(way_out.gate);
     steps
 }
 
@@ -557,6 +596,23 @@ impl fmt::Display for Plan {
 }
 
 impl Plan {
+    /// What is left where there is no control group for the sandbox.
+    pub(crate) fn without_cgroup(&mut self) {
+        self.cgroup = None;
+        self.steps.retain(|step| !matches!(step, Step::Cgroup));
+    }
+
+    /// Whether the program may come to see its control group as one that it can write to: it may make namespaces
+    /// and mounts, and as a user the group's files are its own. Then it lives in a group below the one whose limits
+    /// hold, beyond which it cannot see.
+    pub(crate) fn is_below_its_cgroup(&self) -> bool {
+        self.program.seccomp == SeccompPlan::Nested
+            || self
+                .program
+                .capabilities
+                .contains(capabilities::Capability::SysAdmin)
+    }
+
     /// The line that says what step `number`, counted from 0, does.
     pub(crate) fn lines(&self) -> Vec<String> {
         let network = if self.network == Isolation::Own {
@@ -565,13 +621,17 @@ impl Plan {
             ""
         };
         let mut lines = vec![format!("unshare mount pid ipc uts cgroup{network}")];
+        if let Some(ahead) = self.clock_offset {
+            lines[0] = format!("{} time, {ahead:?} ahead", lines[0]);
+        }
         if let Some(settings) = &self.cgroup {
             let words = settings.iter().map(|setting| format!(" {setting}"));
-            lines[0].extend(
-                [", born in a control group".to_owned()]
-                    .into_iter()
-                    .chain(words),
-            );
+            let below = if self.is_below_its_cgroup() {
+                ", born below a control group"
+            } else {
+                ", born in a control group"
+            };
+            lines[0].extend([below.to_owned()].into_iter().chain(words));
         }
         lines.extend(self.steps.iter().map(ToString::to_string));
         let program = &self.program;

@@ -14,17 +14,21 @@ mod ready;
 mod restart;
 
 use std::{
-    collections::BTreeMap,
+    ffi::OsStr,
     fmt, fs,
-    io::Read as _,
+    io::{self, Read as _},
     net::{Ipv4Addr, SocketAddr, TcpStream},
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use rustix::event::{PollFd, PollFlags, Timespec};
+use serde::de::DeserializeOwned;
 
+#[cfg(feature = "images")]
+pub(crate) use self::launch::surroundings;
 use self::{core::Core, reader::Reader};
 pub use self::{
     exec::{Exec, ExecBuilder},
@@ -35,19 +39,26 @@ use crate::{
     bridge::Place,
     builder::SandboxBuilder,
     capture::Capture,
+    changes::Changes,
     error::{Error, Kind},
     host::Host,
-    image::HealthCheck,
+    image::{HealthCheck, Held, Image},
+    layer::{Fault, Writable},
     limited::Limited,
     logs::{Log, Logs},
     names::Claim,
+    net::denied::Denied,
+    netfilter::Netfilter,
     network::{Membership, Network},
-    outcome::{Outcome, Status, Usage},
+    outcome::{Note, Outcome, OutputStream, Status, Usage},
+    plan::Plan,
     publish::{Port, Ports},
-    spec::{ImageRef, Init, SpecFault},
-    supervisor::{Cause, Channel, Control, Event, Exit, Failure, Gone, Supervisor},
+    spec::{Init, Spec, SpecFault},
+    supervisor::{Cause, Channel, Control, Event, Exit, Failure, Gone, Request, Supervisor},
     sys,
+    units::Bytes,
     wait::Wait,
+    way_out::Record,
 };
 
 /// A running sandbox: a container that ends, with everything in it, when this value is dropped.
@@ -72,12 +83,15 @@ pub struct Sandbox {
     terminal: Option<OwnedFd>,
     stdout: Option<Capture>,
     stderr: Option<Capture>,
+    capture_limit: Bytes,
     exit: Option<Exit>,
     gone: Option<Gone>,
     failure: Option<Failure>,
     outcome: Option<Outcome>,
     /// Where it has one of its own.
     network: Option<OwnedFd>,
+    /// Of what it was refused.
+    record: Record,
     ports: Ports,
     memberships: Vec<Membership>,
     /// On the host's bridge.
@@ -96,17 +110,16 @@ pub struct Sandbox {
     healthcheck: Option<HealthCheck>,
     /// What `stop` sends.
     stop_signal: i32,
-    labels: BTreeMap<String, String>,
-    image: ImageRef,
     /// Whether it does not show its log where a test panics.
-    is_quiet: bool,
+    hides_log: bool,
     name: Option<String>,
     /// What keeps the name this sandbox's own.
     _claim: Option<Claim>,
     /// Its control group, which goes when the sandbox is gone.
     limited: Limited,
-    /// What is held of the image while it is in use.
-    _image: Held,
+    /// The filesystem of its writable layers, which stays as long as this does.
+    scratch: Option<OwnedFd>,
+    origin: Origin,
 }
 
 /// Where an output of the program goes.
@@ -118,10 +131,18 @@ enum Outputs {
     Given,
 }
 
-#[cfg(feature = "images")]
-type Held = Option<crate::store::ImageLease>;
-#[cfg(not(feature = "images"))]
-type Held = ();
+/// What a sandbox was made of: what another one like it would be.
+#[cfg_attr(
+    not(feature = "images"),
+    expect(dead_code, reason = "read by snapshots, which are layers of images")
+)]
+pub(crate) struct Origin {
+    /// As asked, with the host's paths made absolute.
+    pub(crate) spec: Spec,
+    pub(crate) image: Image,
+    /// What is held of the image while it is in use.
+    pub(crate) held: Held,
+}
 
 impl Sandbox {
     /// What a sandbox should be: the host's files with nothing else asked, until it is said otherwise.
@@ -190,6 +211,16 @@ impl Sandbox {
             .as_ref()
             .map(Place::address)
             .or(in_place.filter(|_| asked))
+    }
+
+    /// What the sandbox tried to reach and was refused so far, where that is
+    /// [recorded](SandboxBuilder::record_denied): empty where it is not.
+    ///
+    /// # Errors
+    /// Where this kernel cannot record it, though that was asked for.
+    pub fn denied(&self) -> Result<Vec<Denied>, Error> {
+        let failed = |error| Error::io("cannot read what the sandbox was refused", error);
+        self.record.read().map_err(failed)
     }
 
     /// Connects to the TCP port `port` of the sandbox's own loopback: a socket inside of the sandbox's network,
@@ -264,9 +295,6 @@ impl Sandbox {
     /// Where the supervisor is gone, and with it the sandbox and the knowledge of its end.
     pub fn wait(&mut self) -> Result<Outcome, Error> {
         if self.outcome.is_none() {
-            if let Some(reader) = &self.reader {
-                reader.await_end();
-            }
             self.collect(None)?;
             self.outcome = Some(self.conclude()?);
         }
@@ -274,14 +302,69 @@ impl Sandbox {
     }
 
     /// What the program has written so far to the outputs that are captured, line by line; what it writes from now on
-    /// too, after [`Logs::follow`]. With a terminal there is nothing here.
+    /// too, after [`Logs::follow`]. Of more than the [capture limit](SandboxBuilder::capture_limit), and a mebibyte,
+    /// lines in the middle are missing. With a terminal there is nothing here.
     pub fn logs(&self) -> Logs {
         let log = self.reader.as_ref().map(|reader| Arc::clone(reader.log()));
         Logs::of(log.unwrap_or_else(|| {
-            let log = Log::default();
+            let log = Log::new(self.capture_limit);
             log.finish();
             Arc::new(log)
         }))
+    }
+
+    /// Which files were made, changed or removed in the sandbox's writable layer so far: while it runs, and when it has
+    /// ended. What is written to mounts of the host, and to other filesystems in memory, is not among them.
+    ///
+    /// ```
+    /// let mut sandbox = orbit::Sandbox::builder().cmd(["touch", "/tmp/made"]).start()?;
+    /// sandbox.wait()?;
+    /// let changes = sandbox.changes()?;
+    /// assert_eq!(changes.entries[0].to_string(), "A /tmp/made");
+    /// # Ok::<(), orbit::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Where the supervisor is gone, or a file of the layer cannot be read.
+    pub fn changes(&self) -> Result<Changes, Error> {
+        let Some(scratch) = &self.scratch else {
+            // It ended before its program ran.
+            return Ok(Changes::default());
+        };
+        let host =
+            Host::get().map_err(|e| Error::io("cannot read the facts of this machine", e))?;
+        let request = Request::Changes(Box::new(self.writable()));
+        let reply = Supervisor::get(host)?.ask(&request, &[scratch.as_fd()])?;
+        written(&reply)
+    }
+
+    /// Where what it writes lies.
+    pub(crate) fn writable(&self) -> Writable {
+        let temporary = self.core.plan.program.env.get(OsStr::new("TMPDIR"));
+        let temporary = temporary.map(Path::new).filter(|path| path.is_absolute());
+        Writable::of(&self.core.plan.steps, temporary)
+    }
+
+    /// What it was made of, its program's plan, and the filesystem of its writable layers: `None` where it ended
+    /// before its program ran.
+    #[cfg(feature = "images")]
+    pub(crate) fn made_of(&self) -> (&Origin, &Plan, Option<&OwnedFd>) {
+        (&self.origin, &self.core.plan, self.scratch.as_ref())
+    }
+
+    /// Whether nothing in the sandbox runs: it has ended, or is paused.
+    #[cfg(feature = "images")]
+    pub(crate) fn is_quiet(&mut self) -> Result<bool, Error> {
+        let moment = Duration::from_millis(1);
+        if self.limited.is_frozen() || self.collect(Some(Instant::now() + moment))? {
+            return Ok(true);
+        }
+        if self.core.is_stopped() {
+            // Again: what was started meanwhile is to stand still too.
+            self.pause()?;
+            return Ok(true);
+        }
+        Ok(false)
     }
 
     /// The other side of the program's terminal, where one was asked for: what is written there is typed, what
@@ -325,17 +408,20 @@ impl Sandbox {
             }
         }
         // All that could write is dead: what they wrote is there.
-        self.drain();
+        while !self.drain() {}
         if let Some(reader) = &mut self.reader {
             reader.finish();
         }
         Ok(true)
     }
 
-    fn drain(&mut self) {
+    /// Takes what was written, or a good part of it. Whether that was all.
+    fn drain(&mut self) -> bool {
+        let mut all = true;
         for capture in [&mut self.stdout, &mut self.stderr].into_iter().flatten() {
-            capture.drain();
+            all &= capture.drain();
         }
+        all
     }
 
     /// Whether there was an event: not where the supervisor is gone.
@@ -360,8 +446,8 @@ impl Sandbox {
     fn conclude(&mut self) -> Result<Outcome, Error> {
         let take =
             |capture: &mut Option<Capture>| capture.as_mut().map(Capture::take).unwrap_or_default();
-        let [stdout, stderr] = match &self.reader {
-            Some(reader) => reader.log().bytes(),
+        let [(stdout, stdout_cut), (stderr, stderr_cut)] = match &self.reader {
+            Some(reader) => reader.log().parts(),
             None => [take(&mut self.stdout), take(&mut self.stderr)],
         };
         self.pidfd = None;
@@ -380,7 +466,20 @@ impl Sandbox {
             (None, Some(gone)) => (gone.status, gone.usage, gone.wall_time, Vec::new(), None),
             (None, None) => return Err(Kind::Vanished.into()),
         };
-        let end = self.limited.conclude(status, usage, full_disk);
+        let mut end = self.limited.conclude(status, usage, full_disk);
+        for (stream, cut) in [
+            (OutputStream::Stdout, stdout_cut),
+            (OutputStream::Stderr, stderr_cut),
+        ] {
+            end.notes
+                .extend(cut.map(|left_out| Note::OutputCut { stream, left_out }));
+        }
+        let changes = if self.origin.spec.record_changes {
+            Some(self.changes()?)
+        } else {
+            None
+        };
+        let denied = self.record.conclude(&mut end.warnings);
         Ok(Outcome {
             status: end.status,
             stdout,
@@ -390,6 +489,8 @@ impl Sandbox {
             leaked,
             notes: end.notes,
             warnings: end.warnings,
+            changes,
+            denied,
         })
     }
 }
@@ -495,7 +596,7 @@ impl Drop for Sandbox {
         while self.gone.is_none() && self.take_event().is_ok_and(|heard| heard) {}
         if let Some(reader) = &mut self.reader {
             reader.finish();
-            if std::thread::panicking() && !self.is_quiet {
+            if std::thread::panicking() && !self.hides_log {
                 self.show_log();
             }
         }
@@ -507,7 +608,7 @@ impl Sandbox {
     fn title(&self) -> String {
         match &self.name {
             Some(name) => format!("`{name}` ({})", self.id),
-            None => format!("{} ({})", self.id, self.image),
+            None => format!("{} ({})", self.id, self.origin.spec.image),
         }
     }
 
@@ -568,16 +669,22 @@ impl Sandbox {
                     has_terminal,
                     executes_later,
                     has_network,
+                    has_scratch,
+                    has_record,
+                    unrecorded,
                 },
                 mut fds,
             )) => {
                 self.network = if has_network { fds.pop() } else { None };
+                let record = if has_record { fds.pop() } else { None };
+                self.record = Record::new(record.map(Netfilter::from_fd), unrecorded);
+                self.scratch = if has_scratch { fds.pop() } else { None };
                 let mut fds = fds.into_iter();
                 self.pidfd = if has_pidfd { fds.next() } else { None };
                 if let Some(terminal) = has_terminal.then(|| fds.next()).flatten() {
                     let cannot = |error| Error::io("cannot read the program's terminal", error);
                     let reader = terminal.try_clone().map_err(cannot)?;
-                    self.stdout = Some(Capture::new(reader).map_err(cannot)?);
+                    self.stdout = Some(Capture::new(reader, self.capture_limit).map_err(cannot)?);
                     self.terminal = Some(terminal);
                 }
                 match executes_later.then(|| fds.next()).flatten() {
@@ -645,6 +752,21 @@ impl Sandbox {
             failure,
         }
         .into()
+    }
+}
+
+/// The answer of a process that read a sandbox's files.
+pub(crate) fn written<T: DeserializeOwned>(reply: &Channel) -> Result<T, Error> {
+    let heard = reply.recv::<Result<T, Fault>>();
+    let cannot = |error| {
+        Error::io(
+            "cannot hear from the process that reads a sandbox's files",
+            error,
+        )
+    };
+    match heard.map_err(cannot)? {
+        Some((answer, _)) => Ok(answer.map_err(Kind::Layer)?),
+        None => Err(cannot(io::Error::other("it ended without an answer"))),
     }
 }
 

@@ -5,14 +5,23 @@
 //! enter, so that a spec can hold what is wrong with it only as a list of faults.
 
 use std::{
-    collections::BTreeMap, ffi::OsString, fmt, net::Ipv4Addr, path::PathBuf, str::FromStr,
+    collections::BTreeMap,
+    ffi::OsString,
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+    str::FromStr,
     time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    net::{addresses::Subnet, ports::PortMap},
+    net::{
+        addresses::Subnet,
+        egress::{Allowed, Policy},
+        ports::PortMap,
+    },
     resources::{CpuSet, IoMax, Ulimit},
     units::{Bytes, CpuQuota},
 };
@@ -51,6 +60,12 @@ pub(crate) struct Spec {
     pub(crate) links: Vec<Link>,
     /// What it is called there, beside its own name.
     pub(crate) aliases: Vec<String>,
+    /// What it may reach beyond its networks; `None` where nothing was said, which is nothing.
+    pub(crate) egress: Option<Policy>,
+    /// Whether what is refused is recorded; where nothing was said, as `egress` needs.
+    pub(crate) record_denied: Option<bool>,
+    /// Which addresses those are; filled when it is started.
+    pub(crate) looked_up: LookedUp,
     /// The bridge to join where a bridge is asked for.
     pub(crate) bridge: Bridge,
     /// Size of the writable layer.
@@ -62,6 +77,10 @@ pub(crate) struct Spec {
     pub(crate) host_view: HostView,
     /// Whether the program may make user namespaces, and mounts in them.
     pub(crate) nested: bool,
+    /// By how much its monotonic clock and its time since boot are ahead.
+    pub(crate) clock_offset: Option<Duration>,
+    /// Whether the outcome says which files were written.
+    pub(crate) record_changes: bool,
 }
 
 /// What a sandbox over the host's files sees beyond the system, and what it does not.
@@ -336,6 +355,14 @@ impl FromStr for Mount {
         }
         Ok(mount)
     }
+}
+
+/// The rules of egress, with the addresses of the names in them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct LookedUp {
+    pub(crate) allowed: Vec<Allowed>,
+    pub(crate) names: Vec<(IpAddr, String)>,
 }
 
 /// The network a sandbox sees.

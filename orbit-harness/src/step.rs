@@ -9,6 +9,7 @@ use std::{fmt, path::PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    netfilter::Gate,
     spec::{InitFile, Link},
     units::Bytes,
 };
@@ -22,6 +23,11 @@ pub(crate) enum Step {
     AllPorts,
     /// Be on a network: a link with this name, and an address.
     Link { name: String, link: Link },
+    /// Let out what may leave, refuse the rest, and record it. Where the kernel cannot, it is an error if something is
+    /// to be kept in, and a warning otherwise.
+    Gate { gate: Gate, is_needed: bool },
+    /// Wait until this program leads out of the network. The supervisor has started it.
+    Egress { program: PathBuf, args: Vec<String> },
     /// Set the host name.
     Hostname(String),
     /// A filesystem in memory that holds everything the sandbox writes. What Orbit makes in it that stands for
@@ -42,6 +48,13 @@ pub(crate) enum Step {
     CoverEtc(Vec<EtcFile>),
     /// A symbolic link.
     Symlink { at: PathBuf, target: PathBuf },
+    /// A directory of the host, and above it what sealed layers have at the same place, under a writable layer in the
+    /// scratch. Topmost first; a layer that has nothing there is left out.
+    OverlaySealed {
+        layers: Vec<PathBuf>,
+        source: Option<PathBuf>,
+        at: PathBuf,
+    },
     /// A directory of the host under a writable layer in the scratch.
     Overlay { source: PathBuf, at: PathBuf },
     /// A file or directory of the host, with what is mounted below it.
@@ -58,6 +71,8 @@ pub(crate) enum Step {
     Proc,
     /// `/sys`: fresh for a network namespace of its own, the host's otherwise; read-only.
     Sys { fresh: bool },
+    /// What the sandbox's control group says of its limits, at the place where programs look for them; read-only.
+    Cgroup,
     /// `/dev` with the harmless devices, and the message queues and terminals of this sandbox.
     Dev { shm: Bytes, console: bool },
     /// Make the new root the root, and let go of the host's.
@@ -73,8 +88,12 @@ pub(crate) enum Step {
 /// What lies under the writable layer of a root.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Lower {
-    /// Layers of an image, lowest first, by their names in `dir`.
-    Layers { dir: PathBuf, names: Vec<String> },
+    /// Layers of an image, lowest first, by their names in `dir`; below all of them `base`, where there is one.
+    Layers {
+        dir: PathBuf,
+        names: Vec<String>,
+        base: Option<PathBuf>,
+    },
     /// One directory.
     Directory(PathBuf),
 }
@@ -98,6 +117,34 @@ impl Step {
             };
         }
     }
+
+    /// The same over `layers`, which were sealed from a sandbox that was made by this step; topmost first. `None` where
+    /// they hold what it would make.
+    pub(crate) fn over_sealed(self, dir: &std::path::Path, names: &[String]) -> Option<Self> {
+        let layers = || names.iter().rev().map(|name| dir.join(name)).collect();
+        match self {
+            Self::EmptyRoot => Some(Self::OverlayRoot {
+                lower: Lower::Layers {
+                    dir: dir.to_owned(),
+                    names: names.to_vec(),
+                    base: None,
+                },
+                etc: Vec::new(),
+            }),
+            Self::Overlay { source, at } => Some(Self::OverlaySealed {
+                layers: layers(),
+                source: Some(source),
+                at,
+            }),
+            Self::Fresh { at, .. } => Some(Self::OverlaySealed {
+                layers: layers(),
+                source: None,
+                at,
+            }),
+            Self::Symlink { .. } => None,
+            other => Some(other),
+        }
+    }
 }
 
 impl fmt::Display for Step {
@@ -112,14 +159,21 @@ impl fmt::Display for Step {
                 link.address,
                 link.subnet.prefix()
             ),
+            Self::Gate { gate, .. } => gate.fmt(f),
+            Self::Egress { program, args } => {
+                write!(f, "egress by {} {}", program.display(), args.join(" "))
+            }
             Self::Hostname(name) => write!(f, "hostname {name}"),
             Self::Scratch { size, owner } => {
                 write!(f, "mount tmpfs scratch size={size} owner={owner}")
             }
             Self::OverlayRoot { lower, etc } => {
                 match lower {
-                    Lower::Layers { names, .. } => {
+                    Lower::Layers { names, base, .. } => {
                         write!(f, "mount overlay / lower={}", names.len())?;
+                        if let Some(base) = base {
+                            write!(f, " over {}", base.display())?;
+                        }
                     }
                     Lower::Directory(path) => {
                         write!(f, "mount overlay / lower={}", path.display())?;
@@ -143,6 +197,18 @@ impl fmt::Display for Step {
             }
             Self::Symlink { at, target } => {
                 write!(f, "symlink {} to={}", at.display(), target.display())
+            }
+            Self::OverlaySealed { layers, source, at } => {
+                write!(
+                    f,
+                    "mount overlay {} lower={} sealed",
+                    at.display(),
+                    layers.len()
+                )?;
+                if let Some(source) = source {
+                    write!(f, " over {}", source.display())?;
+                }
+                f.write_str(" upper=scratch")
             }
             Self::Overlay { source, at } => {
                 write!(
@@ -183,6 +249,7 @@ impl fmt::Display for Step {
                 }
             }
             Self::Proc => f.write_str("mount proc /proc nosuid nodev noexec"),
+            Self::Cgroup => f.write_str("mount cgroup2 /sys/fs/cgroup ro nosuid nodev noexec"),
             Self::Sys { fresh: true } => f.write_str("mount sysfs /sys ro nosuid nodev noexec"),
             Self::Sys { fresh: false } => {
                 f.write_str("mount bind /sys from=/sys ro nosuid nodev noexec")

@@ -231,7 +231,12 @@ pub struct UnitError {
 }
 
 impl UnitError {
-    fn new(expected: &'static str, given: &str, example: &'static str, why: &'static str) -> Self {
+    pub(crate) fn new(
+        expected: &'static str,
+        given: &str,
+        example: &'static str,
+        why: &'static str,
+    ) -> Self {
         Self {
             expected,
             given: given.to_owned(),

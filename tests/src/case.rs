@@ -20,7 +20,9 @@ pub struct Case {
     pub(crate) name: String,
     pub(crate) who: &'static [Who],
     pub(crate) needs: &'static [&'static str],
+    pub(crate) needs_toolchain: bool,
     pub(crate) deadline: Duration,
+    pub(crate) world: Option<&'static [&'static str]>,
     pub(crate) prepare: Option<Prepare>,
     pub(crate) run: Run,
 }
@@ -36,6 +38,8 @@ impl Case {
             name: name.into(),
             who: Who::ALL,
             needs: &[],
+            needs_toolchain: false,
+            world: None,
             deadline: Duration::from_secs(120),
             prepare: None,
             run: Arc::new(run),
@@ -54,10 +58,29 @@ impl Case {
         Self { needs, ..self }
     }
 
+    /// Says that it runs cargo: it is skipped where there is none, as in the virtual machine.
+    #[must_use]
+    pub fn needs_toolchain(self) -> Self {
+        Self {
+            needs_toolchain: true,
+            ..self
+        }
+    }
+
     /// Sets how long it may take.
     #[must_use]
     pub fn deadline(self, deadline: Duration) -> Self {
         Self { deadline, ..self }
+    }
+
+    /// Runs it in a [`World`](crate::world::World) of its own, where this very program serves as these words say. Where
+    /// the tests are not run by root, it is skipped.
+    #[must_use]
+    pub fn in_world(self, server: &'static [&'static str]) -> Self {
+        Self {
+            world: Some(server),
+            ..self
+        }
     }
 
     /// Sets what is done before, outside of the deadline and the audit, by whoever runs the tests: with

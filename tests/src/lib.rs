@@ -21,6 +21,7 @@ pub mod published;
 pub mod registry;
 pub mod toolchain;
 pub mod who;
+pub mod world;
 
 use std::path::PathBuf;
 

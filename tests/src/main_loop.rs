@@ -5,7 +5,9 @@
 //! time by default, because the audit is of the whole machine.
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsString,
+    fs,
     os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -19,7 +21,8 @@ use tempfile::TempDir;
 
 use crate::{
     Case, Context, LeakAudit, Program, Skip, Who, orbit_cli, packages,
-    toolchain::{Toolchain, private_mounts},
+    toolchain::{self, Toolchain, private_mounts},
+    world::World,
 };
 
 /// Names the case that a re-executed process is to run; its directory is in the other variable.
@@ -27,9 +30,14 @@ const CASE: &str = "ORBIT_TESTS_CASE";
 const DIRECTORY: &str = "ORBIT_TESTS_DIRECTORY";
 /// A case's exit code for "skipped", as automake has it. The reason is the last line of standard output.
 const SKIPPED: u8 = 77;
+/// Set where there is no cargo, to the reason: cases that need one are skipped with it.
+const WITHOUT_TOOLCHAIN: &str = "ORBIT_TESTS_WITHOUT_TOOLCHAIN";
+/// How many times its deadline a case may take, where the machine is that much slower than others.
+const PATIENCE: &str = "ORBIT_TESTS_PATIENCE";
 /// What of the caller's environment a case sees.
-const INHERITED: [&str; 5] = [
+const INHERITED: [&str; 6] = [
     "RUST_BACKTRACE",
+    PATIENCE,
     "ORBIT_IMAGES_DIR",
     "TERM",
     "LANG",
@@ -75,20 +83,31 @@ pub fn run(cases: Vec<Case>) -> ExitCode {
 struct Stage {
     exe: PathBuf,
     cargo_orbit: PathBuf,
-    toolchain: Toolchain,
+    patience: u32,
+    /// Or why there is none.
+    toolchain: Result<Toolchain, String>,
 }
 
 impl Stage {
     fn set() -> Result<Self> {
         let cargo_orbit = orbit_cli::binary()?;
-        let mut toolchain = Toolchain::of_caller()?;
+        let mut toolchain = match env::var(WITHOUT_TOOLCHAIN) {
+            Ok(reason) => Err(reason),
+            Err(_) => Ok(Toolchain::of_caller()?),
+        };
         if geteuid().is_root() {
             private_mounts()?;
-            toolchain = toolchain.exposed()?;
+            if let Ok(toolchain) = &mut toolchain {
+                *toolchain = toolchain.exposed()?;
+            }
         }
         Ok(Self {
             exe: env::current_exe()?,
             cargo_orbit,
+            patience: env::var(PATIENCE)
+                .ok()
+                .and_then(|times| times.parse().ok())
+                .unwrap_or(1),
             toolchain,
         })
     }
@@ -104,18 +123,24 @@ impl Stage {
         if let Err(reason) = who.user() {
             return Ok(Completion::ignored_with(format!("{reason:#}")));
         }
+        if let (true, Err(reason)) = (case.needs_toolchain, &self.toolchain) {
+            return Ok(Completion::ignored_with(reason));
+        }
+        if case.world.is_some() && !geteuid().is_root() {
+            return Ok(Completion::ignored_with("needs root, to make namespaces"));
+        }
         who.can_reach(&self.exe)?;
 
         if let Some(prepare) = &case.prepare {
             prepare(who).context("prepare")?;
         }
         let directory = CaseDirectory::make(who)?;
-        let cargo_home = self.toolchain.cargo_home(&directory.path().join("home"))?;
+        let toolchain = self.toolchain_variables(&directory.path().join("home"))?;
         let audit = LeakAudit::adopting([
             directory.path().join("tmp"),
             directory.path().join("cache/tmp"),
         ]);
-        let outcome = self.execute(case, who, directory.path(), &cargo_home);
+        let outcome = self.execute(case, who, directory.path(), &toolchain);
         let audited = audit.check();
         if audited.is_err() {
             audit.sweep();
@@ -129,15 +154,34 @@ impl Stage {
         }
     }
 
+    /// What a case finds cargo by, and with a `CARGO_HOME` in `home`.
+    fn toolchain_variables(&self, home: &Path) -> Result<Vec<(&'static str, OsString)>> {
+        let Ok(toolchain) = &self.toolchain else {
+            return Ok(vec![("PATH", toolchain::SYSTEM_PATH.into())]);
+        };
+        Ok(vec![
+            ("PATH", toolchain.path()),
+            ("CARGO", toolchain.bin().join("cargo").into()),
+            ("CARGO_HOME", toolchain.cargo_home(home)?.into()),
+        ])
+    }
+
     fn execute(
         &self,
         case: &Case,
         who: Who,
         directory: &Path,
-        cargo_home: &Path,
+        toolchain: &[(&str, OsString)],
     ) -> Result<Completion> {
         let user = who.user()?;
+        let world = case
+            .world
+            .map(|server| World::make(&self.exe, server))
+            .transpose()?;
         let mut command = who.command(&self.exe)?;
+        if let Some(world) = &world {
+            command = world.wrap(&command, &directory.join("work"));
+        }
         // Errors say what was done; where they were made is for the asking.
         command.env_clear().env("RUST_LIB_BACKTRACE", "0");
         for name in INHERITED {
@@ -154,12 +198,10 @@ impl Stage {
             .env("HOME", directory.join("home"))
             .env("TMPDIR", directory.join("tmp"))
             .env("ORBIT_CACHE_DIR", directory.join("cache"))
-            .env("PATH", self.toolchain.path())
-            .env("CARGO", self.toolchain.bin().join("cargo"))
-            .env("CARGO_HOME", cargo_home)
+            .envs(toolchain.iter().map(|(name, value)| (*name, value)))
             .env(orbit_cli::VARIABLE, &self.cargo_orbit);
         let finished = Program::from_command(command)
-            .deadline(case.deadline)
+            .deadline(case.deadline * self.patience)
             .run()?;
         match finished.status.code() {
             Some(0) if finished.output_held_open => {

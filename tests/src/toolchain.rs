@@ -21,6 +21,9 @@ use nix::{
 
 use crate::{Program, target_dir};
 
+/// Where Debian's programs are.
+pub(crate) const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// A toolchain that the identities under test can reach.
 #[derive(Clone, Debug)]
 pub struct Toolchain {
@@ -105,7 +108,8 @@ impl Toolchain {
     /// `PATH` with the toolchain first, and without the caller's shims.
     pub fn path(&self) -> OsString {
         let mut path = self.bin().into_os_string();
-        path.push(":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        path.push(":");
+        path.push(SYSTEM_PATH);
         path
     }
 }

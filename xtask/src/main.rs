@@ -26,7 +26,8 @@ usage: cargo xtask VERB
   ci      the same: what .ci/run calls
   check   formatting, lints, documentation, licences
   images  build the test images
-  vm [FILTER]...                run the tests of limits in a virtual machine with cgroup v2
+  vm [FILTER]...                run the tests of limits, and of sandboxes, in a virtual machine with cgroup v2
+  vm systemd                    those that ask the user's systemd for a scope, alone
   vm --once PROGRAM [ARG]...    run a program once in it, as root; ORBIT_VM_EXTRA names other paths it needs
 ";
 
@@ -55,7 +56,7 @@ fn main() -> ExitCode {
             Ok(())
         }
         ["vm", filter @ ..] => {
-            suites::limits_in_vm(&mut tally, filter);
+            suites::all_in_vm(&mut tally, filter);
             Ok(())
         }
         _ => {

@@ -55,15 +55,15 @@ pub(crate) fn all(tally: &mut Tally) -> Result<()> {
             &mut [run::cargo().args(arguments).args(keep_going)],
         )?;
     }
-    limits_in_vm(tally, &[]);
+    all_in_vm(tally, &[]);
     Ok(())
 }
 
-/// Limits on a kernel that can keep them. `filter` is passed on to the tests.
-pub(crate) fn limits_in_vm(tally: &mut Tally, filter: &[&str]) {
+/// Limits on a kernel that can keep them, and the sandbox suite there too. `filter` is passed on to the tests.
+pub(crate) fn all_in_vm(tally: &mut Tally, filter: &[&str]) {
     let filter = owned(filter);
-    in_vm(tally, "limits in a virtual machine", |see| {
-        vm::limits(&filter, see)
+    in_vm(tally, "limits and sandboxes in a virtual machine", |see| {
+        vm::tests(&filter, see)
     });
 }
 

@@ -11,6 +11,8 @@ mod cpio;
 mod guest;
 mod kernel;
 mod qemu;
+mod script;
+mod systemd;
 
 use std::{
     path::{Path, PathBuf},
@@ -22,10 +24,10 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::workspace;
 
-pub(crate) use guest::Job;
+use script::{Job, Said, Who};
 
 /// How long everything may take, the boot included.
-const DEADLINE: Duration = Duration::from_secs(900);
+const DEADLINE: Duration = Duration::from_secs(1200);
 
 /// Where all of it lies.
 fn directory() -> PathBuf {
@@ -56,33 +58,117 @@ pub(crate) fn unavailable() -> Option<String> {
         .map(|fault| format!("there is no kernel for it: {fault:#}"))
 }
 
-/// Builds the tests of limits and runs them as everyone they are for. `filter` is passed on to them.
+/// Builds the tests of limits and the whole sandbox suite, and runs them as everyone they are for. `filter` is passed
+/// on to them.
 ///
 /// Each line that the tests print is shown to `see`. Whether all passed.
 ///
 /// # Errors
 /// Where there is no machine to run them in, or it does not end in time.
-pub(crate) fn limits(filter: &[String], see: &mut dyn FnMut(&str)) -> Result<bool> {
+pub(crate) fn tests(filter: &[String], see: &mut dyn FnMut(&str)) -> Result<bool> {
+    if matches!(filter, [word] if word == SYSTEMD) {
+        return run(&[under_systemd(test_binary("limits")?)], see);
+    }
+    let mut jobs = limits(filter)?;
+    jobs.extend(suites(filter)?);
+    run(&jobs, see)
+}
+
+/// Each alone, as they measure time.
+fn limits(filter: &[String]) -> Result<Vec<Job>> {
     let binary = test_binary("limits")?;
-    let jobs = guest::Who::ALL
-        .iter()
-        .map(|who| Job::new(*who, binary.clone(), filter.to_vec()));
-    run(&jobs.collect::<Vec<_>>(), see)
+    let job = |who| Job::new(who, binary.clone(), filter.to_vec());
+    let mut jobs: Vec<Job> = Who::ALL.into_iter().map(job).collect();
+    // The cgroup of this one is nobody's to divide, and limits are kept all the same.
+    if filter.is_empty() && systemd::is_here() {
+        jobs.push(under_systemd(binary.clone()));
+    }
+    let attribute = test_binary("attribute_limits")?;
+    for who in Who::ALL {
+        let mut arguments = vec!["--include-ignored".to_owned()];
+        // Nobody keeps the others for it, which is an error that the tests of limits look at.
+        arguments.extend((who == Who::Undelegated).then(|| "best_effort".to_owned()));
+        arguments.extend(filter.iter().cloned());
+        jobs.push(Job::new(who, attribute.clone(), arguments));
+    }
+    // Some of them once more at the top of a container's tree, in which the processes are that divide it.
+    if filter.is_empty() {
+        for (who, name) in [
+            (Who::Root, "container"),
+            (Who::Delegated, "container-of-user"),
+        ] {
+            let few = vec!["killed".to_owned()];
+            let job = Job::new(who, binary.clone(), few).boxed(name);
+            jobs.push(job.env("ORBIT_TESTS_AS", name));
+        }
+    }
+    Ok(jobs)
+}
+
+/// The filter that means this job alone.
+const SYSTEMD: &str = "systemd";
+
+fn under_systemd(limits: PathBuf) -> Job {
+    // It writes to a terminal there.
+    let few = vec!["killed".to_owned(), "--color=never".to_owned()];
+    Job::new(Who::Undelegated, limits, few).with_systemd(SYSTEMD)
+}
+
+/// The sandbox suite as root, and as a user whose cgroup is delegated, at the same time.
+///
+/// A user without subordinate ids is left out: what differs for it has nothing to do with control groups, and the
+/// suite on this machine runs as it.
+///
+/// A compiler is too much for an emulated processor, so what runs cargo is skipped, by name.
+fn suites(filter: &[String]) -> Result<Vec<Job>> {
+    let binary = test_binary("e2e")?;
+    let cargo_orbit = cargo_orbit()?;
+    let mut extra = vec![cargo_orbit.clone()];
+    extra.extend(
+        ["busybox", "layers", "redis"].map(|name| workspace().join("target/images").join(name)),
+    );
+    // A client of registries wants some, though the registry here has none.
+    extra.push("/etc/ssl/certs/ca-certificates.crt".into());
+    extra.retain(|path| path.exists());
+    let halves = [
+        (
+            Who::Root,
+            "suite",
+            ["--skip=::as_user", "--skip=::as_single"],
+        ),
+        (
+            Who::Delegated,
+            "suite-as-user",
+            ["--skip=::as_root", "--skip=::as_single"],
+        ),
+    ];
+    let job = |(who, name, skip): (Who, &str, [&str; 2])| {
+        let skip = skip.map(str::to_owned).into_iter();
+        Job::new(who, binary.clone(), skip.chain(filter.to_vec()).collect())
+            .boxed(name)
+            .env("ORBIT_TESTS_CARGO_ORBIT", cargo_orbit.display().to_string())
+            .env(
+                "ORBIT_TESTS_WITHOUT_TOOLCHAIN",
+                "runs cargo, which is too slow on an emulated processor",
+            )
+            .env("ORBIT_TESTS_PATIENCE", "4")
+            .extra(extra.clone())
+    };
+    Ok(halves.into_iter().map(job).collect())
 }
 
 /// Runs a program once in the machine, as root: `e2e`, with whatever else it needs in `extra`, at the same paths.
 ///
 /// # Errors
-/// As [`limits`].
+/// As [`tests`].
 pub(crate) fn once(
     program: &Path,
     arguments: &[String],
     extra: &[PathBuf],
     see: &mut dyn FnMut(&str),
 ) -> Result<bool> {
-    let mut job = Job::new(guest::Who::Root, program.to_owned(), arguments.to_vec());
-    job.extra = extra.to_vec();
-    run(&[job], see)
+    let job = Job::new(Who::Root, program.to_owned(), arguments.to_vec());
+    run(&[job.extra(extra.to_vec())], see)
 }
 
 fn run(jobs: &[Job], see: &mut dyn FnMut(&str)) -> Result<bool> {
@@ -105,15 +191,15 @@ fn run(jobs: &[Job], see: &mut dyn FnMut(&str)) -> Result<bool> {
     );
     let mut codes = Vec::new();
     let mut ended = false;
-    let end = machine.run(DEADLINE, |line| match guest::Said::read(line) {
-        Some(guest::Said::Exit(name, code)) => {
+    let end = machine.run(DEADLINE, |line| match Said::read(line) {
+        Some(Said::Exit(name, code)) => {
             println!(
                 "vm: {name} exited with {code}, at {:.1} s",
                 started.elapsed().as_secs_f64()
             );
             codes.push(code);
         }
-        Some(guest::Said::End) => ended = true,
+        Some(Said::End) => ended = true,
         None => {
             println!("{line}");
             see(line);
@@ -151,6 +237,18 @@ fn test_binary(name: &str) -> Result<PathBuf> {
         .find_map(|line| line.rsplit_once('(')?.1.strip_suffix(')'))
         .with_context(|| format!("cargo names no executable:\n{said}"))?;
     Ok(workspace().join(path))
+}
+
+/// The subcommand, built.
+fn cargo_orbit() -> Result<PathBuf> {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    output(Command::new(cargo).current_dir(workspace()).args([
+        "build",
+        "--quiet",
+        "--package",
+        "cargo-orbit",
+    ]))?;
+    Ok(workspace().join("target/debug/cargo-orbit"))
 }
 
 /// Runs a command that must succeed, and returns what it wrote.

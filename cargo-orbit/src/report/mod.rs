@@ -39,12 +39,6 @@ pub(crate) trait Report: Send {
         let _ = now;
         Ok(())
     }
-
-    /// Somebody else had a line to say: cargo, while it builds. Without the end of the line.
-    fn line(&mut self, line: &[u8]) -> io::Result<()> {
-        let _ = line;
-        Ok(())
-    }
 }
 
 /// A report that could not be written.
@@ -77,11 +71,6 @@ impl Reports {
     /// Tells them all what time it is.
     pub(crate) fn tick(&mut self, now: Duration) {
         self.each(|report| report.tick(now));
-    }
-
-    /// Passes on a line of cargo's.
-    pub(crate) fn line(&mut self, line: &[u8]) {
-        self.each(|report| report.line(line));
     }
 
     /// What could not be written, to be told at the end.

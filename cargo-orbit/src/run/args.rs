@@ -26,6 +26,10 @@ Examples:
   The host's own files, and this directory read-only at /src:
     cargo orbit run --image host -v .:/src:ro -w /src -- make check
 
+  Two sandboxes that reach each other, each in its terminal:
+    cargo orbit run --network lab --name db --image redis:8 -- redis-server
+    cargo orbit run --network lab --image redis:8 -- redis-cli -h db ping
+
 Exit code:
   the program's own, or
   128 + N  signal N ended the program
@@ -186,11 +190,43 @@ pub(crate) struct Args {
     #[arg(long, help_heading = "Limits")]
     pub(crate) best_effort: bool,
 
-    /// none: loopback only. bridge: a network that sandboxes share. host: no isolation of the network.
+    /// none: loopback only. bridge: a network that sandboxes share. host: no isolation of the network. Any other name:
+    /// the network of that name, which sandboxes of all processes of this user share that ask for it.
     ///
-    /// The default is none; --bridge and --bridge-cidr ask for bridge.
-    #[arg(long, value_name = "none|bridge|host", help_heading = "Network")]
-    pub(crate) network: Option<NetworkMode>,
+    /// The default is none; --bridge and --bridge-cidr ask for bridge. On a network with a name, sandboxes reach each
+    /// other by address and by --name, --hostname and --network-alias.
+    #[arg(
+        long,
+        value_name = "none|bridge|host|NAME",
+        value_parser = network,
+        help_heading = "Network"
+    )]
+    pub(crate) network: Option<Network>,
+
+    /// The addresses of the network that --network names, where nobody is on it yet [default: 10.88.0.0/16].
+    #[arg(
+        long,
+        value_name = "CIDR",
+        requires = "network",
+        help_heading = "Network"
+    )]
+    pub(crate) subnet: Option<Subnet>,
+
+    /// One more name by which others on its networks reach the sandbox. May be repeated.
+    #[arg(long, value_name = "NAME", help_heading = "Network")]
+    pub(crate) network_alias: Vec<String>,
+
+    /// What it may reach beyond its networks: none, all, or rules such as 10.0.0.0/8:443,[2001:db8::]/32:53/udp,dns.
+    ///
+    /// A rule is ADDRESS[/PREFIX][:PORT[-LAST]][/tcp|/udp]; a host's name stands for the addresses that it has now;
+    /// dns is the host's name server. What is refused is told at the end.
+    #[arg(
+        long,
+        value_name = "none|all|RULE,…",
+        value_delimiter = ',',
+        help_heading = "Network"
+    )]
+    pub(crate) egress: Vec<String>,
 
     /// Ports of the host that lead to ports of the sandbox, such as 8080:80,4443:443.
     #[arg(
@@ -208,6 +244,26 @@ pub(crate) struct Args {
     /// The bridge's network [default: 172.25.0.0/16].
     #[arg(long, value_name = "CIDR", help_heading = "Network")]
     pub(crate) bridge_cidr: Option<Subnet>,
+}
+
+/// Where a sandbox is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Network {
+    /// A word of its own.
+    Mode(NetworkMode),
+    /// Shared with whoever says the same name.
+    Named(String),
+}
+
+fn network(text: &str) -> Result<Network, String> {
+    match text.parse() {
+        Ok(mode) => Ok(Network::Mode(mode)),
+        Err(_) if text.is_empty() => {
+            Err("expected none, bridge, host, or the name of a network".to_owned())
+        }
+        // Whether it is a name is the library's to say.
+        Err(_) => Ok(Network::Named(text.to_owned())),
+    }
 }
 
 /// When the registry is asked.

@@ -12,7 +12,9 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use orbit::{Init, NetworkMode, Outcome, Output, PullPolicy, Sandbox, SandboxBuilder, Stdin};
+use orbit::{
+    Init, Network, NetworkMode, Outcome, Output, PullPolicy, Sandbox, SandboxBuilder, Stdin,
+};
 use rustix::process::Pid;
 
 use self::{
@@ -41,7 +43,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         .iter()
         .filter_map(|variable| variable.resolve(|name| std::env::var_os(name)));
 
-    match in_foreground(sandbox(args)?.envs(environment), args.interactive) {
+    let sandbox = sandbox(args)?.envs(environment);
+    let outcome = join(sandbox, args)
+        .map_err(Into::into)
+        .and_then(|sandbox| in_foreground(sandbox, args.interactive));
+    match outcome {
         Ok(outcome) => {
             report(&outcome);
             Ok(exit::of_outcome(&outcome).into())
@@ -57,7 +63,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 /// Runs the sandbox to its end, with its terminal on this one, and with the signals that this process gets.
-fn in_foreground(sandbox: SandboxBuilder, interactive: bool) -> anyhow::Result<Outcome> {
+pub(crate) fn in_foreground(sandbox: SandboxBuilder, interactive: bool) -> anyhow::Result<Outcome> {
     let signals = signals::Taken::new().context("cannot take the signals of this process")?;
     let mut sandbox = sandbox.start()?;
     // Where the program has ended already there is nobody to pass signals on to.
@@ -84,12 +90,15 @@ fn in_foreground(sandbox: SandboxBuilder, interactive: bool) -> anyhow::Result<O
 }
 
 /// Says what the program's own output cannot: limits that were not kept, and those it ran into.
-fn report(outcome: &Outcome) {
+pub(crate) fn report(outcome: &Outcome) {
     for warning in &outcome.warnings {
         eprintln!("orbit: warning: {warning}");
     }
     if matches!(outcome.status, orbit::Status::OomKilled { .. }) {
         eprintln!("orbit: {}", outcome.status);
+    }
+    for denied in outcome.denied() {
+        eprintln!("orbit: refused {denied}");
     }
     for note in &outcome.notes {
         // Being slowed down is what was asked for.
@@ -110,7 +119,7 @@ fn sandbox(args: &Args) -> anyhow::Result<SandboxBuilder> {
             Pull::Never => PullPolicy::Never,
         })
         .read_only(args.read_only)
-        .network(network(args)?)
+        .network(mode(args)?)
         .init(if args.no_init {
             Init::Program
         } else {
@@ -182,6 +191,13 @@ fn sandbox(args: &Args) -> anyhow::Result<SandboxBuilder> {
         .iter()
         .fold(sandbox, |sandbox, name| sandbox.cap_drop(name));
     sandbox = args.publish.iter().fold(sandbox, SandboxBuilder::publish);
+    sandbox = args
+        .network_alias
+        .iter()
+        .fold(sandbox, SandboxBuilder::network_alias);
+    if !args.egress.is_empty() {
+        sandbox = sandbox.egress(&args.egress.join(","));
+    }
     Ok(sandbox)
 }
 
@@ -195,18 +211,39 @@ fn command(args: &Args) -> Vec<OsString> {
     }
 }
 
-fn network(args: &Args) -> anyhow::Result<NetworkMode> {
+fn mode(args: &Args) -> anyhow::Result<NetworkMode> {
     let bridge_asked = args.bridge.is_some() || args.bridge_cidr.is_some();
-    match &args.network {
-        None if bridge_asked => Ok(NetworkMode::Bridge),
-        None => Ok(NetworkMode::None),
-        Some(NetworkMode::Bridge) => Ok(NetworkMode::Bridge),
-        Some(_) if bridge_asked => bail!(
+    let named = matches!(args.network, Some(args::Network::Named(_)));
+    if args.subnet.is_some() && !named {
+        bail!(
+            "--subnet describes the network that --network names; for a bridge, give --bridge-cidr"
+        );
+    }
+    let asked = args.network.as_ref().map(|network| match network {
+        args::Network::Mode(mode) => mode.clone(),
+        // Beside the network, loopback.
+        args::Network::Named(_) => NetworkMode::None,
+    });
+    match (asked, bridge_asked) {
+        (None, true) | (Some(NetworkMode::Bridge), _) => Ok(NetworkMode::Bridge),
+        (Some(_), true) => bail!(
             "--bridge and --bridge-cidr describe a bridge, but --network asks for another network; \
              leave one of them out"
         ),
-        Some(mode) => Ok(mode.clone()),
+        (asked, false) => Ok(asked.unwrap_or_default()),
     }
+}
+
+/// Puts the sandbox on the network that is named, where one is.
+fn join(sandbox: SandboxBuilder, args: &Args) -> Result<SandboxBuilder, orbit::Error> {
+    let Some(args::Network::Named(name)) = &args.network else {
+        return Ok(sandbox);
+    };
+    let mut network = Network::builder().name(name).shared(true);
+    if let Some(subnet) = args.subnet {
+        network = network.subnet(&subnet.to_string());
+    }
+    Ok(sandbox.network(&network.create()?))
 }
 
 #[cfg(test)]
@@ -233,7 +270,7 @@ mod tests {
         );
         assert_eq!(command(&args), ["sh"]);
         assert_eq!(args.cpu.quota_us(), None);
-        assert_eq!(network(&args).unwrap(), NetworkMode::None);
+        assert_eq!(mode(&args).unwrap(), NetworkMode::None);
         assert!(!args.tty && !args.interactive && !args.read_only && !args.no_init);
     }
 
@@ -263,7 +300,7 @@ mod tests {
 
     #[test]
     fn a_bridge_is_asked_for_by_describing_it() {
-        let asked = |line| network(&parse(line));
+        let asked = |line| mode(&parse(line));
         assert_eq!(asked("--bridge myruntime0").unwrap(), NetworkMode::Bridge);
         assert_eq!(
             asked("--bridge-cidr 172.25.0.0/16").unwrap(),
@@ -271,6 +308,10 @@ mod tests {
         );
         assert_eq!(asked("--network host").unwrap(), NetworkMode::Host);
         assert!(asked("--network none --bridge myruntime0").is_err());
+        assert_eq!(asked("--network lab").unwrap(), NetworkMode::None);
+        assert!(asked("--network lab --bridge myruntime0").is_err());
+        assert!(asked("--network lab --subnet 10.9.0.0/24").is_ok());
+        assert!(asked("--network bridge --subnet 10.9.0.0/24").is_err());
     }
 
     #[test]

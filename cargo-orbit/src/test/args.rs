@@ -285,6 +285,8 @@ pub(crate) struct CargoArgs {
     /// `--no-run`: nothing is run, so that nothing needs isolation.
     pub(crate) no_run: bool,
     pub(crate) no_fail_fast: bool,
+    /// `--target-dir`, as given.
+    pub(crate) target_dir: Option<OsString>,
     /// `--jobs`, as given.
     pub(crate) jobs: Option<String>,
     pub(crate) quiet: bool,
@@ -373,6 +375,7 @@ impl FromArgMatches for CargoArgs {
                 .last()
                 .map(|value| value.to_string_lossy().into_owned())
         };
+        parsed.target_dir = values("target-dir").last().cloned();
         parsed.jobs = last("jobs");
         parsed.color = last("color");
         parsed.message_format = last("message-format");

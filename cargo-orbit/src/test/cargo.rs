@@ -134,6 +134,10 @@ pub(crate) fn metadata(
 
     let ask = |options: Vec<String>, no_deps| {
         let mut command = MetadataCommand::new();
+        // It has no option for it, as `cargo test` has.
+        if let Some(directory) = &args.target_dir {
+            command.env("CARGO_TARGET_DIR", directory);
+        }
         command.cargo_path(program()).other_options(options);
         if no_deps {
             command.no_deps();

@@ -12,12 +12,16 @@ use std::{
 use cargo_metadata::Metadata;
 use orbit::{
     __private::{SANDBOX_OF, SANDBOX_OF_TEST},
-    Output, Sandbox, SandboxBuilder, Stdin,
+    Mount, Output, Sandbox, SandboxBuilder, Stdin,
 };
 use serde::{Deserialize, Serialize};
 
 /// Files in `CARGO_HOME` that let their reader publish.
 const CREDENTIALS: &[&str] = &["credentials.toml", "credentials"];
+
+/// Where a test process finds the others of its session, as to networks that they share. Not root's own place: what
+/// is there is of the host's network.
+const MEETING: &str = "/run/orbit-session";
 
 /// What of the host's files tests see, beside the system's own.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +34,8 @@ pub(crate) struct View {
     pub(crate) toolchain: Vec<PathBuf>,
     /// Not seen, though they lie in what is.
     pub(crate) hidden: Vec<PathBuf>,
+    /// Where processes of the session meet that share networks.
+    pub(crate) meeting: Option<PathBuf>,
     /// Where the toolchain's own variables must point, since the home directory is another.
     pub(crate) variables: Vec<(String, PathBuf)>,
 }
@@ -112,6 +118,7 @@ impl View {
             work,
             toolchain: shown,
             hidden,
+            meeting: None,
             variables,
         }
     }
@@ -176,6 +183,11 @@ pub(crate) fn sandbox(view: &View, program: Program) -> SandboxBuilder {
         && !view.work.iter().any(|path| directory.starts_with(path))
     {
         sandbox = sandbox.host_path_read_only(directory);
+    }
+    if let Some(directory) = &view.meeting {
+        sandbox = sandbox
+            .mount(Mount::bind(directory, MEETING))
+            .env("ORBIT_RUNTIME_DIR", MEETING);
     }
     sandbox = view.hidden.iter().fold(sandbox, SandboxBuilder::hide);
     sandbox

@@ -39,6 +39,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use cargo_config2::Config;
+use orbit::__private::SessionDirectory;
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
@@ -96,8 +97,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         config: Settled::load(&workspace, &args.settings, env::vars_os())?,
         filters: filters(&args.run.filterset, &workspace)?,
     };
+    // Until all have ended.
+    let meeting = SessionDirectory::make().context("cannot make a place for this session")?;
     let ground = Ground {
-        view: View::new(&metadata, &toolchain, Path::exists),
+        view: View {
+            meeting: Some(meeting.path()),
+            ..View::new(&metadata, &toolchain, Path::exists)
+        },
         host_variables: HostVariables::new(env::vars_os()),
         through: through.clone(),
         began,
@@ -160,6 +166,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         engine.run(&messages, doctests, &stop_build)
     });
     signals.close();
+    drop(meeting);
     let not_run = host.reports()?;
     if !not_run.is_empty() {
         eprint!("{}", not_run_text(&not_run));

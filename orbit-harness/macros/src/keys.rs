@@ -35,7 +35,7 @@ enum Form {
     Time,
 }
 
-const KEYS: [(&str, Form); 27] = [
+const KEYS: [(&str, Form); 29] = [
     ("best_effort", Form::Switch),
     ("cap_add", Form::Texts(values::capability)),
     ("cap_drop", Form::Texts(values::capability)),
@@ -43,6 +43,7 @@ const KEYS: [(&str, Form); 27] = [
     ("cpus", Form::Number(values::cpu)),
     ("cpuset", Form::Text(values::not_empty)),
     ("disk", Form::Text(values::bytes)),
+    ("egress", Form::Text(values::egress)),
     ("env", Form::Variables),
     ("env_clear", Form::Switch),
     ("hide", Form::Texts(values::absolute_path)),
@@ -59,6 +60,7 @@ const KEYS: [(&str, Form); 27] = [
     ("pass_env", Form::Texts(values::variable_name)),
     ("pids", Form::Number(values::count)),
     ("read_only", Form::Switch),
+    ("record_denied", Form::Switch),
     ("timeout", Form::Time),
     ("ulimit", Form::Texts(values::not_empty)),
     ("user", Form::Text(values::not_empty)),

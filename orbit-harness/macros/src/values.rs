@@ -93,6 +93,32 @@ pub(crate) fn network(text: &str) -> Check {
     }
 }
 
+/// The form of rules, as far as a compiler's message helps; the rest is told when the test runs.
+pub(crate) fn egress(text: &str) -> Check {
+    let rule = |rule: &str| {
+        let (host, rest) = match rule.strip_prefix('[') {
+            Some(inner) => inner.split_once(']').unwrap_or_default(),
+            None => rule.split_at(rule.find([':', '/']).unwrap_or(rule.len())),
+        };
+        let ports = rest.split_once(':').map(|(_, ports)| ports);
+        let ports = ports.map(|ports| ports.split('/').next().unwrap_or_default());
+        let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port > 0);
+        if host.is_empty() || host.contains(char::is_whitespace) {
+            return Err(
+                "expected none, all, or rules such as 10.0.0.0/8:443,registry.example:443"
+                    .to_owned(),
+            );
+        }
+        match ports.map(|ports| ports.split('-').find(|port| !is_port(port))) {
+            Some(Some(port)) => Err(format!(
+                "`{port}` is no port: expected a number from 1 to 65535"
+            )),
+            _ => Ok(()),
+        }
+    };
+    text.split(',').map(str::trim).try_for_each(rule)
+}
+
 pub(crate) fn hostname(text: &str) -> Check {
     let label = |label: &str| {
         let good = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
@@ -353,6 +379,26 @@ mod tests {
             assert_eq!(
                 image(text).is_ok(),
                 in_library::<orbit::ImageRef>(text),
+                "{text:?}"
+            );
+        }
+        for text in [
+            "",
+            "none",
+            "all",
+            "dns",
+            "10.0.0.0/8:443",
+            "[2001:db8::]/32:53/udp, registry.example:8000-8010",
+            "192.0.2.1:0",
+            "192.0.2.1:70000",
+            "192.0.2.1:1-x",
+            ":443",
+            "no host:443",
+            "a:1,,b:2",
+        ] {
+            assert_eq!(
+                egress(text).is_ok(),
+                in_library::<orbit::Egress>(text),
                 "{text:?}"
             );
         }

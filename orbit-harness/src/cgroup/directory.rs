@@ -23,20 +23,46 @@ pub(crate) struct Directory {
     path: PathBuf,
     /// The directory itself: files are reached through it, and a sandbox is born into it.
     fd: OwnedFd,
+    /// The one below it in which a sandbox is born instead, where it could write to its own: it shows the same
+    /// limits, and those that hold are above what it sees.
+    inner: Option<OwnedFd>,
 }
+
+/// What the control group below another is called.
+const INNER: &str = "sandbox";
 
 impl Directory {
     /// Makes the control group, whose parent is there.
     pub(super) fn create(path: PathBuf) -> Result<Self, LimitError> {
         let made = fs::create_dir(&path).and_then(|()| open(&path));
         match made {
-            Ok(fd) => Ok(Self { path, fd }),
+            Ok(fd) => Ok(Self {
+                path,
+                fd,
+                inner: None,
+            }),
             Err(error) => Err(LimitError::io("make the control group", path)(error)),
         }
     }
 
+    /// Makes the one below it.
+    pub(super) fn add_inner(&mut self) -> Result<(), LimitError> {
+        let has = words(&self.path, "cgroup.controllers")
+            .map_err(LimitError::io("read the controllers of", &self.path))?;
+        let enabled: Vec<String> = has.iter().map(|name| format!("+{name}")).collect();
+        let inner = self.path.join(INNER);
+        write(&self.path, "cgroup.subtree_control", &enabled.join(" "))
+            .and_then(|()| fs::create_dir(&inner))
+            .and_then(|()| open(&inner))
+            .map(|fd| self.inner = Some(fd))
+            .map_err(LimitError::io("make the control group", inner))
+    }
+
     /// Lets `uid` and `gid` put processes into it, and nothing else.
     pub(super) fn give_to(&self, ids: Option<(u32, u32)>) -> Result<(), LimitError> {
+        if self.inner.is_some() {
+            give_procs(&self.path.join(INNER), ids)?;
+        }
         give_procs(&self.path, ids)
     }
 
@@ -45,6 +71,10 @@ impl Directory {
     /// # Errors
     /// Where the kernel does not take it.
     pub(crate) fn set(&self, setting: &Setting) -> Result<(), LimitError> {
+        // What it is shown may already be otherwise by its own doing: that it is not what holds harms nobody.
+        if let Some(inner) = &self.inner {
+            let _ = write_at(inner, &setting.file, &setting.value);
+        }
         match self.write(&setting.file, &setting.value) {
             Err(error) if setting.optional && error.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other.map_err(|source| LimitError::Refused {
@@ -77,31 +107,33 @@ impl Directory {
         Err(fail(io::ErrorKind::TimedOut.into()))
     }
 
+    /// Whether every process in it stands still.
+    #[cfg(feature = "images")]
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.read("cgroup.events")
+            .is_some_and(|text| text.lines().any(|found| found == "frozen 1"))
+    }
+
     /// The text of a file; `None` where this kernel has none of it.
     pub(crate) fn read(&self, file: &str) -> Option<String> {
-        let opened = rustix::fs::openat(
-            &self.fd,
-            file,
-            OFlags::RDONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-        );
-        io::read_to_string(fs::File::from(opened.ok()?)).ok()
+        read_at(&self.fd, file)
+    }
+
+    /// The same file of the control group below it, if there is one: some counters are of the group alone in which
+    /// a limit was met.
+    pub(crate) fn read_inner(&self, file: &str) -> Option<String> {
+        read_at(self.inner.as_ref()?, file)
     }
 
     fn write(&self, file: &str, value: &str) -> io::Result<()> {
-        let opened = rustix::fs::openat(
-            &self.fd,
-            file,
-            OFlags::WRONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
-        fs::File::from(opened).write_all(value.as_bytes())
+        write_at(&self.fd, file, value)
     }
 }
 
+/// Where a sandbox is born.
 impl AsFd for Directory {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        self.inner.as_ref().unwrap_or(&self.fd).as_fd()
     }
 }
 
@@ -110,6 +142,18 @@ impl Drop for Directory {
         // What stays is reaped by the next start.
         let _ = remove_tree(&self.path);
     }
+}
+
+fn read_at(directory: &OwnedFd, file: &str) -> Option<String> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let opened = rustix::fs::openat(directory, file, flags, Mode::empty());
+    io::read_to_string(fs::File::from(opened.ok()?)).ok()
+}
+
+fn write_at(directory: &OwnedFd, file: &str, value: &str) -> io::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let opened = rustix::fs::openat(directory, file, flags, Mode::empty())?;
+    fs::File::from(opened).write_all(value.as_bytes())
 }
 
 fn open(path: &Path) -> io::Result<OwnedFd> {

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::Controller;
+use super::{Controller, scope::ScopeError};
 use crate::resources::CpuSet;
 
 /// Why a limit cannot be kept, changed or read.
@@ -14,10 +14,15 @@ pub(crate) enum LimitError {
     /// No subtree is ours to make control groups in.
     #[error(
         "cannot make a control group for this sandbox's limits in {}: {source}. The cgroup that this process is \
-         in was not delegated to it. {}",
-        .at.display(), Fix::Delegate
+         in was not delegated to it{}. {}",
+        .at.display(), Asked(.systemd), Fix::Delegate
     )]
-    NotDelegated { at: PathBuf, source: io::Error },
+    NotDelegated {
+        at: PathBuf,
+        source: io::Error,
+        /// Why the user's systemd gave none, where it was asked.
+        systemd: Option<ScopeError>,
+    },
     #[error(
         "the {controller} limit of this sandbox cannot be kept: the controller `{controller}` is not available in {} \
          (it has: {}). {}",
@@ -125,6 +130,17 @@ impl fmt::Display for Fix {
     }
 }
 
+struct Asked<'a>(&'a Option<ScopeError>);
+
+impl fmt::Display for Asked<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            None => Ok(()),
+            Some(why) => write!(f, ", and the user's systemd gave none ({why})"),
+        }
+    }
+}
+
 struct List<'a>(&'a [String]);
 
 impl fmt::Display for List<'_> {
@@ -147,6 +163,12 @@ mod tests {
             LimitError::NotDelegated {
                 at: at.clone(),
                 source: io::Error::from_raw_os_error(libc::EACCES),
+                systemd: None,
+            },
+            LimitError::NotDelegated {
+                at: at.clone(),
+                source: io::Error::from_raw_os_error(libc::EACCES),
+                systemd: Some(ScopeError::Nowhere { uid: 1000 }),
             },
             LimitError::NoController {
                 controller: Controller::Memory,

@@ -11,6 +11,7 @@
 //! |---|---|
 //! | `limits` | from what was asked to files and values; pure |
 //! | `place` | where the subtree comes from, and what keeps it from being there |
+//! | `scope`, `bus` | asks the user's systemd for it, over D-Bus |
 //! | `directory` | makes, writes, reads, kills and removes one control group |
 //! | `reap` | removes what dead owners left |
 //! | `usage` | reads the bill; its parsers are pure |
@@ -20,11 +21,13 @@
 //!
 //! Source: Linux, Documentation/admin-guide/cgroup-v2.rst.
 
+mod bus;
 mod directory;
 mod error;
 mod limits;
 mod place;
 mod reap;
+mod scope;
 mod usage;
 
 pub(crate) use directory::Directory;

@@ -5,6 +5,7 @@
 //! | in a cgroup that systemd delegated (`Delegate=yes`) | that cgroup |
 //! | root | `/sys/fs/cgroup/orbit`, which only Orbit uses |
 //! | root of a container, without a tree around it | the container's own cgroup |
+//! | a user whose systemd answers | a transient scope, in which the supervisor then lives |
 //! | a user whose cgroup's files are the user's | that cgroup |
 //! | another user | none: the error says what to do |
 //!
@@ -28,6 +29,7 @@ use super::{
     Controller, Directory, LimitError, Setting,
     directory::{give_procs, words, write},
     reap::{self, Owner},
+    scope::{self, ScopeError},
 };
 use crate::{host::Host, resources::CpuSet};
 
@@ -62,22 +64,29 @@ pub(crate) struct Place {
     /// The process that made it: a fork of that process makes another.
     pid: u32,
     supervisor: Mutex<Option<i32>>,
+    /// The supervisor whose scope it is in: another one needs another.
+    scope_of: Option<i32>,
     next: AtomicU64,
 }
 
 static CURRENT: Mutex<Option<Arc<Place>>> = Mutex::new(None);
 
 impl Place {
-    /// The place of this process, made with the first call.
+    /// The place of this process and its supervisor, made with the first call.
     ///
     /// # Errors
     /// [`LimitError`], with what to do about it, where nothing here is ours to divide.
-    pub(crate) fn get(host: &Host) -> Result<Arc<Self>, LimitError> {
+    pub(crate) fn get(host: &Host, supervisor: i32) -> Result<Arc<Self>, LimitError> {
         let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
         match &*current {
-            Some(place) if place.pid == std::process::id() => Ok(Arc::clone(place)),
+            Some(place)
+                if place.pid == std::process::id()
+                    && place.scope_of.is_none_or(|of| of == supervisor) =>
+            {
+                Ok(Arc::clone(place))
+            }
             _ => {
-                let place = Arc::new(Self::make(host)?);
+                let place = Arc::new(Self::make(host, supervisor)?);
                 *current = Some(Arc::clone(&place));
                 crate::sys::at_exit(remove_at_exit);
                 Ok(place)
@@ -85,9 +94,18 @@ impl Place {
         }
     }
 
-    fn make(host: &Host) -> Result<Self, LimitError> {
+    fn make(host: &Host, supervisor: i32) -> Result<Self, LimitError> {
         let candidates = candidates(host.uid);
-        let mut first = None;
+        // What systemd did not delegate it may divide by itself, even where its files are the user's.
+        let delegated = candidates.iter().any(|base| is_delegated(&base.path));
+        let (mut first, mut no_scope) = (None, None);
+        if host.uid != 0 && !delegated {
+            match Self::in_scope(host, supervisor) {
+                Ok(Ok(place)) => return Ok(place),
+                Ok(Err(error)) => first = Some(error),
+                Err(why) => no_scope = Some(why),
+            }
+        }
         for candidate in candidates {
             match Self::make_in(&candidate, host) {
                 Ok(place) => return Ok(place),
@@ -96,9 +114,31 @@ impl Place {
                 }
             }
         }
-        Err(first.unwrap_or(LimitError::NotDelegated {
-            at: MOUNT.into(),
-            source: io::ErrorKind::NotFound.into(),
+        let error = first.unwrap_or_else(|| not_delegated(MOUNT, io::ErrorKind::NotFound.into()));
+        Err(match error {
+            LimitError::NotDelegated { at, source, .. } => LimitError::NotDelegated {
+                at,
+                source,
+                systemd: no_scope,
+            },
+            other => other,
+        })
+    }
+
+    /// In a scope of the supervisor's own, if the user's systemd gives one.
+    fn in_scope(host: &Host, supervisor: i32) -> Result<Result<Self, LimitError>, ScopeError> {
+        let unit = match Owner::this_process() {
+            Ok(me) => format!("{}-{supervisor}.scope", me.name()),
+            Err(error) => return Ok(Err(LimitError::io("read", "/proc/self")(error))),
+        };
+        let text = scope::ask(&unit, supervisor, host.uid)?;
+        let Some(path) = position(&text) else {
+            let source = io::ErrorKind::NotFound.into();
+            return Ok(Err(not_delegated(MOUNT, source)));
+        };
+        Ok(Self::make_in(&Base::own(path), host).map(|place| Self {
+            scope_of: Some(supervisor),
+            ..place
         }))
     }
 
@@ -124,6 +164,7 @@ impl Place {
             supervisor_ids,
             pid: std::process::id(),
             supervisor: Mutex::new(None),
+            scope_of: None,
             next: AtomicU64::new(1),
         };
         let made = place.make_leaf();
@@ -159,11 +200,16 @@ impl Place {
         Ok(())
     }
 
-    /// A control group with these limits, in which no process is yet.
+    /// A control group with these limits, in which no process is yet. `below`: what is born into it has its own
+    /// below that one.
     ///
     /// # Errors
     /// The first limit that cannot be kept here.
-    pub(crate) fn sandbox(&self, settings: &[Setting]) -> Result<Directory, LimitError> {
+    pub(crate) fn sandbox(
+        &self,
+        settings: &[Setting],
+        below: bool,
+    ) -> Result<Directory, LimitError> {
         for setting in settings {
             self.enable(setting.controller)?;
             if setting.controller == Controller::Cpuset {
@@ -171,7 +217,10 @@ impl Place {
             }
         }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let directory = Directory::create(self.owner.join(number.to_string()))?;
+        let mut directory = Directory::create(self.owner.join(number.to_string()))?;
+        if below {
+            directory.add_inner()?;
+        }
         directory.give_to(self.supervisor_ids)?;
         for setting in settings {
             directory.set(setting)?;
@@ -305,12 +354,17 @@ fn make(path: &Path) -> Result<(), LimitError> {
     }
 }
 
+fn not_delegated(at: impl Into<PathBuf>, source: io::Error) -> LimitError {
+    LimitError::NotDelegated {
+        at: at.into(),
+        source,
+        systemd: None,
+    }
+}
+
 fn refused(at: &Path, error: io::Error) -> LimitError {
     match error.raw_os_error() {
-        Some(libc::EACCES | libc::EPERM | libc::EROFS) => LimitError::NotDelegated {
-            at: at.to_owned(),
-            source: error,
-        },
+        Some(libc::EACCES | libc::EPERM | libc::EROFS) => not_delegated(at, error),
         _ => LimitError::io("make a control group in", at)(error),
     }
 }
@@ -362,6 +416,10 @@ fn move_processes(directory: &Path) -> io::Result<()> {
         _ => {}
     }
     for pid in words(directory, "cgroup.procs")? {
+        // One that this pid namespace does not show; as a number, it would mean this process.
+        if pid == "0" {
+            continue;
+        }
         match write(&leaf, "cgroup.procs", &pid) {
             // It is gone by now.
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}

@@ -28,7 +28,19 @@ pub(crate) struct Bill {
 
 /// Reads the bill of `directory` as it stands. `otherwise` is what is known without it.
 pub(crate) fn bill(directory: &Directory, otherwise: Usage) -> Bill {
-    read(|file| directory.read(file), otherwise)
+    let outer = read(|file| directory.read(file), otherwise);
+    let inner = read(|file| directory.read_inner(file), Usage::default());
+    // Met in the one or the other, depending on the kernel; newer ones count it in both.
+    Bill {
+        out_of_memory: outer.out_of_memory.max(inner.out_of_memory),
+        killed_for_memory: outer.killed_for_memory.max(inner.killed_for_memory),
+        refused_processes: outer.refused_processes.max(inner.refused_processes),
+        usage: Usage {
+            throttled: outer.usage.throttled.max(inner.usage.throttled),
+            ..outer.usage
+        },
+        ..outer
+    }
 }
 
 fn read(file: impl Fn(&str) -> Option<String>, otherwise: Usage) -> Bill {

@@ -2,24 +2,44 @@
 //!
 //! Source: RFC 1035, section 4; RFC 2308 for a name that has other records only.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use simple_dns::{
     CLASS, OPCODE, Packet, PacketFlag, QTYPE, RCODE, ResourceRecord, TYPE,
-    rdata::{A, RData},
+    rdata::{A, AAAA, RData},
 };
 
 /// For as long as an answer may be remembered: not at all, as sandboxes come and go.
 const TTL_SECONDS: u32 = 0;
 
-/// As many as fit in the 512 bytes that every resolver takes, beside the longest name.
-const MAX_ADDRESSES: usize = 12;
+/// Where an answer goes, and so how long it may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// 512 bytes, which every resolver takes. What does not fit is asked for again by a connection.
+    Datagram,
+    /// 64 KiB.
+    Stream,
+}
 
-/// What to answer to `query`, a datagram. `addresses` knows who has a name, which it gets in lower case and
-/// without a dot at its end: `None` where nobody does. `None` where `query` is no question to answer.
+impl Room {
+    /// As many addresses as fit beside the longest name.
+    fn addresses(self) -> usize {
+        match self {
+            Self::Datagram => 12,
+            Self::Stream => 2000,
+        }
+    }
+}
+
+/// The addresses of a name. `None` where nobody has it.
+pub(crate) type Found = Option<Vec<IpAddr>>;
+
+/// What to answer to `query`. `addresses` knows who has a name, which it gets in lower case and without a dot at its
+/// end. `None` where `query` is no question to answer.
 pub(crate) fn answer(
     query: &[u8],
-    addresses: impl Fn(&str) -> Option<Vec<Ipv4Addr>>,
+    room: Room,
+    addresses: impl Fn(&str) -> Found,
 ) -> Option<Vec<u8>> {
     let query = Packet::parse(query).ok()?;
     if query.has_flags(PacketFlag::RESPONSE) {
@@ -32,30 +52,43 @@ pub(crate) fn answer(
     }
     let [question] = &query.questions[..] else {
         *reply.rcode_mut() = RCODE::FormatError;
-        return reply.build_bytes_vec().ok();
+        return reply.build_bytes_vec_compressed().ok();
     };
     reply.questions.push(question.clone());
     if query.opcode() != OPCODE::StandardQuery {
         *reply.rcode_mut() = RCODE::NotImplemented;
-        return reply.build_bytes_vec().ok();
+        return reply.build_bytes_vec_compressed().ok();
     }
     let name = question.qname.to_string().to_ascii_lowercase();
-    match addresses(&name) {
-        None => *reply.rcode_mut() = RCODE::NameError,
-        Some(found) if matches!(question.qtype, QTYPE::TYPE(TYPE::A) | QTYPE::ANY) => {
-            reply
-                .answers
-                .extend(found.into_iter().take(MAX_ADDRESSES).map(|address| {
-                    let data = RData::A(A {
-                        address: address.to_bits(),
-                    });
-                    ResourceRecord::new(question.qname.clone(), CLASS::IN, TTL_SECONDS, data)
-                }));
-        }
-        // The name is there, and has nothing of this type.
-        Some(_) => {}
+    let Some(found) = addresses(&name) else {
+        *reply.rcode_mut() = RCODE::NameError;
+        return reply.build_bytes_vec_compressed().ok();
+    };
+    // A name that is there, and has nothing of the type that is asked for, has an answer without records.
+    let wanted = |address: &IpAddr| match question.qtype {
+        QTYPE::TYPE(TYPE::A) => address.is_ipv4(),
+        QTYPE::TYPE(TYPE::AAAA) => address.is_ipv6(),
+        QTYPE::ANY => true,
+        _ => false,
+    };
+    let found: Vec<IpAddr> = found.into_iter().filter(wanted).collect();
+    if found.len() > room.addresses() {
+        reply.set_flags(PacketFlag::TRUNCATION);
     }
-    reply.build_bytes_vec().ok()
+    reply
+        .answers
+        .extend(found.into_iter().take(room.addresses()).map(|address| {
+            let data = match address {
+                IpAddr::V4(v4) => RData::A(A {
+                    address: v4.to_bits(),
+                }),
+                IpAddr::V6(v6) => RData::AAAA(AAAA {
+                    address: v6.to_bits(),
+                }),
+            };
+            ResourceRecord::new(question.qname.clone(), CLASS::IN, TTL_SECONDS, data)
+        }));
+    reply.build_bytes_vec_compressed().ok()
 }
 
 #[cfg(test)]
@@ -63,9 +96,11 @@ mod tests {
     use proptest::prelude::*;
     use simple_dns::{Name, QCLASS, Question};
 
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
     use super::*;
 
-    fn ask(name: &str, kind: TYPE) -> Packet<'static> {
+    fn query(name: &str, kind: TYPE) -> Vec<u8> {
         let mut query = Packet::new_query(7);
         query.set_flags(PacketFlag::RECURSION_DESIRED);
         let question = Question::new(
@@ -75,27 +110,61 @@ mod tests {
             false,
         );
         query.questions.push(question);
-        let known = |name: &str| {
-            (name == "db").then(|| vec![Ipv4Addr::new(10, 0, 0, 2), Ipv4Addr::new(10, 0, 0, 3)])
+        query.build_bytes_vec().unwrap()
+    }
+
+    fn parsed(reply: Vec<u8>) -> Packet<'static> {
+        Packet::parse(Vec::leak(reply)).unwrap()
+    }
+
+    fn ask(name: &str, kind: TYPE) -> Packet<'static> {
+        let known = |name: &str| match name {
+            "db" => Some(vec![[10, 0, 0, 2].into(), [10, 0, 0, 3].into()]),
+            "six" => Some(vec![
+                [10, 0, 0, 4].into(),
+                Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 4).into(),
+            ]),
+            _ => None,
         };
-        let reply = answer(&query.build_bytes_vec().unwrap(), known).unwrap();
-        let reply: &'static [u8] = Vec::leak(reply);
-        Packet::parse(reply).unwrap()
+        parsed(answer(&query(name, kind), Room::Datagram, known).unwrap())
+    }
+
+    fn found(reply: &Packet<'_>) -> Vec<String> {
+        let text = |record: &ResourceRecord<'_>| match &record.rdata {
+            RData::A(a) => Ipv4Addr::from_bits(a.address).to_string(),
+            RData::AAAA(a) => Ipv6Addr::from_bits(a.address).to_string(),
+            other => panic!("{other:?}"),
+        };
+        reply.answers.iter().map(text).collect()
     }
 
     #[test]
     fn a_name_has_its_addresses() {
         let reply = ask("DB", TYPE::A);
         assert_eq!((reply.id(), reply.rcode()), (7, RCODE::NoError));
-        let found: Vec<_> = reply
-            .answers
-            .iter()
-            .map(|record| match &record.rdata {
-                RData::A(a) => Ipv4Addr::from_bits(a.address).to_string(),
-                other => panic!("{other:?}"),
-            })
-            .collect();
-        assert_eq!(found, ["10.0.0.2", "10.0.0.3"]);
+        assert_eq!(found(&reply), ["10.0.0.2", "10.0.0.3"]);
+        assert_eq!(found(&ask("six", TYPE::A)), ["10.0.0.4"]);
+        assert_eq!(found(&ask("six", TYPE::AAAA)), ["fd00::4"]);
+    }
+
+    #[test]
+    fn what_does_not_fit_in_a_datagram_is_for_a_connection() {
+        let name = "x".repeat(63);
+        let many = |_: &str| {
+            let addresses = (0..200).map(|number| [10, 0, 1, number].into());
+            Some(addresses.collect())
+        };
+        for kind in [TYPE::A, TYPE::AAAA] {
+            let query = query(&name, kind);
+            let short = answer(&query, Room::Datagram, many).unwrap();
+            assert!(short.len() <= 512, "{} bytes", short.len());
+            let whole = answer(&query, Room::Stream, many).unwrap();
+            let (short, whole) = (parsed(short), parsed(whole));
+            let cut = kind == TYPE::A;
+            assert_eq!(short.has_flags(PacketFlag::TRUNCATION), cut);
+            assert!(!whole.has_flags(PacketFlag::TRUNCATION));
+            assert_eq!(whole.answers.len(), if cut { 200 } else { 0 });
+        }
     }
 
     #[test]
@@ -108,7 +177,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_datagram_makes_it_panic(query in prop::collection::vec(any::<u8>(), 0..80)) {
-            let _ = answer(&query, |_| Some(vec![Ipv4Addr::LOCALHOST]));
+            let _ = answer(&query, Room::Datagram, |_| Some(vec![Ipv4Addr::LOCALHOST.into()]));
         }
 
         #[test]
@@ -121,7 +190,7 @@ mod tests {
             let at = change % bytes.len();
             bytes[at] = to;
             bytes.truncate(bytes.len() - cut.min(bytes.len()));
-            let _ = answer(&bytes, |_| None);
+            let _ = answer(&bytes, Room::Stream, |_| None);
         }
     }
 }

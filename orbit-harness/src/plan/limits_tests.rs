@@ -36,6 +36,30 @@ fn limits_are_on_the_line_that_makes_the_process() {
     );
 }
 
+/// What a limit changes of a plan, all of it.
+#[test]
+fn a_limited_sandbox_sees_its_limits_and_a_nested_one_is_below_them() {
+    let changed = |builder: SandboxBuilder| {
+        let plain = SandboxBuilder::default().cmd(["true"]);
+        let before = plan_on(&plain, Cgroups::V2).unwrap().lines();
+        let after = plan_on(&builder, Cgroups::V2).unwrap().lines();
+        let new = after.into_iter().filter(|line| !before.contains(line));
+        new.collect::<Vec<_>>().join("\n")
+    };
+    let limited = || SandboxBuilder::default().cmd(["true"]).memory("64M");
+    insta::assert_snapshot!(changed(limited()));
+    insta::assert_snapshot!(changed(limited().nested(true)));
+    insta::assert_snapshot!(changed(limited().cap_add("SYS_ADMIN")));
+}
+
+#[test]
+fn what_is_not_in_a_control_group_is_not_shown_one() {
+    let mut plan = plan_on(&asked(), Cgroups::V2).unwrap();
+    assert!(plan.steps.contains(&Step::Cgroup));
+    plan.without_cgroup();
+    assert!(!plan.steps.contains(&Step::Cgroup));
+}
+
 #[test]
 fn without_limits_there_is_no_control_group() {
     let plain = SandboxBuilder::default().cmd(["true"]).cpu_max("max");

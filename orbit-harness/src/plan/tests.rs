@@ -47,6 +47,7 @@ fn host(uid: u32) -> Host {
             .map(Into::into)
             .into(),
         cgroups: Cgroups::V1OrHybrid,
+        pasta: Some("/usr/bin/pasta".into()),
     }
 }
 
@@ -73,6 +74,7 @@ fn image() -> Image {
             user: "app".into(),
             ..ImageConfig::default()
         },
+        ..Image::default()
     }
 }
 
@@ -101,6 +103,91 @@ fn text(builder: SandboxBuilder, uid: u32) -> String {
 #[test]
 fn over_the_host_as_an_ordinary_user() {
     insta::assert_snapshot!(text(Sandbox::builder().cmd(["true"]), 1000));
+}
+
+/// Over what earlier sandboxes of the host's files wrote, each directory has that above the host's, and the root is
+/// theirs.
+#[test]
+fn over_sealed_layers_of_the_host() {
+    let spec = Sandbox::builder().cmd(["true"]).spec;
+    let sealed = Image {
+        layers_dir: "/cache".into(),
+        layers: vec!["one".into(), "two".into()],
+        sealed: 2,
+        ..Image::default()
+    };
+    let plan = plan(&spec, &sealed, &host(1000), &around()).unwrap();
+    let lines: Vec<String> = plan
+        .lines()
+        .into_iter()
+        .filter(|line| line.contains("overlay") || line.contains("symlink"))
+        .collect();
+    insta::assert_snapshot!(lines.join("\n"), @r"
+    mount overlay / lower=2 upper=scratch
+    mount overlay /etc lower=2 sealed over /etc upper=scratch
+    mount overlay /opt lower=2 sealed over /opt upper=scratch
+    mount overlay /usr lower=2 sealed over /usr upper=scratch
+    mount overlay /var lower=2 sealed over /var upper=scratch
+    mount overlay /var/tmp lower=2 sealed upper=scratch
+    mount overlay /home/dev/project/crate lower=2 sealed over /home/dev/project/crate upper=scratch
+    mount overlay /home/dev/project/target/debug/deps lower=2 sealed over /home/dev/project/target/debug/deps upper=scratch
+    ");
+}
+
+#[test]
+fn over_the_host_with_an_allow_list() {
+    let mut builder = Sandbox::builder()
+        .cmd(["true"])
+        .egress(crate::Egress::allow([
+            "10.0.0.0/8:443",
+            "registry.example:443",
+            "dns",
+        ]));
+    // As it is looked up when a sandbox is started.
+    let registry = "198.51.100.1".parse().unwrap();
+    builder.spec.looked_up.names = vec![(registry, "registry.example".into())];
+    builder.spec.looked_up.allowed = ["10.0.0.0/8:443", "198.51.100.1:443"]
+        .map(|rule| {
+            let rule: crate::net::egress::Rule = rule.parse().unwrap();
+            let crate::net::egress::Target::Network(to) = rule.to else {
+                panic!("no address");
+            };
+            crate::net::egress::Allowed {
+                to,
+                ports: rule.ports,
+                protocol: rule.protocol,
+            }
+        })
+        .into();
+    insta::assert_snapshot!(text(builder, 0));
+}
+
+#[test]
+fn what_is_wrong_with_egress_is_told() {
+    let told = |builder: SandboxBuilder| {
+        let faults = planned(builder, 1000).unwrap_err();
+        faults
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join("\n")
+    };
+    let list = || {
+        Sandbox::builder()
+            .cmd(["true"])
+            .egress("192.0.2.1:1")
+            .cap_add("net_raw")
+    };
+    insta::assert_snapshot!(told(list().cap_add("NET_ADMIN").network(NetworkMode::Host)));
+    // Without a list there is nothing to lift.
+    let plan = planned(
+        Sandbox::builder()
+            .cmd(["true"])
+            .egress("none")
+            .cap_add("NET_ADMIN"),
+        1000,
+    );
+    assert!(plan.is_ok());
 }
 
 #[test]

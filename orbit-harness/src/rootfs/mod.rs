@@ -12,7 +12,7 @@ use crate::{
     step::{EtcFile, Lower, Step},
     units::Bytes,
 };
-pub(crate) use system::{Network, SystemFiles, masked_paths, read_only_paths};
+pub(crate) use system::{Beyond, Network, SystemFiles, masked_paths, read_only_paths};
 
 /// The steps that put an image's layers, or a directory, under a writable layer of `size` that holds `etc`.
 pub(crate) fn layered(
@@ -22,10 +22,14 @@ pub(crate) fn layered(
     etc: Vec<EtcFile>,
 ) -> Vec<Step> {
     let lower = match reference {
-        ImageRef::Dir(path) => Lower::Directory(path.clone()),
+        ImageRef::Dir(path) if image.layers.is_empty() => Lower::Directory(path.clone()),
         _ => Lower::Layers {
             dir: image.layers_dir.clone(),
             names: image.layers.clone(),
+            base: match reference {
+                ImageRef::Dir(path) => Some(path.clone()),
+                _ => None,
+            },
         },
     };
     vec![

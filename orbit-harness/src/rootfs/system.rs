@@ -1,6 +1,6 @@
 //! What every sandbox has, whatever its root: `/proc`, `/sys`, `/dev`, and the files that name it.
 
-use std::{fmt::Write as _, path::PathBuf};
+use std::{fmt::Write as _, net::IpAddr, path::PathBuf};
 
 use crate::{
     spec::{Link, LinkNames},
@@ -25,6 +25,17 @@ pub(crate) struct SystemFiles<'a> {
     pub(crate) resolv_conf: &'a str,
     /// The networks it shares with other sandboxes.
     pub(crate) links: &'a [Link],
+    /// What it knows of hosts beyond them.
+    pub(crate) beyond: Beyond,
+}
+
+/// What a sandbox that has a way out knows of hosts there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Beyond {
+    /// Their addresses, in `/etc/hosts`.
+    pub(crate) names: Vec<(IpAddr, String)>,
+    /// Who is asked for others: lines of `/etc/resolv.conf`.
+    pub(crate) resolver: String,
 }
 
 /// What resolv.conf(5) takes; each knows the names of all networks that a sandbox is on.
@@ -70,6 +81,9 @@ impl SystemFiles<'_> {
                 }
             }
         }
+        for (address, name) in &self.beyond.names {
+            let _ = writeln!(hosts, "{address}\t{name}");
+        }
         let mut files = vec![
             file("hostname", format!("{hostname}\n")),
             file("hosts", hosts),
@@ -78,14 +92,16 @@ impl SystemFiles<'_> {
             "resolv.conf",
             match self.network {
                 // No network, no name servers: a lookup fails at once rather than after a timeout.
-                Network::Own => self
-                    .links
-                    .iter()
-                    .filter(|link| link.names == LinkNames::Server)
-                    .take(MAX_NAME_SERVERS)
-                    .fold(String::new(), |text, link| {
-                        format!("{text}nameserver {}\n", link.subnet.gateway())
-                    }),
+                Network::Own => {
+                    self.links
+                        .iter()
+                        .filter(|link| link.names == LinkNames::Server)
+                        .take(MAX_NAME_SERVERS)
+                        .fold(String::new(), |text, link| {
+                            format!("{text}nameserver {}\n", link.subnet.gateway())
+                        })
+                        + &self.beyond.resolver
+                }
                 Network::Host => self.resolv_conf.to_owned(),
             },
         ));

@@ -83,9 +83,6 @@ impl Sandbox {
     /// # Errors
     /// As [`wait`](Self::wait).
     pub async fn wait_async(&mut self) -> Result<Outcome, Error> {
-        if let Some(reader) = &self.reader {
-            reader.await_end();
-        }
         self.end(None).await?;
         self.wait()
     }

@@ -33,6 +33,8 @@ pub(super) struct Core {
     handles: OnceLock<Vec<OwnedFd>>,
     /// Whether its control group keeps every process from running, the init too.
     is_frozen: AtomicBool,
+    /// Whether its processes were sent SIGSTOP.
+    is_stopped: AtomicBool,
 }
 
 /// A key that no other sandbox of this process has.
@@ -57,11 +59,21 @@ impl Core {
             cgroup,
             handles: OnceLock::new(),
             is_frozen: AtomicBool::new(false),
+            is_stopped: AtomicBool::new(false),
         }
     }
 
     pub(super) fn set_frozen(&self, frozen: bool) {
         self.is_frozen.store(frozen, Ordering::Release);
+    }
+
+    pub(super) fn set_stopped(&self, stopped: bool) {
+        self.is_stopped.store(stopped, Ordering::Release);
+    }
+
+    #[cfg(feature = "images")]
+    pub(super) fn is_stopped(&self) -> bool {
+        self.is_stopped.load(Ordering::Acquire)
     }
 
     /// # Errors

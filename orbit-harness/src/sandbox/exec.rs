@@ -17,10 +17,11 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::{Sandbox, core::Core};
 use crate::{
+    bounded::DEFAULT_LIMIT,
     builder::{Output, Stdin},
     capture::{self, Capture, Stream},
     error::{Error, Kind},
-    outcome::{Outcome, Status, Usage},
+    outcome::{Note, Outcome, OutputStream, Status, Usage},
     plan::{ProgramPlan, UserPlan},
     security::user::UserSpec,
     spec::SpecFault,
@@ -187,9 +188,10 @@ impl ExecBuilder {
         }
         let cannot_open = |error| Error::io("cannot open the program's standard streams", error);
         let input = capture::input(self.stdin).map_err(cannot_open)?;
-        let (output, stdout) = capture::output(self.stdout, Stream::Output).map_err(cannot_open)?;
+        let (output, stdout) =
+            capture::output(self.stdout, Stream::Output, DEFAULT_LIMIT).map_err(cannot_open)?;
         let (error_output, stderr) =
-            capture::output(self.stderr, Stream::Error).map_err(cannot_open)?;
+            capture::output(self.stderr, Stream::Error, DEFAULT_LIMIT).map_err(cannot_open)?;
         let name = self.program.argv[0].to_string_lossy().into_owned();
         self.core.check_thawed(&format!("run `{name}`"))?;
         let handles = self.core.handles(&format!("run `{name}`"))?;
@@ -225,7 +227,7 @@ impl ExecBuilder {
                 if let Some(terminal) = fds.next() {
                     let cannot = |error| Error::io("cannot read the program's terminal", error);
                     let reader = terminal.try_clone().map_err(cannot)?;
-                    exec.stdout = Some(Capture::new(reader).map_err(cannot)?);
+                    exec.stdout = Some(Capture::new(reader, DEFAULT_LIMIT).map_err(cannot)?);
                     exec.terminal = Some(terminal);
                 }
                 Ok(exec)
@@ -296,6 +298,9 @@ pub struct Exec {
     exited: Option<(Status, Usage, Duration)>,
     outcome: Option<Outcome>,
 }
+
+/// How often a mebibyte is taken after the end: more no pipe holds, unless its size was raised by root.
+const MAX_LEFT_TURNS: usize = 32;
 
 impl Exec {
     /// The number of its process, as this process sees it. `None` once it has ended.
@@ -374,15 +379,27 @@ impl Exec {
             let take = |capture: &mut Option<Capture>| {
                 capture.as_mut().map(Capture::take).unwrap_or_default()
             };
+            let (stdout, stdout_cut) = take(&mut self.stdout);
+            let (stderr, stderr_cut) = take(&mut self.stderr);
+            let cut = [
+                (OutputStream::Stdout, stdout_cut),
+                (OutputStream::Stderr, stderr_cut),
+            ];
+            let note = |(stream, cut): (_, Option<_>)| {
+                cut.map(|left_out| Note::OutputCut { stream, left_out })
+            };
             self.outcome = Some(Outcome {
                 status,
-                stdout: take(&mut self.stdout),
-                stderr: take(&mut self.stderr),
+                stdout,
+                stderr,
                 wall_time,
                 usage,
                 leaked: Vec::new(),
-                notes: Vec::new(),
+                notes: cut.into_iter().filter_map(note).collect(),
                 warnings: Vec::new(),
+                // Of the sandbox as a whole: it tells of them.
+                changes: None,
+                denied: Vec::new(),
             });
         }
         self.outcome.clone().ok_or_else(|| Kind::Vanished.into())
@@ -423,13 +440,24 @@ impl Exec {
             }
         }
         // What it wrote is there; what a daemon of its writes later is nobody's.
-        self.drain();
+        self.drain_to_end();
         Ok(true)
     }
 
     fn drain(&mut self) {
         for capture in [&mut self.stdout, &mut self.stderr].into_iter().flatten() {
             capture.drain();
+        }
+    }
+
+    fn drain_to_end(&mut self) {
+        for capture in [&mut self.stdout, &mut self.stderr].into_iter().flatten() {
+            // As much as a pipe holds at most: a daemon may write for ever.
+            for _ in 0..MAX_LEFT_TURNS {
+                if capture.drain() {
+                    break;
+                }
+            }
         }
     }
 

@@ -91,7 +91,7 @@ impl Sandbox {
             id: self.id.clone(),
             name: self.name.clone(),
             hostname: hostname.unwrap_or_default(),
-            image: self.image.clone(),
+            image: self.origin.spec.image.clone(),
             state: match ended {
                 Some(status) => State::Ended(status),
                 None if self.core.check_thawed("").is_err() => State::Frozen,
@@ -106,7 +106,7 @@ impl Sandbox {
                 UserPlan::Named(name) if name.is_empty() => "root".to_owned(),
                 UserPlan::Named(name) => name.clone(),
             },
-            labels: self.labels.clone(),
+            labels: self.origin.spec.labels.clone(),
             ports: ports.collect(),
             addresses: links.collect(),
             steps: plan.lines(),

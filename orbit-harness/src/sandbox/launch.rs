@@ -12,19 +12,21 @@ use std::{
 };
 
 use super::{
-    Held, Outputs, Sandbox,
+    Origin, Outputs, Sandbox,
     core::{Core, next_key},
     random_id,
     reader::Reader,
 };
 use crate::{
+    bounded::DEFAULT_LIMIT,
     bridge::{self, Place},
     builder::{Consumers, Output, SandboxBuilder},
     capture::{self, Stream},
     error::Error,
     host::Host,
-    image::Image,
+    image::{Held, Image},
     limited::{self, Limited},
+    logs::Log,
     names::{self, Claim},
     network::{Address, Membership, Network},
     outcome::Outcome,
@@ -35,6 +37,7 @@ use crate::{
     spec::{ImageRef, Link, LinkNames, MountKind, NetworkMode, Spec, SpecFault},
     supervisor::{Channel, Supervisor},
     wait::{Wait, WaitKind},
+    way_out::{self, Record},
 };
 
 /// How long a sandbox may take to be ready, unless told otherwise.
@@ -112,19 +115,26 @@ impl SandboxBuilder {
             stdin,
             stdout,
             stderr,
+            capture_limit,
             networks,
+            base,
             waits,
             startup_timeout,
             healthcheck,
             consumers,
-            is_quiet,
+            hides_log,
         } = self;
         let host =
             Host::get().map_err(|e| Error::io("cannot read the facts of this machine", e))?;
         let around = surroundings();
         anchor(&mut spec, &around.working_dir, &mut faults);
         limited::look_up(&mut spec.limits, &mut faults);
-        let (image, held) = resolve(&spec, host, &mut faults)?;
+        check_clock(&spec, &mut faults);
+        way_out::look_up(&mut spec, &mut faults);
+        let (image, held) = match base {
+            Some(base) => (base.image, base.held),
+            None => resolve(&spec, host, &mut faults)?,
+        };
         let healthcheck = healthcheck.or_else(|| image.config.healthcheck.clone());
         if healthcheck.is_none() && waits.iter().any(asks_for_health) {
             let why = "neither the sandbox nor its image has one; add `.healthcheck(…)`";
@@ -157,8 +167,11 @@ impl SandboxBuilder {
         let cannot_open = |error| Error::io("cannot open the program's standard streams", error);
         let input = capture::input(stdin).map_err(cannot_open)?;
         let outputs = [Outputs::of(&stdout), Outputs::of(&stderr)];
-        let (output, stdout) = capture::output(stdout, Stream::Output).map_err(cannot_open)?;
-        let (error_output, stderr) = capture::output(stderr, Stream::Error).map_err(cannot_open)?;
+        let keep = capture_limit.unwrap_or(DEFAULT_LIMIT);
+        let (output, stdout) =
+            capture::output(stdout, Stream::Output, keep).map_err(cannot_open)?;
+        let (error_output, stderr) =
+            capture::output(stderr, Stream::Error, keep).map_err(cannot_open)?;
         crate::cgroup::reap(host);
         let supervisor = Supervisor::get(host)?;
         let limited = Limited::make(&mut plan, host, supervisor.pid(), spec.limits.best_effort)?;
@@ -199,19 +212,22 @@ impl SandboxBuilder {
             terminal: None,
             stdout,
             stderr,
+            capture_limit: keep,
             exit: None,
             gone: None,
             failure: None,
             outcome: None,
             limited,
             is_on_bridge: spec.network == NetworkMode::Bridge,
-            name: spec.name,
+            name: spec.name.clone(),
             _claim: claim,
             network: None,
+            record: Record::default(),
             ports,
             memberships,
             place,
-            _image: held,
+            scratch: None,
+            origin: Origin { spec, image, held },
             reader: None,
             main: None,
             main_end: None,
@@ -220,9 +236,7 @@ impl SandboxBuilder {
             startup_timeout: STARTUP_TIMEOUT,
             healthcheck,
             stop_signal,
-            labels: spec.labels,
-            image: spec.image,
-            is_quiet,
+            hides_log,
         };
         sandbox.await_start()?;
         if let (false, Some(network)) = (bound.is_empty(), &sandbox.network) {
@@ -261,7 +275,7 @@ impl Sandbox {
         let is_captured = self.stdout.is_some() || self.stderr.is_some();
         if is_captured && self.terminal.is_none() {
             let reader = Reader::start(
-                Arc::default(),
+                Arc::new(Log::new(self.capture_limit)),
                 self.stdout.take(),
                 self.stderr.take(),
                 consumers,
@@ -310,6 +324,26 @@ fn signal_number(text: &str) -> Option<i32> {
     }
     let signal: nix::sys::signal::Signal = format!("SIG{name}").parse().ok()?;
     Some(signal as i32)
+}
+
+/// That this kernel lets a program have a clock of its own when it is executed: before Linux 6.1 it would have the
+/// host's, and nobody would say so.
+fn check_clock(spec: &Spec, faults: &mut Vec<SpecFault>) {
+    let Some(ahead) = spec.clock_offset else {
+        return;
+    };
+    let release = rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned();
+    let mut numbers = release.split('.').map(|part| part.parse().unwrap_or(0_u32));
+    let version = (numbers.next(), numbers.next());
+    if version < (Some(6), Some(1)) {
+        let why = format!(
+            "this kernel is {release}, and programs have clocks of their own since Linux 6.1"
+        );
+        faults.push(SpecFault::new("clock_offset", format!("{ahead:?}"), why));
+    }
 }
 
 /// Makes the host's paths in a spec absolute, and says which are not there.
@@ -436,7 +470,10 @@ fn resolve(
             Ok(Default::default())
         }
         #[cfg(feature = "images")]
-        image => crate::images::resolve(image, spec.pull, host),
+        image => {
+            let (image, lease) = crate::images::resolve(image, spec.pull, host)?;
+            Ok((image, lease.map(|lease| Arc::new(lease) as _)))
+        }
         #[cfg(not(feature = "images"))]
         image => {
             let _ = host;
@@ -448,7 +485,7 @@ fn resolve(
     }
 }
 
-fn surroundings() -> Surroundings {
+pub(crate) fn surroundings() -> Surroundings {
     let executable = std::env::current_exe().ok();
     Surroundings {
         working_dir: std::env::current_dir().unwrap_or_else(|_| "/".into()),

@@ -67,6 +67,7 @@ impl Sandbox {
             return Err(Kind::Unsupported { doing, why }.into());
         }
         self.core.ask(Control::Stop(paused), doing)?;
+        self.core.set_stopped(paused);
         Ok(Paused::Stopped)
     }
 }

@@ -17,13 +17,9 @@ use std::{
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use crate::{
-    capture::Capture,
+    capture::{Capture, PIECE_BYTES},
     logs::{Consumer, Log, LogStream},
 };
-
-/// How much is read of one stream ahead of who waits for the end of the sandbox; after that a program that writes
-/// waits, as on a pipe that nobody reads.
-const AHEAD_BYTES: usize = 64 << 20;
 
 /// The thread that reads, and what it reads into.
 #[derive(Debug)]
@@ -31,7 +27,8 @@ pub(super) struct Reader {
     log: Arc<Log>,
     /// Written to when it is to look up.
     wake: Arc<OwnedFd>,
-    orders: Arc<Orders>,
+    /// Whether it is to read what there is, and end.
+    is_last: Arc<AtomicBool>,
     thread: Option<JoinHandle<Vec<Consumer>>>,
 }
 
@@ -47,19 +44,19 @@ impl Reader {
         consumers: Vec<Consumer>,
     ) -> std::io::Result<Self> {
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let orders = Arc::new(Orders::default());
+        let is_last = Arc::new(AtomicBool::new(false));
         let thread = std::thread::Builder::new()
             .name("orbit-log".to_owned())
             .stack_size(256 * 1024)
             .spawn({
-                let (log, wake, orders) =
-                    (Arc::clone(&log), Arc::clone(&wake), Arc::clone(&orders));
-                move || read(&log, &wake, &orders, [stdout, stderr], consumers)
+                let (log, wake, is_last) =
+                    (Arc::clone(&log), Arc::clone(&wake), Arc::clone(&is_last));
+                move || read(&log, &wake, &is_last, [stdout, stderr], consumers)
             })?;
         Ok(Self {
             log,
             wake,
-            orders,
+            is_last,
             thread: Some(thread),
         })
     }
@@ -68,19 +65,13 @@ impl Reader {
         &self.log
     }
 
-    /// Reads without bounds from now on: somebody waits for the end.
-    pub(super) fn await_end(&self) {
-        self.orders.is_awaited.store(true, Ordering::Release);
-        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
-    }
-
     /// Reads what there is, and no more: all that could write is gone.
     /// Who was called with each line may be called again.
     pub(super) fn finish(&mut self) -> Vec<Consumer> {
         let Some(thread) = self.thread.take() else {
             return Vec::new();
         };
-        self.orders.is_last.store(true, Ordering::Release);
+        self.is_last.store(true, Ordering::Release);
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
         thread.join().unwrap_or_default()
     }
@@ -92,40 +83,24 @@ impl Drop for Reader {
     }
 }
 
-/// What the thread is told.
-#[derive(Debug, Default)]
-struct Orders {
-    /// Read what there is, and end.
-    is_last: AtomicBool,
-    /// Read without bounds.
-    is_awaited: AtomicBool,
-}
-
 fn read(
     log: &Arc<Log>,
     wake: &OwnedFd,
-    orders: &Orders,
+    is_last: &AtomicBool,
     mut captures: [Option<Capture>; 2],
     mut consumers: Vec<Consumer>,
 ) -> Vec<Consumer> {
+    let mut buffer = vec![0; PIECE_BYTES];
     let mut told = log.reopen();
     loop {
-        let is_last = orders.is_last.load(Ordering::Acquire);
-        let sizes = if is_last || orders.is_awaited.load(Ordering::Acquire) {
-            [0, 0]
-        } else {
-            log.sizes()
-        };
+        let is_last = is_last.load(Ordering::Acquire);
         if !is_last {
             let mut polled = vec![PollFd::new(wake, PollFlags::IN)];
-            for (capture, size) in captures.iter().zip(sizes) {
-                if let Some(reader) = capture.as_ref().and_then(Capture::reader)
-                    && size < AHEAD_BYTES
-                {
-                    polled.push(PollFd::new(reader, PollFlags::IN));
-                }
-            }
-            if polled.len() == 1 && captures.iter().flatten().all(|it| it.reader().is_none()) {
+            let readers = captures
+                .iter()
+                .filter_map(|capture| capture.as_ref()?.reader());
+            polled.extend(readers.map(|reader| PollFd::new(reader, PollFlags::IN)));
+            if polled.len() == 1 {
                 break;
             }
             // Interrupted or not, all are looked at below.
@@ -139,13 +114,14 @@ fn read(
             let Some(capture) = capture else { continue };
             // Not for ever: the other one may have something to say.
             for _ in 0..if is_last { usize::MAX } else { 16 } {
-                if sizes[stream as usize] >= AHEAD_BYTES || !capture.read_some() {
+                let Some(count) = capture.read_some(&mut buffer) else {
                     break;
-                }
-                log.append(stream, &capture.take());
+                };
+                log.append(stream, &buffer[..count]);
+                // Before the log leaves them out.
+                tell(log, &mut told, &mut consumers);
             }
         }
-        tell(log, &mut told, &mut consumers);
         if is_last {
             break;
         }
@@ -160,8 +136,8 @@ fn tell(log: &Log, told: &mut usize, consumers: &mut Vec<Consumer>) {
     if consumers.is_empty() {
         return;
     }
-    while let Some(line) = log.line(*told) {
-        *told += 1;
+    while let Some((number, line)) = log.line_from(*told) {
+        *told = number + 1;
         for mut consumer in mem::take(consumers) {
             if catch_unwind(AssertUnwindSafe(|| consumer(&line))).is_ok() {
                 consumers.push(consumer);

@@ -370,8 +370,8 @@ impl Node {
                         "its output is not captured, so no log can be waited for".to_owned()
                     );
                 };
-                while let Some(line) = reader.log().line(*next_line) {
-                    *next_line += 1;
+                while let Some((number, line)) = reader.log().line_from(*next_line) {
+                    *next_line = number + 1;
                     let is_wanted = stream.is_none_or(|wanted| wanted == line.stream);
                     if is_wanted && regex.as_ref().is_some_and(|it| it.is_match(&line.text)) {
                         *count += 1;

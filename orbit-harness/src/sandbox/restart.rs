@@ -89,7 +89,9 @@ impl Sandbox {
                 Outputs::Inherited => Output::Inherit,
                 Outputs::Null | Outputs::Given => Output::Null,
                 Outputs::Captured => {
-                    let made = capture::output(Output::Capture, Stream::Output).map_err(cannot)?;
+                    let keep = self.capture_limit;
+                    let made =
+                        capture::output(Output::Capture, Stream::Output, keep).map_err(cannot)?;
                     streams[number] = made.1;
                     match made.0 {
                         Stream::Owned(fd) => Output::Fd(fd),

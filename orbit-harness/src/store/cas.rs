@@ -150,7 +150,7 @@ impl Cas {
     }
 
     /// Writes a file whole or not at all, durably.
-    fn write(&self, path: &Path, content: &[u8]) -> Result<(), StoreError> {
+    pub(super) fn write(&self, path: &Path, content: &[u8]) -> Result<(), StoreError> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let temporary = self

@@ -49,6 +49,8 @@ pub(crate) struct GcReport {
     /// The content of the layers removed.
     pub(crate) bytes: u64,
     pub(crate) in_use: u64,
+    /// Named snapshots and kept sandboxes.
+    pub(crate) sealed: u64,
 }
 
 impl Store {
@@ -107,6 +109,7 @@ impl Store {
                 None => report.in_use += 1,
             }
         }
+        report.sealed = self.gc_sealed(is_due)?;
         for name in self.layers.names()? {
             let Some(claim) = self.layers.try_claim_name(&name)? else {
                 report.in_use += 1;
@@ -225,7 +228,7 @@ impl Store {
 }
 
 fn collect(
-    claim: LayerClaim<'_>,
+    claim: LayerClaim,
     is_due: impl Fn(SystemTime) -> bool,
     worker: &dyn LayerWorker,
     report: &mut GcReport,

@@ -89,7 +89,13 @@ impl Layers {
 
     /// The layer, where it is there and nobody is about to remove it.
     pub(super) fn lease(&self, diff_id: &Digest) -> Result<Option<LayerLease>, StoreError> {
-        let name = diff_id.short_name();
+        let lease = self.lease_name(&diff_id.short_name())?;
+        Ok(lease.filter(|lease| lease.meta.diff_id == *diff_id))
+    }
+
+    /// What has this name, in the same way.
+    pub(super) fn lease_name(&self, name: &str) -> Result<Option<LayerLease>, StoreError> {
+        let name = name.to_owned();
         let path = self.path(&name, ".use");
         let fault = |error| StoreError::io("lock", &path)(error);
         // Opening does not create: a miss leaves nothing behind, and works on a read-only store.
@@ -102,7 +108,7 @@ impl Layers {
         let Some(meta) = read_meta(lock.file()).map_err(fault)? else {
             return Ok(None);
         };
-        if meta.diff_id != *diff_id || !self.directory.join(&name).is_dir() {
+        if !self.directory.join(&name).is_dir() {
             return Ok(None);
         }
         lock.touch();
@@ -114,25 +120,25 @@ impl Layers {
         &self,
         diff_id: &Digest,
         on_wait: impl FnOnce(),
-    ) -> Result<LayerClaim<'_>, StoreError> {
+    ) -> Result<LayerClaim, StoreError> {
         let name = diff_id.short_name();
         let path = self.path(&name, ".make");
         let lock = FileLock::take(&path, Mode::Exclusive, on_wait)
             .map_err(StoreError::io("lock", &path))?;
         Ok(LayerClaim {
-            layers: self,
+            layers: self.clone(),
             name,
             _lock: lock,
         })
     }
 
     /// The right to remove what has this name, where nobody makes it.
-    pub(super) fn try_claim_name(&self, name: &str) -> Result<Option<LayerClaim<'_>>, StoreError> {
+    pub(super) fn try_claim_name(&self, name: &str) -> Result<Option<LayerClaim>, StoreError> {
         let path = self.path(name, ".make");
         let lock =
             FileLock::try_take(&path, Mode::Exclusive).map_err(StoreError::io("lock", &path))?;
         Ok(lock.map(|lock| LayerClaim {
-            layers: self,
+            layers: self.clone(),
             name: name.to_owned(),
             _lock: lock,
         }))
@@ -158,13 +164,13 @@ impl Layers {
 
 /// The one process that may make or remove a layer.
 #[derive(Debug)]
-pub(super) struct LayerClaim<'a> {
-    layers: &'a Layers,
+pub(super) struct LayerClaim {
+    layers: Layers,
     name: String,
     _lock: FileLock,
 }
 
-impl LayerClaim<'_> {
+impl LayerClaim {
     fn path(&self, suffix: &str) -> PathBuf {
         self.layers.path(&self.name, suffix)
     }

@@ -220,6 +220,8 @@ pub(super) fn choose<'a>(
 pub(crate) struct Configuration {
     pub(super) config: ImageConfig,
     pub(super) diff_ids: Vec<Digest>,
+    /// As it was written.
+    pub(super) document: String,
 }
 
 #[derive(Deserialize)]
@@ -328,6 +330,7 @@ impl Configuration {
                 healthcheck: config.healthcheck.and_then(RawHealthcheck::check),
             },
             diff_ids: raw.rootfs.diff_ids,
+            document: String::from_utf8_lossy(content).into_owned(),
         })
     }
 }

@@ -24,6 +24,7 @@ mod pull;
 mod reference;
 #[cfg(feature = "registry")]
 mod registry;
+mod sealed;
 mod source;
 #[cfg(test)]
 mod testing;
@@ -38,11 +39,12 @@ use std::path::Path;
 pub(crate) use self::worker::InProcessWorker;
 use self::{cas::Cas, layers::Layers, lock::FileLock};
 pub(crate) use self::{
-    digest::Digest,
+    digest::{Digest, Hasher},
     error::StoreError,
     gc::Removal,
     platform::Platform,
     progress::{Event, NoProgress, Phase, Progress},
+    sealed::{SealedKind, SealedRecord, Sealing},
     unpack::{OwnershipPolicy, UnpackLimits, UnpackOrder, UnpackStats, remove_tree},
     worker::{LayerWorker, UnpackJob, Unpacked, WorkerError},
 };

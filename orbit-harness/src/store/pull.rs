@@ -140,6 +140,8 @@ impl Store {
             layers_dir: self.layers.directory().to_owned(),
             layers: names,
             config: described.configuration.config,
+            sealed: 0,
+            document: described.configuration.document,
         };
         Ok((image, ImageLease { _locks: locks }))
     }

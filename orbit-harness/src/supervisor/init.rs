@@ -13,16 +13,17 @@ use nix::sys::{
 use rustix::{
     event::{PollFd, PollFlags},
     fs::{Mode, OFlags, ResolveFlags},
-    process::PidfdFlags,
+    process::{DumpableBehavior, PidfdFlags},
 };
 
 use super::{
     channel::Channel,
-    make::Maker,
+    make::{Helper, Maker},
     program::Ready,
     protocol::{Answer, Cause, Control, Event, Exit, Failure},
 };
 use crate::{
+    netfilter::Netfilter,
     outcome::{LeakedProcess, Status, Usage},
     plan::{Isolation, Plan, UserPlan},
     security::seccomp::bpf::SockFilter,
@@ -52,6 +53,8 @@ pub(super) struct Given<'a> {
     pub(super) stdio: Vec<OwnedFd>,
     /// One for each link of the plan.
     pub(super) networks: Vec<Channel>,
+    /// Of the program that leads out, where the plan has one.
+    pub(super) helper: Option<Helper>,
     pub(super) caller_namespace: Option<BorrowedFd<'a>>,
     pub(super) filter: &'a [SockFilter],
 }
@@ -65,16 +68,27 @@ pub(super) fn run(single_threaded: SingleThreaded, plan: &Plan, given: Given<'_>
     keep.push(given.events.as_fd().as_raw_fd());
     keep.extend(given.caller_namespace.as_ref().map(AsRawFd::as_raw_fd));
     keep.extend(given.networks.iter().map(|it| it.as_fd().as_raw_fd()));
+    if let Some(helper) = &given.helper {
+        keep.extend([&helper.output, &helper.errors].map(AsRawFd::as_raw_fd));
+        keep.push(helper.network.as_fd().as_raw_fd());
+    }
     let Given {
         events,
         stdio,
         networks,
+        helper,
         ..
     } = given;
     let ran = sys::close_inherited(&mut keep)
         .map_err(|error| failure(0, &error))
         .and_then(|()| {
-            let program = prepare(plan, stdio, networks, given.caller_namespace, given.filter)?;
+            let program = prepare(
+                plan,
+                stdio,
+                (networks, helper),
+                given.caller_namespace,
+                given.filter,
+            )?;
             match plan.program.init {
                 Init::Orbit => run_under(single_threaded, plan, program, &events),
                 Init::Program => become_program(single_threaded, plan, &program, &events),
@@ -92,7 +106,7 @@ pub(super) fn run(single_threaded: SingleThreaded, plan: &Plan, given: Given<'_>
 fn prepare<'a>(
     plan: &Plan,
     stdio: Vec<OwnedFd>,
-    networks: Vec<Channel>,
+    (networks, helper): (Vec<Channel>, Option<Helper>),
     caller_namespace: Option<BorrowedFd<'a>>,
     filter: &'a [SockFilter],
 ) -> Result<Ready<'a>, Failure> {
@@ -101,18 +115,27 @@ fn prepare<'a>(
         Isolation::Own => Some(fs::File::open("/proc/self/ns/net").map_err(|e| failure(0, &e))?),
         Isolation::Host => None,
     };
+    if let (Some(network), Some(helper)) = (&network, &helper) {
+        let handed = helper.network.send(&(), &[network.as_fd()]);
+        // Where it is gone already, what it wrote says more.
+        drop(handed);
+    }
+    let mut maker = Maker::new(networks, helper).map_err(|error| failure(0, &error.into()))?;
     if plan.cgroup.is_some() {
         // Born in its control group, which only now becomes the root of what it sees.
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP)
             .map_err(|error| failure(0, &error.into()))?;
     }
-    let mut maker = Maker::new(networks).map_err(|error| failure(0, &error.into()))?;
+    if let Some(ahead) = plan.clock_offset {
+        set_clocks(ahead).map_err(|error| failure(0, &error))?;
+    }
     for (number, step) in plan.steps.iter().enumerate() {
         maker.carry_out(step).map_err(|cause| Failure {
             line: number + 1,
             cause,
         })?;
     }
+    let record = maker.take_record();
     let namespace =
         caller_namespace.filter(|_| matches!(plan.program.user, UserPlan::Caller { .. }));
     Ready::new(
@@ -124,12 +147,29 @@ fn prepare<'a>(
     )
     .map(|mut ready| {
         ready.network = network.map(OwnedFd::from);
+        ready.scratch = maker.take_scratch();
+        ready.unrecorded = record.unrecorded;
+        ready.record = record.netfilter.map(Netfilter::into_fd);
         ready
     })
     .map_err(|cause| Failure {
         line: plan.steps.len() + 1,
         cause,
     })
+}
+
+/// Sets the clocks ahead that what this process executes will see. Source: time_namespaces(7).
+fn set_clocks(ahead: Duration) -> io::Result<()> {
+    let namespace = nix::sched::CloneFlags::from_bits_retain(libc::CLONE_NEWTIME);
+    nix::sched::unshare(namespace)?;
+    let (seconds, nanos) = (ahead.as_secs(), ahead.subsec_nanos());
+    let offsets = format!("monotonic {seconds} {nanos}\nboottime {seconds} {nanos}\n");
+    // As long as nobody may look into this process, its own files in /proc are not its own. Nobody can see it yet, and
+    // no program runs; and where this is not undone, none will.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)?;
+    let written = fs::write("/proc/self/timens_offsets", offsets);
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    written
 }
 
 /// The program as process 1: this process becomes it.
@@ -210,12 +250,17 @@ fn tell_started(events: &Channel, pid: i32, ready: &Ready<'_>, executing: Option
         has_terminal: terminal.is_some(),
         executes_later: executing.is_some(),
         has_network: ready.network.is_some(),
+        has_scratch: ready.scratch.is_some(),
+        has_record: ready.record.is_some(),
+        unrecorded: ready.unrecorded,
     };
     let fds: Vec<_> = pidfd
         .iter()
         .map(AsFd::as_fd)
         .chain(terminal)
         .chain(executing)
+        .chain(ready.scratch.as_ref().map(AsFd::as_fd))
+        .chain(ready.record.as_ref().map(AsFd::as_fd))
         .chain(ready.network.as_ref().map(AsFd::as_fd))
         .collect();
     let _ = events.send(&started, &fds);
@@ -324,7 +369,8 @@ impl Post<'_> {
                         let everybody = nix::unistd::Pid::from_raw(-1);
                         // ESRCH: there is nobody.
                         let _ = nix::sys::signal::kill(everybody, signal);
-                        answer(reply, Ok(()), &[]);
+                        let done = if stop { await_stillness() } else { Ok(()) };
+                        answer(reply, done.as_ref().map(drop), &[]);
                     }
                     Control::Hold => self.is_held = true,
                     Control::Sweep { stay } => return Heard::Sweep { stay },
@@ -410,6 +456,31 @@ fn kill_the_rest() -> Vec<LeakedProcess> {
 }
 
 fn living_processes() -> Vec<LeakedProcess> {
+    let mut found: Vec<_> = processes()
+        .into_iter()
+        .filter(|(_, state)| *state != b'Z')
+        .map(|(process, _)| process)
+        .collect();
+    found.sort_by_key(|process| process.pid);
+    found
+}
+
+/// Waits until every process that was sent SIGSTOP stands still: one that is inside of the kernel stops on its way out.
+fn await_stillness() -> io::Result<()> {
+    const PATIENCE_MS: u32 = 2000;
+
+    let stands = |state: u8| matches!(state, b'T' | b't' | b'Z' | b'X');
+    for _ in 0..PATIENCE_MS {
+        if processes().iter().all(|(_, state)| stands(*state)) {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Err(io::Error::from_raw_os_error(libc::ETIMEDOUT))
+}
+
+/// Every other process, with the letter of its state. Source: proc_pid_stat(5).
+fn processes() -> Vec<(LeakedProcess, u8)> {
     let Ok(entries) = fs::read_dir("/proc") else {
         return Vec::new();
     };
@@ -427,11 +498,10 @@ fn living_processes() -> Vec<LeakedProcess> {
             stat.iter().rposition(|b| *b == b')')?,
         );
         let name = String::from_utf8_lossy(&stat[open + 1..close]).into_owned();
-        (stat.get(close + 2) != Some(&b'Z')).then_some(LeakedProcess { pid, name })
+        let state = stat.get(close + 2).copied().unwrap_or(b'?');
+        Some((LeakedProcess { pid, name }, state))
     };
-    let mut found: Vec<_> = entries.filter_map(Result::ok).filter_map(process).collect();
-    found.sort_by_key(|process| process.pid);
-    found
+    entries.filter_map(Result::ok).filter_map(process).collect()
 }
 
 /// The size of the writable layer, which is what lies under `/`, where it has no room left for data or for names.

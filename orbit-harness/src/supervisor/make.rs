@@ -23,10 +23,10 @@ use self::syscalls::{INERT, chown, fd_path, mount, open_directory, tmpfs_options
 use super::{
     channel::Channel,
     files,
-    home::HOST,
+    home::{HOST, STAGE},
     protocol::{Cause, FileMeta},
 };
-use crate::{spec::InitFile, step::Step};
+use crate::{netfilter::Netfilter, spec::InitFile, step::Step};
 
 type Done = Result<(), Cause>;
 
@@ -46,6 +46,25 @@ pub(super) struct Maker {
     /// To who connects this sandbox to its networks, one for each link.
     networks: VecDeque<Channel>,
     terminal: Option<TerminalPair>,
+    /// The filesystem of all writable layers, for who asked for the sandbox: to read what was written.
+    scratch: Option<OwnedFd>,
+    /// What the program that leads out writes: its number when it does, and what is wrong otherwise.
+    helper: Option<Helper>,
+    record: Record,
+}
+
+/// Ways to and from a program that is started for the sandbox: to hand it the network, and what it writes.
+pub(super) struct Helper {
+    pub(super) network: Channel,
+    pub(super) output: OwnedFd,
+    pub(super) errors: OwnedFd,
+}
+
+/// What reads the gate's refusals, or why nothing does.
+#[derive(Default)]
+pub(super) struct Record {
+    pub(super) netfilter: Option<Netfilter>,
+    pub(super) unrecorded: Option<i32>,
 }
 
 impl From<Errno> for Cause {
@@ -55,7 +74,7 @@ impl From<Errno> for Cause {
 }
 
 impl Maker {
-    pub(super) fn new(networks: Vec<Channel>) -> rustix::io::Result<Self> {
+    pub(super) fn new(networks: Vec<Channel>, helper: Option<Helper>) -> rustix::io::Result<Self> {
         let host = open_directory(HOST)?;
         Ok(Self {
             host,
@@ -65,6 +84,9 @@ impl Maker {
             layers: 0,
             networks: networks.into(),
             terminal: None,
+            scratch: None,
+            helper,
+            record: Record::default(),
         })
     }
 
@@ -72,16 +94,28 @@ impl Maker {
         self.terminal.take()
     }
 
+    pub(super) fn take_scratch(&mut self) -> Option<OwnedFd> {
+        self.scratch.take()
+    }
+
+    pub(super) fn take_record(&mut self) -> Record {
+        std::mem::take(&mut self.record)
+    }
+
     pub(super) fn carry_out(&mut self, step: &Step) -> Done {
         match step {
             Step::Loopback => Ok(network::loopback_up()?),
             Step::AllPorts => Ok(network::all_ports()?),
+            Step::Gate { gate, is_needed } => self.gate(gate, *is_needed),
+            Step::Egress { .. } => self.await_helper(),
             Step::Link { name, link } => self.link(name, link),
             Step::CoverEtc(files) => files.iter().try_for_each(|file| self.cover_etc(file)),
             Step::Hostname(name) => Ok(rustix::system::sethostname(name.as_bytes())?),
             Step::Scratch { size, owner } => {
                 self.system = *owner;
-                Ok(layers::scratch(*size)?)
+                layers::scratch(*size)?;
+                self.scratch = Some(open_directory(STAGE)?);
+                Ok(())
             }
             Step::OverlayRoot { lower, etc } => self.overlay_root(lower, etc),
             Step::EmptyRoot => self.empty_root(),
@@ -94,6 +128,9 @@ impl Maker {
             }
             Step::Symlink { at, target } => self.symlink(at, target),
             Step::Overlay { source, at } => self.overlay(source, at),
+            Step::OverlaySealed { layers, source, at } => {
+                self.overlay_sealed(layers, source.as_deref(), at)
+            }
             Step::Bind {
                 source,
                 at,
@@ -116,6 +153,7 @@ impl Maker {
                 Ok(mount(Some("proc"), &target, "proc", INERT, "")?)
             }
             Step::Sys { fresh } => self.sys(*fresh),
+            Step::Cgroup => self.cgroup(),
             Step::Dev { shm, console } => self.dev(*shm, *console),
             Step::PivotRoot => self.pivot_root(),
             Step::Mask(paths) => paths.iter().try_for_each(|path| self.mask(path)),

@@ -23,17 +23,17 @@ mod protocol;
 mod serve;
 mod start;
 mod transfer;
+mod way_out;
 #[cfg(feature = "images")]
 mod work;
+mod written;
 
-pub(crate) use broker::{Broker, Lease, MAX_PORTS};
+pub(crate) use broker::{Broker, Known, Lease, MAX_PORTS, greeting};
 pub(crate) use channel::Channel;
 pub(crate) use client::{Supervisor, SupervisorError};
-#[cfg(feature = "images")]
-pub(crate) use protocol::Request;
 pub(crate) use protocol::{
     Answer, Cause, Control, Event, ExecEvent, ExecOrder, Exit, Failure, FileAnswer, FileFault,
-    FileJob, FileMeta, Gone, Piece,
+    FileJob, FileMeta, Gone, Piece, Request,
 };
 pub(crate) use start::run;
 pub(crate) use transfer::{Destination, receive_tree, send_tree};

@@ -34,6 +34,11 @@ pub(super) struct Ready<'a> {
     pub(super) terminal: Option<TerminalPair>,
     /// For who asked for the sandbox, where it has one of its own.
     pub(super) network: Option<OwnedFd>,
+    /// For the same: what holds all that is written.
+    pub(super) scratch: Option<OwnedFd>,
+    /// Likewise, where something is recorded.
+    pub(super) record: Option<OwnedFd>,
+    pub(super) unrecorded: Option<i32>,
     user_namespace: Option<BorrowedFd<'a>>,
     filter: &'a [SockFilter],
 }
@@ -102,6 +107,9 @@ impl<'a> Ready<'a> {
             stdio,
             terminal,
             network: None,
+            scratch: None,
+            record: None,
+            unrecorded: None,
             user_namespace,
             filter,
         })

@@ -10,6 +10,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    layer::Writable,
     outcome::{LeakedProcess, Status, Usage},
     plan::{Plan, ProgramPlan},
     security::idmap::IdMapPair,
@@ -87,6 +88,17 @@ pub(crate) enum Request {
     },
     /// Start the broker. Descriptor: its control channel, on which it says when it is ready.
     Broker,
+    /// Read what was written to a sandbox. Descriptors: the reply channel, the filesystem of its writable layers.
+    Changes(Box<Writable>),
+    /// Copy what was written to a sandbox into an empty directory. Descriptors: as for `Changes`.
+    #[cfg(feature = "images")]
+    Seal {
+        writable: Box<Writable>,
+        destination: PathBuf,
+    },
+    /// Write a layer as an archive. Descriptors: the reply channel, the file to write to.
+    #[cfg(feature = "images")]
+    Export { layer: PathBuf },
     /// Unpack a layer, inside the user namespace. Descriptors: the reply channel, the blob.
     #[cfg(feature = "images")]
     Unpack {
@@ -102,12 +114,17 @@ pub(crate) enum Request {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Event {
     /// The program runs. Descriptors, as far as the fields say: a pidfd of it; the other side of its terminal;
-    /// a pipe that ends when a program that is process 1 itself executes; last, its network namespace.
+    /// a pipe that ends when a program that is process 1 itself executes; the filesystem of its writable layers; the
+    /// socket that reads what its gate refuses; last, its network namespace.
     Started {
         has_pidfd: bool,
         has_terminal: bool,
         executes_later: bool,
         has_network: bool,
+        has_scratch: bool,
+        has_record: bool,
+        /// Why it has none, though the plan has a gate: the kernel's answer.
+        unrecorded: Option<i32>,
     },
     /// A step failed, and nothing is left.
     Failed(Failure),
@@ -134,6 +151,8 @@ pub(crate) enum Cause {
     User(SpecFault),
     /// There is no seccomp filter for what was asked.
     Filter(String),
+    /// A program that the supervisor started for the sandbox ended; what it wrote.
+    Helper(String),
     /// One of the program's own last steps.
     Exec(ExecFailure),
     /// A file could not be written.

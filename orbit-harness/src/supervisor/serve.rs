@@ -19,6 +19,7 @@ use super::{
     protocol::{
         Cause, Event, ExecEvent, ExecOrder, Failure, FileAnswer, FileFault, FileJob, Gone, Request,
     },
+    way_out::WayOut,
 };
 use crate::{
     outcome::{Status, Usage},
@@ -79,6 +80,10 @@ enum Role {
     Files {
         sandbox: u64,
     },
+    /// Leads out of the network of the sandbox of this child.
+    WayOut {
+        sandbox: u64,
+    },
     Other,
 }
 
@@ -86,7 +91,9 @@ impl Role {
     /// The sandbox that is not gone before this child is.
     fn sandbox(self) -> Option<u64> {
         match self {
-            Self::Exec { sandbox } | Self::Files { sandbox } => Some(sandbox),
+            Self::Exec { sandbox } | Self::Files { sandbox } | Self::WayOut { sandbox } => {
+                Some(sandbox)
+            }
             Self::Init { .. } | Self::Other => None,
         }
     }
@@ -174,6 +181,22 @@ impl Supervisor {
                 job,
             } => self.files(sandbox, has_root, job, fds)?,
             Request::Broker => self.start_broker(fds)?,
+            Request::Changes(writable) => {
+                self.work(fds, |mut fds| super::written::changes(&writable, fds.pop()))?;
+            }
+            #[cfg(feature = "images")]
+            Request::Seal {
+                writable,
+                destination,
+            } => {
+                self.work(fds, |mut fds| {
+                    super::written::seal(&writable, &destination, fds.pop())
+                })?;
+            }
+            #[cfg(feature = "images")]
+            Request::Export { layer } => {
+                self.work(fds, |mut fds| super::written::export(&layer, fds.pop()))?;
+            }
             #[cfg(feature = "images")]
             Request::Unpack { order, destination } => {
                 self.work(fds, |mut fds| {
@@ -209,6 +232,14 @@ impl Supervisor {
         if plan.network == Isolation::Own {
             namespaces |= libc::CLONE_NEWNET;
         }
+        let (way_out, helper) = match WayOut::of(plan).transpose() {
+            Ok(pair) => pair.unzip(),
+            Err(error) => {
+                let cause = Cause::Errno(error.raw_os_error().unwrap_or(0));
+                let _ = events.send(&Event::Failed(Failure { line: 0, cause }), &[]);
+                return Ok(());
+            }
+        };
         let filter = match filter(&mut self.filters, &plan.program) {
             Ok(filter) => filter,
             Err(error) => {
@@ -225,22 +256,25 @@ impl Supervisor {
                     events,
                     stdio,
                     networks,
+                    helper,
                     caller_namespace: self.caller_namespace.as_ref().map(AsFd::as_fd),
                     filter,
                 };
                 init::run(self.single_threaded, plan, given)
             }
             Ok(Fork::Parent { pid, pidfd }) => {
-                let timeout = plan.timeout;
-                self.adopt(Child {
-                    pid,
-                    pidfd,
-                    role: Role::Init { key },
+                drop(helper);
+                let sandbox = self.adopt(Child {
                     events: Some(events),
                     started,
-                    timeout,
-                    timed_out: false,
-                })
+                    timeout: plan.timeout,
+                    ..Child::unwatched(pid, pidfd, Role::Init { key })
+                })?;
+                // Where it cannot be started its output ends, which is how the init learns of it.
+                if let Some(Ok((pid, pidfd))) = way_out.map(|it| it.start(self.single_threaded)) {
+                    self.adopt(Child::unwatched(pid, pidfd, Role::WayOut { sandbox }))?;
+                }
+                Ok(())
             }
             Err(error) => {
                 let cause = Cause::Errno(error.raw_os_error().unwrap_or(0));
@@ -285,15 +319,9 @@ impl Supervisor {
                 };
                 enter::run(self.single_threaded, order, given)
             }
-            Ok(Fork::Parent { pid, pidfd }) => self.adopt(Child {
-                pid,
-                pidfd,
-                role: Role::Exec { sandbox: id },
-                events: None,
-                started: Instant::now(),
-                timeout: None,
-                timed_out: false,
-            }),
+            Ok(Fork::Parent { pid, pidfd }) => self
+                .adopt(Child::unwatched(pid, pidfd, Role::Exec { sandbox: id }))
+                .map(drop),
             Err(error) => fail(Cause::Errno(error.raw_os_error().unwrap_or(libc::EIO))),
         }
     }
@@ -330,15 +358,9 @@ impl Supervisor {
                 }
                 sys::exit_now(0)
             }
-            Ok(Fork::Parent { pid, pidfd }) => self.adopt(Child {
-                pid,
-                pidfd,
-                role: Role::Files { sandbox: id },
-                events: None,
-                started: Instant::now(),
-                timeout: None,
-                timed_out: false,
-            }),
+            Ok(Fork::Parent { pid, pidfd }) => self
+                .adopt(Child::unwatched(pid, pidfd, Role::Files { sandbox: id }))
+                .map(drop),
             Err(error) => fail(error.raw_os_error().unwrap_or(libc::EIO)),
         }
     }
@@ -355,15 +377,9 @@ impl Supervisor {
                 }
                 sys::exit_now(0)
             }
-            Ok(Fork::Parent { pid, pidfd }) => self.adopt(Child {
-                pid,
-                pidfd,
-                role: Role::Other,
-                events: None,
-                started: Instant::now(),
-                timeout: None,
-                timed_out: false,
-            }),
+            Ok(Fork::Parent { pid, pidfd }) => self
+                .adopt(Child::unwatched(pid, pidfd, Role::Other))
+                .map(drop),
             Err(error) => {
                 let errno = error.raw_os_error().unwrap_or(libc::EIO);
                 // Who asked may be gone.
@@ -374,7 +390,6 @@ impl Supervisor {
     }
 
     /// Runs `task` in a process of its own, with the first of `fds` as its reply channel.
-    #[cfg(feature = "images")]
     fn work<T: serde::Serialize>(
         &mut self,
         mut fds: Vec<OwnedFd>,
@@ -395,20 +410,14 @@ impl Supervisor {
                 }
                 sys::exit_now(0)
             }
-            Ok(Fork::Parent { pid, pidfd }) => self.adopt(Child {
-                pid,
-                pidfd,
-                role: Role::Other,
-                events: None,
-                started: Instant::now(),
-                timeout: None,
-                timed_out: false,
-            }),
+            Ok(Fork::Parent { pid, pidfd }) => self
+                .adopt(Child::unwatched(pid, pidfd, Role::Other))
+                .map(drop),
             Err(_) => Ok(()),
         }
     }
 
-    fn adopt(&mut self, child: Child) -> io::Result<()> {
+    fn adopt(&mut self, child: Child) -> io::Result<u64> {
         let id = self.next_id;
         self.next_id += 1;
         let watch = |fd: BorrowedFd<'_>, tag, events| {
@@ -421,7 +430,7 @@ impl Supervisor {
         }
         self.ids.insert(child.pid, id);
         self.children.insert(id, child);
-        Ok(())
+        Ok(id)
     }
 
     /// The test process let a sandbox go: kill its process 1, and with it all.
@@ -470,7 +479,8 @@ impl Supervisor {
         }
     }
 
-    /// Says of a sandbox that it is gone once nobody is at work in it any more.
+    /// Says of a sandbox that it is gone once its process 1 is, nobody is at work in it any more, and the program that
+    /// led out of it has ended: until then its network is there.
     fn take_end(&mut self, id: u64, child: Child, waited: Waited) {
         if let Some(sandbox) = child.role.sandbox() {
             if !self.is_entered(sandbox)
@@ -480,9 +490,13 @@ impl Supervisor {
             }
         } else if self.is_entered(id) {
             // All programs inside are dead, so those who see to them end. Who reads or writes files may wait for
-            // a filesystem that one of those programs served.
-            let at_work = Role::Files { sandbox: id };
-            for worker in self.children.values().filter(|it| it.role == at_work) {
+            // a filesystem that one of those programs served, and the way out does not end by itself.
+            let to_kill = [Role::Files { sandbox: id }, Role::WayOut { sandbox: id }];
+            for worker in self
+                .children
+                .values()
+                .filter(|it| to_kill.contains(&it.role))
+            {
                 worker.kill();
             }
             let _ = epoll::delete(&self.epoll, &child.pidfd);
@@ -542,6 +556,19 @@ fn filter<'a>(
 }
 
 impl Child {
+    /// One that nobody asks of, and that may take as long as it likes.
+    fn unwatched(pid: i32, pidfd: OwnedFd, role: Role) -> Self {
+        Self {
+            pid,
+            pidfd,
+            role,
+            events: None,
+            started: Instant::now(),
+            timeout: None,
+            timed_out: false,
+        }
+    }
+
     fn kill(&self) {
         // ESRCH: it is gone already.
         let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);

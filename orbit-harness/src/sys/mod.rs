@@ -11,6 +11,7 @@ mod exec;
 mod exit;
 mod link;
 mod mount;
+mod packet;
 mod process;
 #[cfg(feature = "tokio")]
 mod runtime;
@@ -18,8 +19,9 @@ mod seccomp;
 
 pub(crate) use exec::{ExecFailure, ExecStep, Program, Terminal, hold_only};
 pub(crate) use exit::at_exit;
-pub(crate) use link::bring_up;
+pub(crate) use link::{bring_up, compute_checksums};
 pub(crate) use mount::set_mount_attributes;
+pub(crate) use packet::{packet_socket, send_by};
 pub(crate) use process::{
     Fork, SingleThreaded, Waited, close_inherited, exit_now, reset_signals, signal_child,
     signal_process, wait_any,

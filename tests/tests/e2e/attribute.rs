@@ -24,6 +24,7 @@ pub(crate) fn cases() -> Vec<Case> {
     vec![
         Case::new("attribute::ends_as_the_table_says", ends_as_the_table_says)
             .who(Who::RANGED)
+            .needs_toolchain()
             .deadline(DEADLINE)
             // The tests themselves are offline.
             .prepare(|_| {

@@ -6,9 +6,9 @@ use std::{
     os::unix::{fs::PermissionsExt as _, net::UnixListener},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use orbit::{Mount, Sandbox};
-use orbit_tests::{Case, Context, Who};
+use orbit_tests::{Case, Context, Skip, Who};
 
 use crate::kit::{View, printed};
 
@@ -18,6 +18,10 @@ pub(crate) fn cases() -> Vec<Case> {
     };
     vec![
         case("files_are_whose_they_are", files_are_whose_they_are),
+        case(
+            "a_directory_of_the_host_can_be_moved_and_removed",
+            a_directory_of_the_host_can_be_moved_and_removed,
+        ),
         case("permissions_hold", permissions_hold).who(Who::ROOTLESS),
         case("roots_writes_are_thrown_away", roots_writes_are_thrown_away).who(&[Who::Root]),
         case(
@@ -110,11 +114,11 @@ fn the_working_directory_is_there_to_be_written(context: &Context) -> Result<()>
     fs::create_dir(work.join("dir"))?;
     fs::write(work.join("dir/deep"), "deep\n")?;
     std::os::unix::fs::symlink("old", work.join("link"))?;
-    let script = "cat link dir/deep && echo new >new && echo changed >old && rm gone && mv dir other && \
-                  cat new old other/deep && ln old hard && stat -c %h hard && ls";
+    let script = "cat link dir/deep && echo new >new && echo changed >old && rm gone && \
+                  cat new old dir/deep && ln old hard && stat -c %h hard && ls";
     let found = View::Host.read(script)?;
     ensure!(
-        found == "old\ndeep\nnew\nchanged\ndeep\n2\nhard\nlink\nnew\nold\nother\n",
+        found == "old\ndeep\nnew\nchanged\ndeep\n2\ndir\nhard\nlink\nnew\nold\n",
         "{found}"
     );
     let names: Vec<_> = fs::read_dir(&work)?
@@ -127,6 +131,32 @@ fn the_working_directory_is_there_to_be_written(context: &Context) -> Result<()>
     // A fresh one each time.
     ensure!(View::Host.read("cat old; ls new 2>/dev/null || echo none")? == "old\nnone\n");
     Ok(())
+}
+
+/// To hide a directory that is there on the host, overlayfs marks it with an extended attribute of the user.
+fn a_directory_of_the_host_can_be_moved_and_removed(context: &Context) -> Result<()> {
+    if !tmpfs_takes_user_attributes()? {
+        return Err(Skip::because(
+            "filesystems in memory take no user attributes before Linux 6.6, and overlayfs answers EIO",
+        ));
+    }
+    for name in ["moved", "removed"] {
+        fs::create_dir(context.work().join(name))?;
+        fs::write(context.work().join(name).join("deep"), "deep\n")?;
+    }
+    let found = View::Host.read("mv moved other && rm -r removed && cat other/deep && ls")?;
+    ensure!(found == "deep\nother\n", "{found}");
+    ensure!(fs::exists(context.work().join("moved/deep"))?);
+    Ok(())
+}
+
+fn tmpfs_takes_user_attributes() -> Result<bool> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut numbers = release.split('.').map(str::parse::<u32>);
+    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {
+        bail!("a kernel of release {release}");
+    };
+    Ok((major, minor) >= (6, 6))
 }
 
 fn temporary_files_are_private(context: &Context) -> Result<()> {

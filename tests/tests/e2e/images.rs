@@ -20,7 +20,12 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 fn skopeo_reads_them(_: &Context) -> Result<()> {
-    for (image, layers) in [("busybox", 1), ("layers", 15), ("redis", 1)] {
+    for (image, layers) in [
+        ("busybox", 1),
+        ("layers", 15),
+        ("redis", 1),
+        ("postgres", 1),
+    ] {
         let inspected = Program::new("skopeo")
             .args(["--insecure-policy", "inspect"])
             .arg(images::reference(image)?)

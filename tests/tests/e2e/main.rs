@@ -1,6 +1,7 @@
 //! The end-to-end tests: one module for each subject, each with its table of cases.
 
 mod attribute;
+mod changes;
 mod faults;
 mod host_view;
 mod hostile;
@@ -8,12 +9,16 @@ mod images;
 mod inside;
 mod kit;
 mod library;
+mod output;
+mod postgres;
 mod published;
 mod raw;
 mod registry;
 mod roles;
 mod run;
 mod runner;
+mod shell;
+mod snapshots;
 mod support;
 mod verdicts;
 
@@ -34,6 +39,11 @@ fn main() -> ExitCode {
             inside::cases(),
             host_view::cases(),
             library::cases(),
+            output::cases(),
+            changes::cases(),
+            snapshots::cases(),
+            postgres::cases(),
+            shell::cases(),
             hostile::cases(),
             faults::cases(),
             run::cases(),

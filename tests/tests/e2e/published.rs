@@ -18,6 +18,7 @@ pub(crate) fn cases() -> Vec<Case> {
             move |context| ends_the_same(context, krate),
         )
         .who(Who::RANGED)
+        .needs_toolchain()
         .deadline(2 * DEADLINE)
         .prepare(move |who| {
             let user = who.user()?;
@@ -25,7 +26,8 @@ pub(crate) fn cases() -> Vec<Case> {
         })
     };
     let mut cases: Vec<Case> = CRATES.iter().map(case).collect();
-    cases.push(Case::new("published::hello_ends_the_same", hello_ends_the_same).deadline(DEADLINE));
+    let hello = Case::new("published::hello_ends_the_same", hello_ends_the_same);
+    cases.push(hello.needs_toolchain().deadline(DEADLINE));
     cases
 }
 

@@ -18,7 +18,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use orbit::{Sandbox, Stdin};
 
-use crate::{kit::View, raw};
+use crate::{kit::View, raw, snapshots};
 
 pub(crate) fn run(role: &str) -> ExitCode {
     let (role, argument) = role.split_once(' ').unwrap_or((role, ""));
@@ -48,6 +48,9 @@ pub(crate) fn run(role: &str) -> ExitCode {
         "harness-abort" => harness_sandboxes(3).map(|_held| std::process::abort()),
         "harness-panic" => harness_panic(),
         "harness-files" => harness_files(argument),
+        "named-snapshot" => snapshots::find_named(),
+        "named-snapshot-forever" => snapshots::make_named_forever(),
+        "snapshot-and-wait" => snapshots::make_and_wait(),
         _ => Err(anyhow::anyhow!("no role {role}")),
     };
     match done {

@@ -19,6 +19,7 @@ pub(crate) fn cases() -> Vec<Case> {
         )
         .who(Who::ROOTLESS),
         Case::new("support::runs_cargo_offline", runs_cargo_offline)
+            .needs_toolchain()
             .deadline(Duration::from_secs(300)),
     ]
 }

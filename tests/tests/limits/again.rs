@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use orbit::Sandbox;
+use orbit::{Sandbox, SandboxBuilder};
 
 /// Says what a child of this binary is to do.
 const ROLE: &str = "ORBIT_LIMITS_ROLE";
@@ -16,6 +16,10 @@ const ROLE: &str = "ORBIT_LIMITS_ROLE";
 /// Does what a parent asked for. `None`: nobody did.
 pub(crate) fn run_as_child() -> Option<ExitCode> {
     let role = env::var(ROLE).ok()?;
+    if role == "parallelism" {
+        parallelism();
+        return Some(ExitCode::SUCCESS);
+    }
     let done = match role.as_str() {
         "many" => many(),
         "one" => one(),
@@ -49,6 +53,18 @@ fn one() -> Result<(), orbit::Error> {
         .memory("16M")
         .run()
         .map(drop)
+}
+
+/// What a program takes for the number of CPUs.
+fn parallelism() {
+    let count = std::thread::available_parallelism().map_or(0, usize::from);
+    println!("{count}");
+}
+
+/// A sandbox whose program is this binary in a role.
+pub(crate) fn sandbox(role: &str) -> Result<SandboxBuilder> {
+    let program = env::current_exe()?;
+    Ok(Sandbox::builder().cmd([program]).env(ROLE, role))
 }
 
 /// Starts this binary in a role.

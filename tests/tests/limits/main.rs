@@ -21,6 +21,7 @@ pub(crate) use figure;
 
 mod again;
 mod cases;
+mod inside;
 mod refused;
 
 use std::{
@@ -90,7 +91,8 @@ fn main() -> ExitCode {
         }));
     }
     // What the machine runs as somebody else is no test of this one's.
-    for (name, test) in cases::CASES.into_iter().filter(|_| kept != Some(false)) {
+    let kept_cases = cases::CASES.into_iter().chain(inside::CASES);
+    for (name, test) in kept_cases.filter(|_| kept != Some(false)) {
         let here = here.clone();
         trials.push(Trial::ignorable_test(
             format!("{name}{suffix}"),

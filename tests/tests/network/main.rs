@@ -3,11 +3,16 @@
 //! The services are this very binary, run in the sandbox over the host's files: see `service`.
 
 mod bridge;
+mod egress;
+mod internet;
 mod named;
 mod publish;
 mod scale;
+mod sealed;
 mod service;
+mod shared;
 mod support;
+mod wire;
 
 use std::process::ExitCode;
 
@@ -23,6 +28,10 @@ fn main() -> ExitCode {
             named::cases(),
             bridge::cases(),
             scale::cases(),
+            wire::cases(),
+            shared::cases(),
+            egress::cases(),
+            sealed::cases(),
         ]
         .concat(),
     )

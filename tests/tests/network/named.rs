@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use orbit::{Network, Outcome, Sandbox, SandboxBuilder, Status};
 use orbit_tests::{Case, Context, Who, images};
 
-use crate::support::{await_port, exchange, raise_descriptor_limit, service};
+use crate::support::{await_port, raise_descriptor_limit, service};
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
@@ -39,8 +39,8 @@ pub(crate) fn cases() -> Vec<Case> {
             names_end,
         ),
         Case::new(
-            "named::a_partition_parts_and_heals",
-            partition_parts_and_heals,
+            "named::a_name_of_many_is_answered_by_a_connection",
+            name_of_many,
         ),
         Case::new("named::threads_share_a_network", threads_share_a_network),
         Case::new(
@@ -301,70 +301,27 @@ fn names_end(_: &Context) -> Result<()> {
     Ok(())
 }
 
-fn partition_parts_and_heals(_: &Context) -> Result<()> {
-    let network = Network::builder().subnet("10.5.0.0/29").create()?;
-    let sandbox = || -> Result<Sandbox> {
-        let sandbox = service(&["serve-relay", "127.0.0.1:81"])?
+/// More addresses than a datagram holds: the system's resolver asks again by TCP.
+fn name_of_many(_: &Context) -> Result<()> {
+    let network = Network::builder().create()?;
+    let sleeper = || {
+        Sandbox::builder()
+            .cmd(["sleep", "60"])
+            .disk("1M")
             .network(&network)
-            .start()?;
-        drop(await_port(&sandbox, 81)?);
-        Ok(sandbox)
+            .network_alias("many")
+            .start()
     };
-    let (one, other, third) = (sandbox()?, sandbox()?, sandbox()?);
-    // A datagram is sent inside of one, and asked for inside of the other: one direction alone counts.
-    let reaches = |from: &Sandbox, to: &Sandbox| -> Result<bool> {
-        let address = |sandbox: &Sandbox| sandbox.address(&network).context("on the network");
-        exchange(
-            from.connect(81)?,
-            format!("send {}", address(to)?).as_bytes(),
-        )?;
-        let answer = exchange(
-            to.connect(81)?,
-            format!("heard {}", address(from)?).as_bytes(),
-        )?;
-        Ok(answer == b"heard")
-    };
-    let all = |expected: [bool; 6]| -> Result<()> {
-        let pairs = [
-            (&one, &other),
-            (&other, &one),
-            (&one, &third),
-            (&third, &one),
-            (&other, &third),
-            (&third, &other),
-        ];
-        for (number, (from, to)) in pairs.into_iter().enumerate() {
-            ensure!(
-                reaches(from, to)? == expected[number],
-                "pair {number} of {expected:?}"
-            );
+    let mut many = Vec::new();
+    for count in [1, 12, 13, 40] {
+        while many.len() < count {
+            many.push(sleeper()?);
         }
-        Ok(())
-    };
-    all([true; 6])?;
-    network.partition_one_way(&one, &other)?;
-    all([false, true, true, true, true, true])?;
-    network.partition(&one, &third)?;
-    all([false, true, false, false, true, true])?;
-    network.heal()?;
-    all([true; 6])?;
-    // Who comes next at an address is parted from nobody.
-    network.partition(&one, &third)?;
-    let was = third.address(&network);
-    drop(third);
-    let mut next = sandbox()?;
-    while next.address(&network) != was {
-        next = sandbox()?;
-    }
-    ensure!(reaches(&one, &next)? && reaches(&next, &one)?);
-    drop(next);
-    let alone = Sandbox::builder().cmd(["sleep", "60"]).start()?;
-    match network.partition(&one, &alone) {
-        Ok(()) => bail!("it is not on the network"),
-        Err(error) => ensure!(
-            error.is_spec() && error.to_string().contains("not on the network"),
-            "{error}"
-        ),
+        let outcome = service(&["resolve", "many"])?.network(&network).run()?;
+        ensure!(
+            outcome.stdout_text() == count.to_string(),
+            "{count}: {outcome:?}"
+        );
     }
     Ok(())
 }

@@ -36,6 +36,10 @@ pub(crate) fn cases() -> Vec<Case> {
             a_taken_port_names_who_has_it,
         ),
         Case::new(
+            "publish::the_address_of_a_port_that_is_not_exposed_is_a_panic",
+            not_exposed,
+        ),
+        Case::new(
             "publish::nobody_listening_is_a_reset",
             nobody_listening_is_a_reset,
         ),
@@ -199,7 +203,35 @@ fn a_taken_port_names_who_has_it(context: &Context) -> Result<()> {
         "{text}"
     );
     drop(taken);
+    let taken = UdpSocket::bind("[::1]:0")?;
+    let port = taken.local_addr()?.port();
+    let udp = format!("[::1]:{port}:53/udp");
+    let Err(error) = Sandbox::builder().cmd(["true"]).publish(&udp).start() else {
+        bail!("port {port} was had twice")
+    };
+    let expected = format!("port 53/udp of the sandbox at [::1]:{port}: the port is taken: this");
+    ensure!(
+        error.is_port_taken() && error.to_string().contains(&expected),
+        "{error}"
+    );
+    drop(taken);
     Ok(audit.check()?)
+}
+
+/// As indexing is: the mistake is in the test itself, and is said with what to do.
+fn not_exposed(_: &Context) -> Result<()> {
+    let sandbox = Sandbox::builder().cmd(["sleep", "60"]).expose(80).start()?;
+    let asked = std::panic::AssertUnwindSafe(|| sandbox.addr(81));
+    let Err(panic) = std::panic::catch_unwind(asked) else {
+        bail!("port 81 has an address")
+    };
+    let text = panic.downcast_ref::<String>().context("a text")?;
+    ensure!(
+        text == "port 81 of this sandbox is not exposed: add `.expose(81)` to its builder",
+        "{text}"
+    );
+    ensure!(sandbox.ports().iter().all(|port| port.port != 81));
+    Ok(())
 }
 
 fn nobody_listening_is_a_reset(_: &Context) -> Result<()> {

@@ -1,10 +1,4 @@
-//! What is in the machine: a disk with the programs, and the script that runs them as everyone they are for.
-//!
-//! | who | what it is | its cgroup |
-//! |---|---|---|
-//! | `root` | root | `/jobs/root`, beside which it may make its own |
-//! | `delegated` | an ordinary user with subordinate ids | `/delegated`, which belongs to it |
-//! | `undelegated` | the same user | `/undelegated`, which belongs to root |
+//! What is in the machine: a disk with the programs and all they need, and the first root that finds it.
 
 use std::{
     collections::BTreeSet,
@@ -16,77 +10,16 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{cpio::Archive, kernel::Kernel, output};
-
-/// Who a job runs as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Who {
-    Root,
-    Delegated,
-    Undelegated,
-}
-
-impl Who {
-    pub(super) const ALL: [Self; 3] = [Self::Root, Self::Delegated, Self::Undelegated];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Root => "root",
-            Self::Delegated => "delegated",
-            Self::Undelegated => "undelegated",
-        }
-    }
-}
-
-/// One program to run.
-#[derive(Clone, Debug)]
-pub(crate) struct Job {
-    who: Who,
-    program: PathBuf,
-    arguments: Vec<String>,
-    /// What else must be there, at the same paths.
-    pub(super) extra: Vec<PathBuf>,
-}
-
-impl Job {
-    pub(super) fn new(who: Who, program: PathBuf, arguments: Vec<String>) -> Self {
-        Self {
-            who,
-            program,
-            arguments,
-            extra: Vec::new(),
-        }
-    }
-}
-
-/// What the script says on the console besides what the programs print.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Said {
-    Exit(String, i32),
-    End,
-}
-
-const MARK: &str = "orbit-vm: ";
-
-/// What a machine without a disk says once it has booted.
-pub(super) const PROBED: &str = "orbit-vm: booted";
-
-impl Said {
-    pub(super) fn read(line: &str) -> Option<Self> {
-        match line
-            .strip_prefix(MARK)?
-            .split_whitespace()
-            .collect::<Vec<_>>()[..]
-        {
-            ["exit", name, code] => Some(Self::Exit(name.to_owned(), code.parse().ok()?)),
-            ["end"] => Some(Self::End),
-            _ => None,
-        }
-    }
-}
+use super::{
+    cpio::Archive,
+    kernel::Kernel,
+    output,
+    script::{self, Job, PROBED, SINGLE, USER},
+    systemd,
+};
 
 /// The programs that tests and rootless sandboxes call, where this machine has them.
-const PROGRAMS: [&str; 7] = [
+const PROGRAMS: [&str; 13] = [
     "/usr/bin/newuidmap",
     "/usr/bin/newgidmap",
     "/usr/bin/setpriv",
@@ -94,13 +27,15 @@ const PROGRAMS: [&str; 7] = [
     "/usr/sbin/nft",
     "/usr/bin/ps",
     "/usr/bin/lsns",
+    "/usr/bin/unshare",
+    "/usr/bin/mount",
+    "/usr/bin/script",
+    // Busybox has one that goes on where nothing can be written,
+    "/usr/bin/head",
+    // and its shell takes its own programs for all others.
+    "/usr/bin/sh",
+    "/usr/bin/env",
 ];
-
-/// The ordinary user, under the name that the end-to-end tests know it by.
-const USER: u32 = 1000;
-
-/// One without subordinate ids, for those tests.
-const SINGLE: u32 = 1001;
 
 /// The disk for `jobs`.
 pub(super) fn disk(directory: &Path, jobs: &[Job]) -> Result<PathBuf> {
@@ -154,15 +89,22 @@ pub(super) fn disk(directory: &Path, jobs: &[Job]) -> Result<PathBuf> {
     for program in &programs {
         place_program(&root, program)?;
     }
-    for extra in jobs.iter().flat_map(|job| &job.extra) {
+    let extra: BTreeSet<&PathBuf> = jobs.iter().flat_map(|job| &job.extra).collect();
+    for extra in extra {
         if extra.is_file() {
             place_program(&root, extra)?;
         } else {
             place_tree(&root, extra)?;
         }
     }
+    if let Some(job) = jobs.iter().find(|job| job.systemd) {
+        for program in systemd::PROGRAMS {
+            place_program(&root, Path::new(program))?;
+        }
+        systemd::place(&root, job)?;
+    }
     let script = root.join("init");
-    fs::write(&script, init(jobs))?;
+    fs::write(&script, script::init(jobs))?;
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
 
     let image = directory.join("disk.img");
@@ -172,7 +114,7 @@ pub(super) fn disk(directory: &Path, jobs: &[Job]) -> Result<PathBuf> {
         .and_then(|mib| mib.parse::<u64>().ok())
         .unwrap_or(0);
     let file = fs::File::create(&image)?;
-    file.set_len((content_mib * 5 / 4 + 256) << 20)?;
+    file.set_len((content_mib * 5 / 4 + 1024) << 20)?;
     output(
         Command::new("mke2fs")
             .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
@@ -296,78 +238,11 @@ pub(super) fn initramfs(directory: &Path, kernel: &Kernel) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The script that the machine runs as its process 1.
-fn init(jobs: &[Job]) -> String {
-    let mut script = vec![format!(
-        "#!/bin/sh\n\
-         export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb\n\
-         mount -t devtmpfs dev /dev\n\
-         mkdir -p /dev/pts /dev/shm\n\
-         mount -t devpts -o ptmxmode=0666 devpts /dev/pts\n\
-         mount -t tmpfs shm /dev/shm\n\
-         mount -t proc proc /proc\n\
-         mount -t sysfs sys /sys\n\
-         mount -t tmpfs -o mode=755 run /run\n\
-         mount -t cgroup2 -o nsdelegate cgroup2 /sys/fs/cgroup\n\
-         chown -R {USER}:{USER} /home/user\n\
-         chown -R {SINGLE}:{SINGLE} /home/single\n\
-         chmod 1777 /tmp /var/tmp /srv\n\
-         chmod u+s /usr/bin/newuidmap /usr/bin/newgidmap\n\
-         hostname orbit-vm\n\
-         ip link set lo up\n\
-         cd /sys/fs/cgroup\n\
-         for c in cpuset cpu io memory pids; do echo +$c > cgroup.subtree_control; done\n\
-         mkdir delegated undelegated jobs jobs/root\n\
-         chown {USER}:{USER} delegated delegated/cgroup.procs delegated/cgroup.subtree_control \
-         delegated/cgroup.threads\n\
-         cd /\n"
-    )];
-    for job in jobs {
-        let name = job.who.name();
-        let (cgroup, switch, home) = match job.who {
-            Who::Root => ("jobs/root", String::new(), "/root"),
-            Who::Delegated | Who::Undelegated => (
-                name,
-                format!(
-                    "/usr/bin/setpriv --reuid={USER} --regid={USER} --init-groups --inh-caps=-all -- "
-                ),
-                "/home/user",
-            ),
-        };
-        let words = job.arguments.iter().map(|word| quoted(word));
-        let arguments = words.collect::<Vec<_>>().join(" ");
-        script.push(format!(
-            "( echo 0 > /sys/fs/cgroup/{cgroup}/cgroup.procs; cd {home}; \
-             export HOME={home} ORBIT_TESTS_AS={name}; exec {switch}{} {arguments} ) </dev/null 2>&1\n\
-             echo \"{MARK}exit {name} $?\"\n",
-            quoted(&job.program.display().to_string()),
-        ));
-    }
-    script.push(format!("echo '{MARK}end'\nsync\npoweroff -f\n"));
-    script.concat()
-}
-
-/// A word as a shell reads it unchanged.
-fn quoted(word: &str) -> String {
-    format!("'{}'", word.replace('\'', r"'\''"))
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
-    use super::{Said, inside, quoted};
-
-    #[test]
-    fn marks_are_told_from_what_programs_print() {
-        assert_eq!(
-            Said::read("orbit-vm: exit root 101"),
-            Some(Said::Exit("root".into(), 101))
-        );
-        assert_eq!(Said::read("orbit-vm: end"), Some(Said::End));
-        assert_eq!(Said::read("test orbit-vm: end ... ok"), None);
-        assert_eq!(Said::read("orbit-vm: exit root"), None);
-    }
+    use super::inside;
 
     #[test]
     fn paths_stay_what_they_are_but_for_merged_tops() {
@@ -375,10 +250,5 @@ mod tests {
         assert_eq!(at("/lib64/ld.so"), Path::new("/r/usr/lib64/ld.so"));
         assert_eq!(at("/work/a"), Path::new("/r/work/a"));
         assert!(inside(Path::new("/r"), Path::new("a")).is_err());
-    }
-
-    #[test]
-    fn words_pass_a_shell_unchanged() {
-        assert_eq!(quoted("it's $HOME"), r"'it'\''s $HOME'");
     }
 }

@@ -59,7 +59,7 @@ pub(super) fn acceleration(
     };
     let mut booted = false;
     if Path::new("/dev/kvm").exists() {
-        let ended = probe.run(PROBE, |line| booted |= line == super::guest::PROBED);
+        let ended = probe.run(PROBE, |line| booted |= line == super::script::PROBED);
         booted &= ended.is_ok();
     }
     let found = if booted {
@@ -89,7 +89,7 @@ impl Machine {
             Acceleration::Emulation => "tcg,thread=multi",
         };
         command
-            .args(["-accel", accel, "-cpu", "max", "-smp", "2", "-m", "2048"])
+            .args(["-accel", accel, "-cpu", "max", "-smp", "2", "-m", "3072"])
             .args([
                 "-nodefaults",
                 "-display",

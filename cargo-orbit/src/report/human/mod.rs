@@ -147,12 +147,6 @@ impl<W: Write + Send> Report for Human<W> {
         self.progress.tick(now);
         Ok(())
     }
-
-    fn line(&mut self, line: &[u8]) -> io::Result<()> {
-        let mut text = super::text::output(line, self.lines.brush.colours);
-        text.push('\n');
-        self.write(&text)
-    }
 }
 
 #[cfg(test)]

@@ -37,4 +37,7 @@ fn no_switch() {}
 #[orbit::sandboxed(user = 1000)]
 fn no_name() {}
 
+#[orbit::sandboxed(egress = "192.0.2.1:70000")]
+fn no_port() {}
+
 fn main() {}

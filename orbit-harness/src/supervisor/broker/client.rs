@@ -6,9 +6,12 @@ use std::{
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
 };
 
-use super::protocol::{Answer, NetRequest};
+use super::{
+    protocol::{Answer, NetRequest},
+    trunk::Known,
+};
 use crate::{
-    net::{addresses::Subnet, ports::Protocol},
+    net::{addresses::Subnet, faults::Faults, ports::Protocol},
     supervisor::channel::{Channel, MAX_FDS},
 };
 
@@ -90,11 +93,28 @@ impl Broker {
         Ok(Lease(lease))
     }
 
-    /// Makes a network.
-    pub(crate) fn create_network(&self, id: u64, subnet: Subnet) -> io::Result<Lease> {
-        let lease = self.ask(&NetRequest::CreateNetwork { id, subnet }, &[])?;
+    /// Makes a network: one that other processes are on where there is a socket that listens for them.
+    pub(crate) fn create_network(
+        &self,
+        id: u64,
+        subnet: Subnet,
+        listener: Option<BorrowedFd<'_>>,
+    ) -> io::Result<Lease> {
+        let fds: Vec<_> = listener.into_iter().collect();
+        let lease = self.ask(&NetRequest::CreateNetwork { id, subnet }, &fds)?;
         answer(&lease)?;
         Ok(Lease(lease))
+    }
+
+    /// Connects a network with the broker of another process that is on it.
+    pub(crate) fn meet(
+        &self,
+        network: u64,
+        connection: BorrowedFd<'_>,
+        members: Vec<Known>,
+    ) -> io::Result<()> {
+        let request = NetRequest::Meet { network, members };
+        answer(&self.ask(&request, &[connection])?).map(drop)
     }
 
     /// Lets a sandbox join a network: what holds its place, and what its init is to be given.
@@ -116,23 +136,27 @@ impl Broker {
         Ok((Lease(lease), init))
     }
 
-    /// Loses what the member at `from` of the network sends to `to`, or loses it no longer.
+    /// Says what is wrong with what the first of two members of the network sends to the second: `None` is nothing.
     ///
     /// # Errors
-    /// ENOENT where there is no such member, or nothing was lost.
-    pub(crate) fn lose(
+    /// ENOENT where one of them is gone.
+    pub(crate) fn set_faults(
         &self,
         network: u64,
-        (from, to): (Ipv4Addr, Ipv4Addr),
-        lost: bool,
+        pair: (Ipv4Addr, Ipv4Addr),
+        faults: Option<Faults>,
     ) -> io::Result<()> {
-        let request = NetRequest::Lose {
+        let request = NetRequest::Fault {
             network,
-            from,
-            to,
-            lost,
+            pair,
+            faults,
         };
         answer(&self.ask(&request, &[])?).map(drop)
+    }
+
+    /// Ends everything that is wrong with the network.
+    pub(crate) fn heal(&self, network: u64) -> io::Result<()> {
+        answer(&self.ask(&NetRequest::Heal { network }, &[])?).map(drop)
     }
 
     fn ask(&self, request: &NetRequest, fds: &[BorrowedFd<'_>]) -> io::Result<Channel> {

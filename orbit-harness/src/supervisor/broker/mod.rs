@@ -18,6 +18,9 @@
 //! | `streams`, `flow` | TCP |
 //! | `datagrams` | UDP |
 //! | `networks` | bridges, links and names of the networks that sandboxes share |
+//! | `resolver` | questions for names, and answers |
+//! | `wire` | faults on the wire |
+//! | `trunk` | the part of a network that is in other processes |
 //! | `client` | the test process's side |
 
 mod client;
@@ -26,8 +29,11 @@ mod flow;
 mod namespaces;
 mod networks;
 mod protocol;
+mod resolver;
 mod streams;
+mod trunk;
 mod watch;
+mod wire;
 
 use std::{
     collections::HashMap,
@@ -46,6 +52,7 @@ use rustix::{
     event::epoll::EventFlags,
     net::{SocketFlags, SocketType},
 };
+pub(crate) use trunk::{Known, greeting};
 
 use self::{
     datagrams::Datagrams,
@@ -80,6 +87,14 @@ struct Server {
     streams: Streams,
     datagrams: Datagrams,
     networks: Networks,
+}
+
+/// Tells who asked, who may be gone.
+fn answer(reply: &Channel, done: io::Result<()>) {
+    let _ = match done {
+        Ok(()) => reply.send(&Answer::Ok(()), &[]),
+        Err(error) => reply.send(&refusal(&error), &[]),
+    };
 }
 
 fn refusal(error: &io::Error) -> Answer {
@@ -117,7 +132,11 @@ impl Server {
         let timeout = if self.streams.is_busy() {
             Some(Duration::ZERO)
         } else {
-            let waits = [self.streams.retry_after(), self.datagrams.next_look()];
+            let waits = [
+                self.streams.retry_after(),
+                self.datagrams.next_look(),
+                self.networks.next_arrival(),
+            ];
             waits.into_iter().flatten().min()
         };
         let events = self.watch.wait(timeout)?;
@@ -140,9 +159,15 @@ impl Server {
                 }
                 Kind::DatagramClient => self.datagrams.pass_back(id),
                 Kind::Resolver => self.networks.resolve(id),
+                Kind::ResolverListener => self.networks.accept_question(&mut self.watch, id),
+                Kind::ResolverClient => self.networks.resolve_stream(id),
                 Kind::Init => self.networks.connect(id),
+                Kind::Wire => self.networks.pass(id),
+                Kind::Trunk => self.networks.accept(&mut self.watch, id),
+                Kind::Peer => self.networks.hear(&self.watch, id),
             }
         }
+        self.networks.deliver();
         self.streams.take_turns(&mut self.watch, &self.namespaces);
         if quiet {
             self.streams.resume(&self.watch);
@@ -167,28 +192,40 @@ impl Server {
         match (request, rest.is_empty()) {
             (NetRequest::CreateNetwork { id, subnet }, _) => {
                 let lease = self.watch.next_id();
-                let made = self
-                    .networks
-                    .create(&self.watch, &self.namespaces, lease, id, subnet);
+                let made = self.networks.create(
+                    &self.watch,
+                    &self.namespaces,
+                    (lease, id),
+                    subnet,
+                    rest.pop(),
+                );
                 self.keep(lease, reply, made);
             }
+            (NetRequest::Meet { network, members }, false) => {
+                let met = self
+                    .networks
+                    .meet(&mut self.watch, network, rest.remove(0), members);
+                answer(&reply, met);
+            }
             (
-                NetRequest::Lose {
+                NetRequest::Fault {
                     network,
-                    from,
-                    to,
-                    lost,
+                    pair,
+                    faults,
                 },
                 _,
             ) => {
-                let done = self
-                    .networks
-                    .lose(&self.namespaces, (network, from), to, lost);
-                // Who asked may be gone.
-                let _ = reply.send(
-                    &done.map_err(|error| error.raw_os_error().unwrap_or(libc::EIO)),
-                    &[],
-                );
+                let (watch, namespaces) = (&self.watch, &self.namespaces);
+                let done = match faults {
+                    Some(faults) => self
+                        .networks
+                        .set_faults(watch, namespaces, network, pair, faults),
+                    None => self.networks.clear_faults(namespaces, network, pair),
+                };
+                answer(&reply, done);
+            }
+            (NetRequest::Heal { network }, _) => {
+                answer(&reply, self.networks.heal(&self.namespaces, network));
             }
             (NetRequest::Sockets, false) => self.make_sockets(&reply, &rest[0]),
             (NetRequest::Publish { ports }, false) => {
@@ -274,7 +311,7 @@ impl Server {
     fn end_lease(&mut self, id: u64) {
         self.streams.close(id);
         self.datagrams.close(id);
-        self.networks.close(id);
+        self.networks.close(&self.watch, &self.namespaces, id);
         self.leases.remove(&id);
     }
 }

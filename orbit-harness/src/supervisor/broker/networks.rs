@@ -1,53 +1,71 @@
 //! Networks that sandboxes share: each a bridge in a network namespace of its own, with the links of its
-//! sandboxes and a socket that answers names.
+//! sandboxes and who answers names.
 //!
 //! Nothing is ever deleted link by link: a sandbox's end takes its link along, and a network's namespace ends with
 //! its last descriptor, which is ours.
 
 use std::{
     collections::HashMap,
+    fs::File,
     io,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr},
     os::fd::{AsFd as _, OwnedFd},
+    time::Duration,
 };
 
 use rustix::{
     event::epoll::EventFlags,
-    net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType},
+    io::Errno,
+    net::{SocketFlags, SocketType},
 };
 
 use super::{
     namespaces::Namespaces,
     protocol::Answer,
+    resolver::{Connections, Resolver},
+    trunk::{self, Heard, Known, Peer, Word},
     watch::{Kind, Watch},
+    wire::Wire,
 };
 use crate::{
-    net::{addresses::Subnet, dns},
+    net::{
+        addresses::Subnet,
+        dns::Found,
+        faults::Faults,
+        frames::{self, Destination},
+    },
     netlink::Netlink,
     supervisor::channel::Channel,
 };
 
 /// What the bridge is called in its own namespace.
 const BRIDGE: &str = "orbit0";
-const DNS_PORT: u16 = 53;
-/// As long as a question can be, with room for extensions.
-const QUESTION_BYTES: usize = 4096;
-/// Questions answered before others have their turn.
-const QUESTIONS: usize = 64;
 
 #[derive(Default)]
 pub(super) struct Networks {
-    networks: HashMap<u64, Network>,
+    all: HashMap<u64, Network>,
     /// By the lease that holds them.
     members: HashMap<u64, Member>,
+    questions: Connections,
+    /// Brokers of other processes.
+    peers: HashMap<u64, Peer>,
+    /// For messages of peers; made with the first.
+    buffer: Vec<u8>,
 }
 
 struct Network {
     lease: u64,
-    /// Of the bridge; its socket is what keeps the namespace.
+    subnet: Subnet,
     netlink: Netlink,
+    namespace: OwnedFd,
     bridge: u32,
-    resolver: OwnedFd,
+    resolver: Resolver,
+    /// Made with the first fault, or for a network that other processes are on.
+    wire: Option<Wire>,
+    /// Where brokers of other processes come in.
+    trunk: Option<OwnedFd>,
+    /// The lease of who had an address last: the kernel takes its link apart some time after its end.
+    former: HashMap<Ipv4Addr, u64>,
 }
 
 /// A sandbox on a network.
@@ -64,35 +82,60 @@ struct Member {
     link: Option<(OwnedFd, String)>,
 }
 
+/// What the port of the bridge is called that leads to the member of this lease. No other ever has the name.
+fn port_name(lease: u64) -> String {
+    format!("sandbox{lease}")
+}
+
+impl Network {
+    /// The wire, which is made where there is none yet.
+    fn wire(&mut self, watch: &Watch, namespaces: &Namespaces, id: u64) -> io::Result<&mut Wire> {
+        if let Some(ref mut wire) = self.wire {
+            return Ok(wire);
+        }
+        let namespace = self.namespace.as_fd();
+        let wire = Wire::make(&self.netlink, self.bridge, namespaces, namespace)?;
+        watch.add(wire.socket(), Kind::Wire, id, EventFlags::IN)?;
+        Ok(self.wire.insert(wire))
+    }
+}
+
 impl Networks {
-    /// Makes a network, which the lease of number `lease` holds.
+    /// Makes a network, which the lease of the first number holds.
     pub(super) fn create(
         &mut self,
         watch: &Watch,
         namespaces: &Namespaces,
-        lease: u64,
-        id: u64,
+        (lease, id): (u64, u64),
         subnet: Subnet,
+        trunk: Option<OwnedFd>,
     ) -> io::Result<()> {
-        let (netlink, bridge, resolver) = namespaces.inside_new(|| {
+        let (netlink, namespace, bridge, resolver) = namespaces.inside_new(|| {
             crate::sys::bring_up(c"lo")?;
             let netlink = Netlink::open()?;
             let bridge = netlink.add_bridge(BRIDGE, subnet.gateway())?;
             netlink.add_address(bridge, subnet.gateway(), subnet.prefix())?;
-            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            let (family, kind) = (AddressFamily::INET, SocketType::DGRAM);
-            let resolver = rustix::net::socket_with(family, kind, flags, None)?;
-            rustix::net::bind(&resolver, &SocketAddr::from((subnet.gateway(), DNS_PORT)))?;
-            Ok((netlink, bridge, resolver))
+            let resolver = Resolver::make(subnet.gateway())?;
+            let namespace = File::open("/proc/self/ns/net")?.into();
+            Ok((netlink, namespace, bridge, resolver))
         })?;
-        watch.add(resolver.as_fd(), Kind::Resolver, id, EventFlags::IN)?;
-        let network = Network {
+        resolver.watch(watch, id)?;
+        let mut network = Network {
             lease,
+            subnet,
             netlink,
+            namespace,
             bridge,
             resolver,
+            wire: None,
+            trunk,
+            former: HashMap::new(),
         };
-        self.networks.insert(id, network);
+        if let Some(trunk) = &network.trunk {
+            watch.add(trunk.as_fd(), Kind::Trunk, id, EventFlags::IN)?;
+            network.wire(watch, namespaces, id)?;
+        }
+        self.all.insert(id, network);
         Ok(())
     }
 
@@ -107,17 +150,28 @@ impl Networks {
         names: &[String],
         init: Channel,
     ) -> io::Result<()> {
-        if !self.networks.contains_key(&network) {
-            return Err(rustix::io::Errno::NOENT.into());
+        let known = self.all.get_mut(&network).ok_or(Errno::NOENT)?;
+        if let Some(former) = known.former.insert(address, lease) {
+            silence(known, former)?;
         }
         watch.add(init.as_fd(), Kind::Init, lease, EventFlags::IN)?;
+        let names: Vec<String> = names.iter().map(|name| name.to_ascii_lowercase()).collect();
+        self.tell(
+            watch,
+            network,
+            &Word::Joined(Known {
+                key: lease,
+                address,
+                names: names.clone(),
+            }),
+        );
         self.members.insert(
             lease,
             Member {
                 network,
                 sandbox,
                 address,
-                names: names.iter().map(|name| name.to_ascii_lowercase()).collect(),
+                names,
                 init: Some(init),
                 link: None,
             },
@@ -137,15 +191,15 @@ impl Networks {
         let Ok(Some((name, mut fds))) = init.recv::<String>() else {
             return;
         };
-        let made = match (self.networks.get(&member.network), fds.first()) {
+        let made = match (self.all.get(&member.network), fds.first()) {
             (Some(network), Some(namespace)) => network.netlink.add_veth(
-                &format!("sandbox{lease}"),
+                &port_name(lease),
                 network.bridge,
                 &name,
                 namespace.as_fd(),
                 member.address,
             ),
-            _ => Err(rustix::io::Errno::NOENT.into()),
+            _ => Err(Errno::NOENT.into()),
         };
         if made.is_ok() {
             member.link = fds.pop().map(|namespace| (namespace, name));
@@ -154,83 +208,375 @@ impl Networks {
         let _ = init.send(&answer, &[]);
     }
 
-    /// Loses what the member at an address of a network sends to another, or finds it again.
-    pub(super) fn lose(
+    fn member(&self, network: u64, address: Ipv4Addr) -> Option<(u64, &Member)> {
+        let mut members = self.members.iter();
+        members
+            .find(|(_, member)| member.network == network && member.address == address)
+            .map(|(lease, member)| (*lease, member))
+    }
+
+    /// What is wrong from now on with what the first of two members sends to the second.
+    pub(super) fn set_faults(
+        &mut self,
+        watch: &Watch,
+        namespaces: &Namespaces,
+        id: u64,
+        (from, to): (Ipv4Addr, Ipv4Addr),
+        faults: Faults,
+    ) -> io::Result<()> {
+        let (receiver, _) = self.member(id, to).ok_or(Errno::NOENT)?;
+        let network = self.all.get_mut(&id).ok_or(Errno::NOENT)?;
+        let port = network.netlink.index(&port_name(receiver))?;
+        network.wire(watch, namespaces, id)?;
+        if let Some(wire) = &mut network.wire {
+            wire.set(&network.netlink, (from, to), port, faults)?;
+        }
+        let told = self.at_sender(namespaces, id, from, |netlink, link| {
+            netlink.set_neighbour(link, to.into(), frames::detour(to))?;
+            match netlink.set_neighbour(link, frames::link_local(to), frames::detour(to)) {
+                // A sandbox without IPv6.
+                Err(error) if is_without_ipv6(&error) => Ok(()),
+                other => other,
+            }
+        });
+        if told.is_err() {
+            // What failed first is what is told.
+            let _ = self.clear_faults(namespaces, id, (from, to));
+        }
+        told
+    }
+
+    /// Nothing is wrong any more with what the first of two members sends to the second.
+    pub(super) fn clear_faults(
+        &mut self,
+        namespaces: &Namespaces,
+        id: u64,
+        (from, to): (Ipv4Addr, Ipv4Addr),
+    ) -> io::Result<()> {
+        let told = self.at_sender(namespaces, id, from, |netlink, link| {
+            for address in [IpAddr::V4(to), frames::link_local(to)] {
+                match netlink.remove_neighbour(link, address) {
+                    Err(error)
+                        if error.raw_os_error() == Some(libc::ENOENT)
+                            || is_without_ipv6(&error) => {}
+                    other => other?,
+                }
+            }
+            Ok(())
+        });
+        if let Some(network) = self.all.get_mut(&id)
+            && let Some(wire) = &mut network.wire
+        {
+            wire.clear(&network.netlink, (from, to));
+        }
+        match told {
+            // The sender is gone, and what it knew.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Nothing is wrong any more with the network.
+    pub(super) fn heal(&mut self, namespaces: &Namespaces, id: u64) -> io::Result<()> {
+        let wire = self.all.get(&id).and_then(|it| it.wire.as_ref());
+        for pair in wire.map(Wire::pairs).unwrap_or_default() {
+            self.clear_faults(namespaces, id, pair)?;
+        }
+        Ok(())
+    }
+
+    /// What `act` does in the network namespace of the member at `from`, with the number of its link.
+    fn at_sender(
         &self,
         namespaces: &Namespaces,
-        (network, from): (u64, Ipv4Addr),
-        to: Ipv4Addr,
-        lost: bool,
+        id: u64,
+        from: Ipv4Addr,
+        act: impl FnOnce(&Netlink, u32) -> io::Result<()>,
     ) -> io::Result<()> {
-        let is_sender = |member: &&Member| member.network == network && member.address == from;
-        let sender = self.members.values().find(is_sender);
-        let Some((namespace, link)) = sender.and_then(|member| member.link.as_ref()) else {
-            return Err(rustix::io::Errno::NOENT.into());
-        };
+        let sender = self.member(id, from).and_then(|(_, it)| it.link.as_ref());
+        let (namespace, link) = sender.ok_or(Errno::NOENT)?;
         namespaces.inside(namespace, || {
             let netlink = Netlink::open()?;
             let index = netlink.index(link)?;
-            if lost {
-                netlink.lose(index, to)
-            } else {
-                netlink.find(index, to)
-            }
+            act(&netlink, index)
         })
     }
 
     /// Ends what the lease holds: a network, or a sandbox's place in one.
-    pub(super) fn close(&mut self, lease: u64) {
-        self.members.remove(&lease);
-        self.networks.retain(|_, network| network.lease != lease);
-    }
-
-    /// Answers the questions that came to the network `id`.
-    pub(super) fn resolve(&self, id: u64) {
-        let Some(network) = self.networks.get(&id) else {
-            return;
-        };
-        let mut question = [0; QUESTION_BYTES];
-        for _ in 0..QUESTIONS {
-            let received =
-                rustix::net::recvfrom(&network.resolver, &mut question[..], RecvFlags::empty());
-            let Ok((count, _, Some(from))) = received else {
-                return;
-            };
-            let Ok(SocketAddr::V4(asker)) = SocketAddr::try_from(from.clone()) else {
-                continue;
-            };
-            let known = |name: &str| self.addresses(id, *asker.ip(), name);
-            if let Some(answer) = dns::answer(&question[..count.min(QUESTION_BYTES)], known) {
-                // A lost answer is asked for again.
-                let _ = rustix::net::sendto(
-                    &network.resolver,
-                    &answer,
-                    SendFlags::NOSIGNAL,
-                    &SocketAddr::V4(asker),
-                );
-            }
+    pub(super) fn close(&mut self, watch: &Watch, namespaces: &Namespaces, lease: u64) {
+        if let Some((id, address)) = self
+            .members
+            .get(&lease)
+            .map(|member| (member.network, member.address))
+        {
+            self.end_member(watch, namespaces, lease, id, address);
+        }
+        let ended: Vec<u64> = self
+            .all
+            .extract_if(|_, network| network.lease == lease)
+            .map(|(id, _)| id)
+            .collect();
+        for id in ended {
+            self.questions.close(id);
+            self.peers.retain(|_, peer| peer.network != id);
         }
     }
 
+    fn end_member(
+        &mut self,
+        watch: &Watch,
+        namespaces: &Namespaces,
+        lease: u64,
+        id: u64,
+        address: Ipv4Addr,
+    ) {
+        let wire = self.all.get(&id).and_then(|it| it.wire.as_ref());
+        // The next at this address is parted from nobody.
+        for pair in wire.map(Wire::pairs).unwrap_or_default() {
+            if pair.0 == address || pair.1 == address {
+                let _ = self.clear_faults(namespaces, id, pair);
+            }
+        }
+        self.members.remove(&lease);
+        if let Some(network) = self.all.get_mut(&id) {
+            if let Some(wire) = &mut network.wire {
+                wire.forget(&network.netlink, address);
+            }
+            if network.trunk.is_some() {
+                // The next at this address may be another process's, at once.
+                let _ = silence(network, lease);
+            }
+        }
+        self.tell(watch, id, &Word::Left(lease));
+    }
+
+    /// Answers the datagrams that came to the network `id`.
+    pub(super) fn resolve(&self, id: u64) {
+        if let Some(network) = self.all.get(&id) {
+            network
+                .resolver
+                .answer_datagrams(|asker, name| self.addresses(id, asker, name));
+        }
+    }
+
+    /// Takes connections on which the network `id` is asked.
+    pub(super) fn accept_question(&mut self, watch: &mut Watch, id: u64) {
+        if let Some(network) = self.all.get(&id) {
+            self.questions.accept(watch, id, &network.resolver);
+        }
+    }
+
+    /// Answers what came on the connection `connection`.
+    pub(super) fn resolve_stream(&mut self, connection: u64) {
+        let mut questions = std::mem::take(&mut self.questions);
+        if let Some(id) = questions.network(connection) {
+            questions.answer(connection, |asker, name| self.addresses(id, asker, name));
+        }
+        self.questions = questions;
+    }
+
     /// Who is called `name` on the networks that the asker is on. It asks on one of them, but means all.
-    fn addresses(&self, network: u64, asker: Ipv4Addr, name: &str) -> Option<Vec<Ipv4Addr>> {
-        let asker = self
-            .members
-            .values()
-            .find(|member| member.network == network && member.address == asker)?;
+    fn addresses(&self, network: u64, asker: Ipv4Addr, name: &str) -> Found {
+        let (_, asker) = self.member(network, asker)?;
         let of_asker = self
             .members
             .values()
             .filter(|member| member.sandbox == asker.sandbox);
         let networks: Vec<u64> = of_asker.map(|member| member.network).collect();
-        let mut found: Vec<Ipv4Addr> = self
+        let ours = self
             .members
             .values()
             .filter(|member| networks.contains(&member.network))
-            .filter(|member| member.names.iter().any(|known| known == name))
-            .map(|member| member.address)
+            .map(|member| (&member.names, member.address));
+        let peers = self
+            .peers
+            .values()
+            .filter(|peer| networks.contains(&peer.network));
+        let theirs = peers
+            .flat_map(|peer| &peer.members)
+            .map(|known| (&known.names, known.address));
+        let mut found: Vec<IpAddr> = ours
+            .chain(theirs)
+            .filter(|(names, _)| names.iter().any(|known| known == name))
+            .map(|(_, address)| address.into())
             .collect();
         found.sort_unstable();
         (!found.is_empty()).then_some(found)
+    }
+}
+
+/// Whether there is no IPv6 where something was asked of it.
+fn is_without_ipv6(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP | libc::EINVAL)
+    )
+}
+
+/// Lets nothing of the former member's in any more, which its kernel may still send until it is taken apart.
+fn silence(network: &Network, former: u64) -> io::Result<()> {
+    match network.netlink.disable_port(&port_name(former)) {
+        // It is taken apart already.
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+        other => other,
+    }
+}
+
+/// Frames that pass through here.
+impl Networks {
+    /// Takes the frames that came to the wire of the network `id`.
+    pub(super) fn pass(&mut self, id: u64) {
+        let Some(network) = self.all.get_mut(&id) else {
+            return;
+        };
+        let own = frames::hardware(network.subnet.gateway());
+        let peers: Vec<&Peer> = self
+            .peers
+            .values()
+            .filter(|peer| peer.network == id)
+            .collect();
+        if let Some(wire) = &mut network.wire {
+            wire.receive(|frame, destination| {
+                // Each process's bridge has the same address, for its own members alone.
+                if peers.is_empty() || frame.get(6..12) == Some(&own[..]) {
+                    return;
+                }
+                let message = trunk::frame_message(frame);
+                let has = |peer: &&&Peer| match destination {
+                    Destination::Member(to) => peer.members.iter().any(|it| it.address == to),
+                    _ => false,
+                };
+                match peers.iter().find(has) {
+                    Some(peer) => peer.send_frame(&message),
+                    None => peers.iter().for_each(|peer| peer.send_frame(&message)),
+                }
+            });
+        }
+    }
+
+    /// How long until the next frame that is late arrives.
+    pub(super) fn next_arrival(&self) -> Option<Duration> {
+        let wires = self.all.values().filter_map(|it| it.wire.as_ref());
+        wires.filter_map(Wire::next_arrival).min()
+    }
+
+    /// Delivers the frames whose time has come.
+    pub(super) fn deliver(&mut self) {
+        for wire in self.all.values_mut().filter_map(|it| it.wire.as_mut()) {
+            wire.deliver();
+        }
+    }
+}
+
+/// Other processes.
+impl Networks {
+    /// Takes the brokers of other processes that came to the network `id`, and greets them.
+    pub(super) fn accept(&mut self, watch: &mut Watch, id: u64) {
+        loop {
+            let Some(trunk) = self.all.get(&id).and_then(|it| it.trunk.as_ref()) else {
+                return;
+            };
+            let Ok(socket) = rustix::net::accept_with(trunk, SocketFlags::CLOEXEC) else {
+                return;
+            };
+            let Ok(peer) = self.add_peer(watch, id, socket, Vec::new()) else {
+                continue;
+            };
+            self.say_to(watch, peer, &Word::Ready);
+        }
+    }
+
+    /// Meets the broker of another process, whose members are these.
+    pub(super) fn meet(
+        &mut self,
+        watch: &mut Watch,
+        id: u64,
+        socket: OwnedFd,
+        members: Vec<Known>,
+    ) -> io::Result<()> {
+        if rustix::net::sockopt::socket_type(&socket)? != SocketType::SEQPACKET {
+            return Err(Errno::INVAL.into());
+        }
+        self.add_peer(watch, id, socket, members).map(drop)
+    }
+
+    fn add_peer(
+        &mut self,
+        watch: &mut Watch,
+        network: u64,
+        socket: OwnedFd,
+        members: Vec<Known>,
+    ) -> io::Result<u64> {
+        if !self.all.contains_key(&network) {
+            return Err(Errno::NOENT.into());
+        }
+        let id = watch.next_id();
+        watch.add(socket.as_fd(), Kind::Peer, id, EventFlags::IN)?;
+        self.peers.insert(id, Peer::new(network, socket, members));
+        let ours: Vec<Word> = self
+            .members
+            .iter()
+            .filter(|(_, member)| member.network == network)
+            .map(|(lease, member)| {
+                Word::Joined(Known {
+                    key: *lease,
+                    address: member.address,
+                    names: member.names.clone(),
+                })
+            })
+            .collect();
+        for word in ours {
+            self.say_to(watch, id, &word);
+        }
+        Ok(id)
+    }
+
+    /// Hears the peer of this number, or sends it what waits.
+    pub(super) fn hear(&mut self, watch: &Watch, id: u64) {
+        const MESSAGES: usize = 256;
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        self.buffer.resize(trunk::MESSAGE_BYTES, 0);
+        let mut alive = peer.flush(watch, id);
+        if let Some(network) = self.all.get_mut(&peer.network) {
+            let own = frames::hardware(network.subnet.gateway());
+            for _ in 0..MESSAGES {
+                match peer.hear(&mut self.buffer) {
+                    Heard::Frame(frame) => {
+                        if let Some(wire) = &mut network.wire
+                            && frame.get(6..12) != Some(&own[..])
+                        {
+                            wire.bring(frame);
+                        }
+                    }
+                    Heard::Word => {}
+                    Heard::Nothing => break,
+                    Heard::End => {
+                        alive = false;
+                        break;
+                    }
+                }
+            }
+        }
+        if !alive {
+            self.peers.remove(&id);
+        }
+    }
+
+    /// Tells the other processes of a network.
+    fn tell(&mut self, watch: &Watch, network: u64, word: &Word) {
+        let peers = self.peers.iter().filter(|(_, it)| it.network == network);
+        for id in peers.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.say_to(watch, id, word);
+        }
+    }
+
+    fn say_to(&mut self, watch: &Watch, id: u64, word: &Word) {
+        if let Some(peer) = self.peers.get_mut(&id)
+            && !peer.say(watch, id, word)
+        {
+            self.peers.remove(&id);
+        }
     }
 }

@@ -5,7 +5,8 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::net::{addresses::Subnet, ports::Protocol};
+use super::trunk::Known;
+use crate::net::{addresses::Subnet, faults::Faults, ports::Protocol};
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum NetRequest {
@@ -15,8 +16,12 @@ pub(crate) enum NetRequest {
     /// Forward what arrives at the host's sockets to these ports inside, until the lease is closed.
     /// Descriptors: the lease, the namespace, then a socket for each port.
     Publish { ports: Vec<(Protocol, u16)> },
-    /// Make a network, which is there until the lease is closed. Descriptor: the lease.
+    /// Make a network, which is there until the lease is closed. Descriptors: the lease; for one that other processes
+    /// are on, a socket that listens for their brokers.
     CreateNetwork { id: u64, subnet: Subnet },
+    /// Be connected with the broker of another process that is on the network, whose members are these. Descriptors:
+    /// the reply channel, the connection.
+    Meet { network: u64, members: Vec<Known> },
     /// Let a sandbox join a network under these names, until the lease is closed. Descriptors: the lease; a channel
     /// on which the sandbox's init will send the name of its link with its network namespace, and hear an
     /// [`Answer`].
@@ -26,14 +31,15 @@ pub(crate) enum NetRequest {
         address: Ipv4Addr,
         names: Vec<String>,
     },
-    /// Lose what the member of the network with the address `from` sends to `to`, or lose it no longer.
-    /// Descriptor: the reply channel.
-    Lose {
+    /// What is wrong from now on with what the first of these members of the network sends to the second. `None`:
+    /// nothing. Descriptor: the reply channel.
+    Fault {
         network: u64,
-        from: Ipv4Addr,
-        to: Ipv4Addr,
-        lost: bool,
+        pair: (Ipv4Addr, Ipv4Addr),
+        faults: Option<Faults>,
     },
+    /// Nothing is wrong with the network any more. Descriptor: the reply channel.
+    Heal { network: u64 },
 }
 
 /// Done, or the error number of what could not be done.

@@ -22,11 +22,16 @@ pub(super) enum Kind {
     DatagramPort,
     DatagramClient,
     Resolver,
+    ResolverListener,
+    ResolverClient,
     Init,
+    Wire,
+    Trunk,
+    Peer,
 }
 
 impl Kind {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 14] = [
         Self::Control,
         Self::Lease,
         Self::Listener,
@@ -35,7 +40,12 @@ impl Kind {
         Self::DatagramPort,
         Self::DatagramClient,
         Self::Resolver,
+        Self::ResolverListener,
+        Self::ResolverClient,
         Self::Init,
+        Self::Wire,
+        Self::Trunk,
+        Self::Peer,
     ];
 }
 

@@ -6,7 +6,10 @@ use rustix::mount::MountFlags;
 
 use super::{
     Done, Maker,
-    syscalls::{INERT, clone_tree, fd_path, is_directory, mount, move_onto, open_if_there},
+    syscalls::{
+        INERT, INERT_READ_ONLY, clone_tree, detached, fd_path, is_directory, mount, move_onto,
+        open_if_there,
+    },
 };
 use crate::{supervisor::protocol::Cause, sys};
 
@@ -47,6 +50,14 @@ impl Maker {
         let tree = clone_tree(&self.open_host(Path::new("/sys"))?)?;
         sys::set_mount_attributes(tree.as_fd(), attributes, None, true)
             .map_err(|error| Cause::Errno(error.raw_os_error().unwrap_or(0)))?;
+        Ok(move_onto(&tree, &target)?)
+    }
+
+    /// Programs size their pools and heaps by what is here. The root of what they see is their own control group.
+    pub(super) fn cgroup(&mut self) -> Done {
+        let target = self.directory(Path::new("/sys/fs/cgroup"), 0o755)?;
+        let tree = detached("cgroup2", INERT_READ_ONLY)?;
+        // Moved there: mount(2) refuses what shows the same filesystem as the host's mount that may be there.
         Ok(move_onto(&tree, &target)?)
     }
 

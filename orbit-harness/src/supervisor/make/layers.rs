@@ -1,9 +1,13 @@
 //! The root, and every writable layer: directories of one tmpfs, under overlays.
 
-use std::{io::Write as _, os::fd::OwnedFd, path::Path};
+use std::{
+    io::Write as _,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
 
 use rustix::{
-    fs::{AtFlags, FileType, Mode, OFlags},
+    fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags},
     io::Errno,
     mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags},
 };
@@ -26,21 +30,35 @@ impl Maker {
         let target = format!("{STAGE}/root");
         let (directory, lowers) = match lower {
             Lower::Directory(path) => (self.open_host(path)?, vec!["."]),
-            Lower::Layers { dir, names } => (
+            Lower::Layers { dir, names, .. } => (
                 self.open_host(dir)?,
                 names.iter().rev().map(String::as_str).collect(),
             ),
         };
+        let base = match lower {
+            Lower::Layers {
+                base: Some(base), ..
+            } => Some(self.open_host(base)?),
+            _ => None,
+        };
+        let below = base.as_ref().map(fd_path);
+        let lowers: Vec<&str> = lowers.into_iter().chain(below.as_deref()).collect();
         let upper = self.new_layer()?;
-        let plain = has_plain_etc(&directory, lower)?;
-        if plain {
+        if let Lower::Layers { base: None, .. } = lower
+            && etc.is_empty()
+        {
+            // Over the host's files: the root is the system's, not an image's.
+            self.give_to_system(&upper)?;
+        }
+        let plain = has_plain_etc(&directory, base.as_ref(), lower)?;
+        if plain && !etc.is_empty() {
             write_etc(&upper, etc)?;
         }
         rustix::process::fchdir(&directory)?;
         self.mount_overlay(&lowers, Path::new(&target))?;
         rustix::process::chdir("/")?;
         let root = open_directory(&target)?;
-        if !plain {
+        if !plain && !etc.is_empty() {
             // Some image's `/etc` is a link: the files go where it leads, inside.
             write_etc_inside(&root, etc)?;
         }
@@ -114,11 +132,58 @@ impl Maker {
         Ok(rustix::mount::mount_bind(&source, fd_path(&target))?)
     }
 
+    /// What sealed layers have at `at`, and below that a directory of the host.
+    pub(super) fn overlay_sealed(
+        &mut self,
+        layers: &[PathBuf],
+        source: Option<&Path>,
+        at: &Path,
+    ) -> Done {
+        let mut lowers = Vec::new();
+        for layer in layers {
+            let layer = self.open_host(layer)?;
+            let inside = at.strip_prefix("/").unwrap_or(at);
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+            match rustix::fs::openat2(&layer, inside, flags, Mode::empty(), resolve) {
+                Ok(found) => lowers.push(found),
+                Err(Errno::NOENT | Errno::NOTDIR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        let sealed = lowers.len();
+        if let Some(source) = source {
+            lowers.push(self.open_host(source)?);
+        }
+        let upper = self.layers;
+        match self.overlay_of(&lowers, at) {
+            // The store lies in the very directory that the layers belong over: no layer of an overlay may be in
+            // another. So they are copied out of there.
+            #[cfg(feature = "images")]
+            Err(Cause::Errno(libc::ELOOP)) => {
+                for (number, lower) in lowers.iter_mut().take(sealed).enumerate() {
+                    *lower = copied(lower, &format!("{STAGE}/sealed{upper}-{number}"))?;
+                }
+                let target = self.directory(at, 0o755)?;
+                self.mount_over(&lowers, &target)
+            }
+            other => {
+                let _ = (sealed, upper);
+                other
+            }
+        }
+    }
+
     pub(super) fn overlay(&mut self, source: &Path, at: &Path) -> Done {
         let source = self.open_host(source)?;
+        self.overlay_of(&[source], at)
+    }
+
+    fn overlay_of(&mut self, lowers: &[OwnedFd], at: &Path) -> Done {
+        let source = lowers.first().ok_or(Cause::Errno(libc::ENOENT))?;
         let target = self.directory(at, 0o755)?;
         // The layer's root stands for the directory it covers.
-        let stat = rustix::fs::fstat(&source)?;
+        let stat = rustix::fs::fstat(source)?;
         let upper = self.new_layer()?;
         rustix::fs::chmod(&upper, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
         // An owner without an id here shows as the overflow id; it is the host's root, as a rule.
@@ -127,8 +192,25 @@ impl Maker {
         if (uid, gid) != (0, 0) {
             chown(&upper, uid, gid)?;
         }
-        Ok(self.mount_overlay(&[&fd_path(&source)], Path::new(&fd_path(&target)))?)
+        self.mount_over(lowers, &target)
     }
+
+    fn mount_over(&self, lowers: &[OwnedFd], target: &OwnedFd) -> Done {
+        let paths: Vec<String> = lowers.iter().map(fd_path).collect();
+        let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+        Ok(self.mount_overlay(&paths, Path::new(&fd_path(target)))?)
+    }
+}
+
+/// A copy of `layer` at `path`, in the scratch.
+#[cfg(feature = "images")]
+fn copied(layer: &OwnedFd, path: &str) -> Result<OwnedFd, Cause> {
+    rustix::fs::mkdir(path, Mode::from_raw_mode(0o755))?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let source = rustix::fs::openat(layer, c".", flags, Mode::empty())?;
+    let target = rustix::fs::open(path, flags, Mode::empty())?;
+    crate::layer::copy(source, target).map_err(|fault| Cause::Errno(fault.errno))?;
+    Ok(open_directory(path)?)
 }
 
 /// The filesystem that holds all a sandbox writes, and in it the place of the root.
@@ -145,7 +227,11 @@ pub(super) fn scratch(size: Bytes) -> rustix::io::Result<()> {
 }
 
 /// Whether the topmost `/etc` of what lies below is a directory, or there is none.
-fn has_plain_etc(directory: &OwnedFd, lower: &Lower) -> rustix::io::Result<bool> {
+fn has_plain_etc(
+    directory: &OwnedFd,
+    base: Option<&OwnedFd>,
+    lower: &Lower,
+) -> rustix::io::Result<bool> {
     let candidates = match lower {
         Lower::Directory(_) => vec!["etc".to_owned()],
         Lower::Layers { names, .. } => names
@@ -154,7 +240,8 @@ fn has_plain_etc(directory: &OwnedFd, lower: &Lower) -> rustix::io::Result<bool>
             .map(|name| format!("{name}/etc"))
             .collect(),
     };
-    for path in candidates {
+    let candidates = candidates.iter().map(|path| (directory, &**path));
+    for (directory, path) in candidates.chain(base.map(|base| (base, "etc"))) {
         match rustix::fs::statat(directory, path, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => return Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Directory),
             Err(Errno::NOENT) => {}

@@ -1,20 +1,30 @@
 //! The sandbox's network: loopback, links to the networks it shares, and the files that name who is there.
 
-use std::{fs::File, io, os::fd::AsFd as _, path::Path};
+use std::{
+    fs::File,
+    io::{self, Read as _, Seek as _},
+    net::IpAddr,
+    os::fd::AsFd as _,
+    path::Path,
+};
 
 use rustix::{
     fs::{AtFlags, Mode, OFlags},
     io::Errno,
 };
 
-use super::{Done, Maker, syscalls::fd_path};
+use super::{Done, Helper, Maker, syscalls::fd_path};
 use crate::{
+    netfilter::{Gate, Netfilter},
     netlink::Netlink,
     spec::Link,
     step::EtcFile,
     supervisor::{home::STAGE, protocol::Cause},
     sys,
 };
+
+/// Of what a helper writes before it ends, what is passed on.
+const MAX_SAID_BYTES: u64 = 2048;
 
 impl Maker {
     /// Has a link made into this network namespace, and gives it its address.
@@ -40,6 +50,49 @@ impl Maker {
             .map_err(cause)
     }
 
+    /// Installs the rules of what may leave.
+    pub(super) fn gate(&mut self, gate: &Gate, is_needed: bool) -> Done {
+        let installed = Netfilter::open().and_then(|netfilter| {
+            if gate.links.is_empty() && gate.out.is_none() {
+                netfilter.install(gate)?;
+            } else {
+                let own = own_addresses()?;
+                netfilter.install(&Gate {
+                    own,
+                    ..gate.clone()
+                })?;
+            }
+            let netlink = Netlink::open()?;
+            netlink.keep_the_rest(netlink.index("lo")?)?;
+            Ok(netfilter)
+        });
+        match installed {
+            Ok(netfilter) => self.record.netfilter = Some(netfilter),
+            Err(error) if is_needed => return Err(cause(error)),
+            Err(error) => {
+                self.record.unrecorded = Some(error.raw_os_error().unwrap_or(libc::EIO));
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until there is a way out.
+    pub(super) fn await_helper(&mut self) -> Done {
+        let Some(Helper { output, errors, .. }) = self.helper.take() else {
+            return Err(Cause::Errno(libc::EINVAL));
+        };
+        let mut ready = [0];
+        if File::from(output).read(&mut ready).map_err(cause)? > 0 {
+            return Ok(());
+        }
+        let mut said = String::new();
+        let mut errors = File::from(errors);
+        // It ended: what it wrote is all there.
+        let _ = errors.rewind();
+        let _ = errors.take(MAX_SAID_BYTES).read_to_string(&mut said);
+        Err(Cause::Helper(said))
+    }
+
     /// Mounts a file over one of the host's `/etc`, or puts it there where there is none.
     pub(super) fn cover_etc(&self, file: &EtcFile) -> Done {
         let own = format!("{STAGE}/etc-{}", file.name);
@@ -57,6 +110,18 @@ impl Maker {
         };
         Ok(rustix::mount::mount_bind(own, fd_path(&target))?)
     }
+}
+
+/// The addresses of this network's links.
+fn own_addresses() -> io::Result<Vec<IpAddr>> {
+    let address = |link: nix::ifaddrs::InterfaceAddress| {
+        let address = link.address?;
+        let v4 = address.as_sockaddr_in().map(|it| IpAddr::V4(it.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|it| IpAddr::V6(it.ip())))
+    };
+    let mut own: Vec<IpAddr> = nix::ifaddrs::getifaddrs()?.filter_map(address).collect();
+    own.retain(|address| !address.is_loopback());
+    Ok(own)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "as map_err passes it")]

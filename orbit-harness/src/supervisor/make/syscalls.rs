@@ -9,7 +9,7 @@ use std::{
 use rustix::{
     fs::{FileType, Mode, OFlags, ResolveFlags},
     io::Errno,
-    mount::{MountFlags, MoveMountFlags, OpenTreeFlags},
+    mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags},
 };
 
 use crate::units::Bytes;
@@ -20,6 +20,12 @@ pub(super) const PATH: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
 pub(super) const INERT: MountFlags = MountFlags::NOSUID
     .union(MountFlags::NODEV)
     .union(MountFlags::NOEXEC);
+
+/// The same for `detached`, and without writes.
+pub(super) const INERT_READ_ONLY: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID
+    .union(MountAttrFlags::MOUNT_ATTR_NODEV)
+    .union(MountAttrFlags::MOUNT_ATTR_NOEXEC)
+    .union(MountAttrFlags::MOUNT_ATTR_RDONLY);
 
 pub(super) fn chown(path: &str, uid: u32, gid: u32) -> rustix::io::Result<()> {
     rustix::fs::chown(
@@ -86,6 +92,13 @@ pub(super) fn clone_tree(source: &OwnedFd) -> rustix::io::Result<OwnedFd> {
         | OpenTreeFlags::AT_RECURSIVE
         | OpenTreeFlags::AT_EMPTY_PATH;
     rustix::mount::open_tree(source, "", flags)
+}
+
+/// A filesystem that is mounted nowhere yet.
+pub(super) fn detached(kind: &str, attributes: MountAttrFlags) -> rustix::io::Result<OwnedFd> {
+    let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    rustix::mount::fsconfig_create(&context)?;
+    rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
 
 pub(super) fn move_onto(tree: &OwnedFd, target: &OwnedFd) -> rustix::io::Result<()> {
