@@ -6,7 +6,8 @@
 use std::{ffi::OsString, os::fd::OwnedFd, path::PathBuf, str::FromStr, time::Duration};
 
 use crate::{
-    image::{Held, Image},
+    image::{HealthCheck, Held, Image},
+    logs::{Consumer, LogLine},
     net::{
         egress::{Egress, EgressError},
         names,
@@ -14,8 +15,9 @@ use crate::{
     },
     network::Network,
     resources::{IoMax, Ulimit},
-    spec::{ImageRef, Init, Mount, NetworkMode, PullPolicy, Spec, SpecFault},
+    spec::{Content, ImageRef, Init, InitFile, Mount, NetworkMode, PullPolicy, Spec, SpecFault},
     units::Bytes,
+    wait::Wait,
 };
 
 /// What a sandbox should be; made by [`Sandbox::builder`](crate::Sandbox::builder).
@@ -45,6 +47,21 @@ pub struct SandboxBuilder {
     pub(crate) networks: Vec<Network>,
     /// What lies under the writable layer where that is not for the spec's image to say.
     pub(crate) base: Option<Base>,
+    pub(crate) waits: Vec<Wait>,
+    pub(crate) startup_timeout: Option<Duration>,
+    pub(crate) healthcheck: Option<HealthCheck>,
+    pub(crate) consumers: Consumers,
+    pub(crate) hides_log: bool,
+}
+
+/// Who is called with each line of the log.
+#[derive(Default)]
+pub(crate) struct Consumers(pub(crate) Vec<Consumer>);
+
+impl std::fmt::Debug for Consumers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} consumers", self.0.len())
+    }
 }
 
 /// A root that is there already.
@@ -451,6 +468,89 @@ impl SandboxBuilder {
     /// Bounds what the sandbox writes outside of its mounts: `256M`. By default it is 4 GiB, all in memory.
     pub fn disk(mut self, limit: &str) -> Self {
         self.spec.disk = self.parse_as::<Bytes>("disk", limit).or(self.spec.disk);
+        self
+    }
+
+    /// Does not count as started before this came true: [`start`](Self::start) returns then, and fails with the last
+    /// lines of the log where it does not come within the [startup timeout](Self::startup_timeout), or the program
+    /// ends before. With several calls, all must come true.
+    ///
+    /// ```
+    /// use orbit::{Sandbox, Wait};
+    ///
+    /// let server = Sandbox::builder()
+    ///     .cmd(["sh", "-c", "sleep 0.1; echo accepting; exec sleep 60"])
+    ///     .wait_for(Wait::log("^accepting"))
+    ///     .start()?;
+    /// assert_eq!(server.logs().next().unwrap().text, "accepting");
+    /// # Ok::<(), orbit::Error>(())
+    /// ```
+    pub fn wait_for(mut self, wait: Wait) -> Self {
+        self.faults.extend(wait.faults.iter().cloned());
+        self.waits.push(wait);
+        self
+    }
+
+    /// How long what is waited for may take to come: a minute, unless this says otherwise.
+    pub fn startup_timeout(mut self, limit: Duration) -> Self {
+        self.startup_timeout = Some(limit);
+        self
+    }
+
+    /// How to tell whether the service is well, in place of the image's own check: for
+    /// [`Wait::healthcheck`](crate::Wait::healthcheck).
+    pub fn healthcheck(mut self, check: HealthCheck) -> Self {
+        self.healthcheck = Some(check);
+        self
+    }
+
+    /// Calls this with each line that the program writes to a captured output, as it comes, in a thread of the
+    /// sandbox. It should be quick: while it runs, nothing more is read. Not for [`run`](Self::run), which captures
+    /// alone, nor with a [terminal](Self::tty).
+    pub fn on_log(mut self, consumer: impl FnMut(&LogLine) + Send + 'static) -> Self {
+        self.consumers.0.push(Box::new(consumer));
+        self
+    }
+
+    /// Whether a sandbox that is dropped while its test panics writes the end of its log to standard error, which the
+    /// test's runner shows: it does, unless this says otherwise.
+    pub fn log_on_panic(mut self, shown: bool) -> Self {
+        self.hides_log = !shown;
+        self
+    }
+
+    /// A file that is there before the program starts, with its parents where they are missing; later ones replace
+    /// earlier ones, and what the image has at that path.
+    ///
+    /// ```
+    /// let outcome = orbit::Sandbox::builder()
+    ///     .file("/tmp/conf/app.toml", "port = 80\n")
+    ///     .cmd(["cat", "/tmp/conf/app.toml"])
+    ///     .run()?;
+    /// assert_eq!(outcome.stdout_text(), "port = 80\n");
+    /// # Ok::<(), orbit::Error>(())
+    /// ```
+    pub fn file(mut self, at: impl Into<PathBuf>, content: impl Into<Content>) -> Self {
+        let Content { bytes, mode, owner } = content.into();
+        self.spec.files.push(InitFile {
+            at: at.into(),
+            content: bytes,
+            mode,
+            owner,
+        });
+        self
+    }
+
+    /// A note for people and programs: [`Sandbox::inspect`](crate::Sandbox::inspect) has it.
+    pub fn label(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.spec.labels.insert(name.into(), value.into());
+        self
+    }
+
+    /// What [`Sandbox::stop`](crate::Sandbox::stop) sends, as numbered in signal(7): by default the image's
+    /// `StopSignal`, or SIGTERM.
+    pub fn stop_signal(mut self, signal: i32) -> Self {
+        self.spec.stop_signal = Some(signal);
         self
     }
 

@@ -1,7 +1,6 @@
 //! The standard streams of a program: where they come from, where they go, and what is kept of them.
 
 use std::{
-    collections::VecDeque,
     fs::File,
     io::{self, Read as _, Seek as _, Write as _},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -13,6 +12,7 @@ use rustix::{
 };
 
 use crate::{
+    bounded::Kept,
     builder::{Output, Stdin},
     units::Bytes,
 };
@@ -83,9 +83,6 @@ fn null(flags: OFlags) -> io::Result<OwnedFd> {
     )?)
 }
 
-/// How much of each stream is kept where nothing else was asked for.
-pub(crate) const DEFAULT_LIMIT: Bytes = Bytes::mib(16);
-
 /// What is read of one stream.
 #[derive(Debug)]
 pub(crate) struct Capture {
@@ -97,6 +94,9 @@ pub(crate) struct Capture {
 /// How much is read before the caller looks at its other events: a program that writes faster than we read must not
 /// keep it from them.
 const TURN_BYTES: usize = 1 << 20;
+
+/// What one read takes at most: what a pipe holds.
+pub(crate) const PIECE_BYTES: usize = 64 << 10;
 
 impl Capture {
     pub(crate) fn new(reader: OwnedFd, limit: Bytes) -> io::Result<Self> {
@@ -114,135 +114,45 @@ impl Capture {
 
     /// Takes what there is now, or a good part of it. Whether that was all.
     pub(crate) fn drain(&mut self) -> bool {
-        let mut buffer = vec![0; 64 << 10];
+        let mut buffer = vec![0; PIECE_BYTES];
         let mut taken = 0;
-        while let Some(reader) = &mut self.reader {
-            match reader.read(&mut buffer) {
-                Ok(count @ 1..) => {
-                    self.kept.add(&buffer[..count]);
-                    taken += count;
-                    if taken >= TURN_BYTES {
-                        return false;
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // The end of a pipe; of a terminal it is EIO.
-                Ok(0) | Err(_) => self.reader = None,
+        while let Some(count) = self.read_some(&mut buffer) {
+            self.kept.add(&buffer[..count]);
+            taken += count;
+            if taken >= TURN_BYTES {
+                return false;
             }
         }
         true
     }
 
+    /// Reads some of what there is now, for somebody else to keep; `None` where there is nothing.
+    pub(crate) fn read_some(&mut self, buffer: &mut [u8]) -> Option<usize> {
+        let reader = self.reader.as_mut()?;
+        loop {
+            match reader.read(buffer) {
+                Ok(count @ 1..) => return Some(count),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // The end of a pipe; of a terminal it is EIO.
+                Ok(0) | Err(_) => {
+                    self.reader = None;
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// What can be read from now on, by who waits for it; `None` after the end.
+    pub(crate) fn into_reader(self) -> Option<OwnedFd> {
+        let reader = OwnedFd::from(self.reader?);
+        // Else its new owner would meet EAGAIN.
+        let _ = rustix::io::ioctl_fionbio(&reader, false);
+        Some(reader)
+    }
+
     /// What was kept, and how much was not.
     pub(crate) fn take(&mut self) -> (Vec<u8>, Option<Bytes>) {
         std::mem::replace(&mut self.kept, Kept::new(Bytes::new(0))).into_parts()
-    }
-}
-
-/// The beginning and the end of what a program wrote: a program that prints without end must not take the test's
-/// memory, and what matters is what came first and what came last.
-#[derive(Debug)]
-struct Kept {
-    head: Vec<u8>,
-    head_max: usize,
-    tail: VecDeque<u8>,
-    tail_max: usize,
-    left_out: u64,
-}
-
-impl Kept {
-    fn new(limit: Bytes) -> Self {
-        let limit = usize::try_from(limit.as_u64()).unwrap_or(usize::MAX);
-        Self {
-            head: Vec::new(),
-            head_max: limit / 2,
-            tail: VecDeque::new(),
-            tail_max: limit - limit / 2,
-            left_out: 0,
-        }
-    }
-
-    fn add(&mut self, bytes: &[u8]) {
-        let room = self.head_max - self.head.len();
-        let (first, rest) = bytes.split_at(room.min(bytes.len()));
-        self.head.extend_from_slice(first);
-        let (skipped, rest) = rest.split_at(rest.len().saturating_sub(self.tail_max));
-        let excess = (self.tail.len() + rest.len()).saturating_sub(self.tail_max);
-        self.tail.drain(..excess);
-        self.tail.extend(rest);
-        self.left_out += (skipped.len() + excess) as u64;
-    }
-
-    /// The bytes, with a line in place of those that are missing.
-    fn into_parts(self) -> (Vec<u8>, Option<Bytes>) {
-        let Self {
-            mut head,
-            tail,
-            left_out,
-            ..
-        } = self;
-        let left_out = (left_out > 0).then(|| Bytes::new(left_out));
-        if let Some(count) = left_out {
-            let bytes = count.as_u64();
-            let line = format!("\n[orbit: {bytes} bytes left out; `capture_limit` keeps more]\n");
-            head.extend_from_slice(line.as_bytes());
-        }
-        head.extend(tail);
-        (head, left_out)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn kept(limit: u64, parts: &[&[u8]]) -> (String, Option<u64>) {
-        let mut kept = Kept::new(Bytes::new(limit));
-        for part in parts {
-            kept.add(part);
-        }
-        let (bytes, left_out) = kept.into_parts();
-        (
-            String::from_utf8(bytes).unwrap(),
-            left_out.map(Bytes::as_u64),
-        )
-    }
-
-    #[test]
-    fn what_fits_is_kept_as_it_came() {
-        assert_eq!(kept(7, &[b"ab", b"", b"cdefg"]), ("abcdefg".into(), None));
-        assert_eq!(kept(0, &[]), (String::new(), None));
-    }
-
-    #[test]
-    fn of_what_does_not_fit_the_middle_is_left_out_and_said() {
-        let line =
-            |count| format!("\n[orbit: {count} bytes left out; `capture_limit` keeps more]\n");
-        assert_eq!(
-            kept(4, &[b"abcdefgh", b"ij"]),
-            (format!("ab{}ij", line(6)), Some(6))
-        );
-        assert_eq!(kept(0, &[b"abc"]), (line(3), Some(3)));
-    }
-
-    proptest! {
-        #[test]
-        fn nothing_is_lost_but_what_is_said(limit in 0u32..40, parts: Vec<Vec<u8>>) {
-            let limit = u64::from(limit);
-            let mut kept = Kept::new(Bytes::new(limit));
-            for part in &parts {
-                kept.add(part);
-            }
-            let all = parts.concat();
-            let (head, tail) = (kept.head.clone(), Vec::from(kept.tail.clone()));
-            let count = (head.len() + tail.len()) as u64;
-            prop_assert!(count <= limit);
-            prop_assert_eq!(count + kept.left_out, all.len() as u64);
-            prop_assert!(all.starts_with(&head) && all.ends_with(&tail));
-            prop_assert!(kept.left_out == 0 || count == limit);
-        }
     }
 }

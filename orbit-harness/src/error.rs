@@ -10,8 +10,9 @@ use crate::{
     net::addresses::Subnet,
     publish::PublishError,
     spec::SpecFault,
-    supervisor::{Cause, Failure, SupervisorError},
+    supervisor::{Cause, Failure, FileFault, SupervisorError},
     sys::{ExecFailure, ExecStep},
+    wait::NotReady,
 };
 
 /// Why a sandbox could not be made, reached or ended.
@@ -66,6 +67,20 @@ pub(crate) enum Kind {
         step: String,
         failure: Failure,
     },
+    #[error("cannot run `{program}` in the sandbox: {}", enter_text(.failure))]
+    Enter { program: String, failure: Failure },
+    #[error("cannot {doing} `{path}` of the sandbox: {}", file_text(.fault))]
+    File {
+        doing: &'static str,
+        path: String,
+        fault: FileFault,
+    },
+    #[error("cannot {doing}: the sandbox has ended")]
+    Ended { doing: String },
+    #[error("cannot {doing}: {why}")]
+    Unsupported { doing: String, why: &'static str },
+    #[error(transparent)]
+    NotReady(#[from] NotReady),
     #[error(
         "the sandbox vanished while it was being made: its supervisor process ended. Was it killed?"
     )]
@@ -103,6 +118,33 @@ impl Error {
     /// Whether the spec is in order, and this host cannot keep one of its limits: nothing runs.
     pub fn is_limit(&self) -> bool {
         matches!(*self.0, Kind::Limit(_))
+    }
+
+    /// Whether the sandbox started, and then was not ready: what it was waited for did not come in time, or its
+    /// program ended before.
+    pub fn is_not_ready(&self) -> bool {
+        matches!(*self.0, Kind::NotReady(_))
+    }
+
+    /// Whether the sandbox had ended when something was asked of it.
+    pub fn is_ended(&self) -> bool {
+        match &*self.0 {
+            Kind::Ended { .. } => true,
+            Kind::Enter { failure, .. } => failure.cause == Cause::Errno(libc::ESRCH),
+            Kind::File { fault, .. } => matches!(fault, FileFault::Errno(libc::ESRCH, _)),
+            _ => false,
+        }
+    }
+
+    /// Whether a file of the sandbox is not there.
+    pub fn is_file_not_found(&self) -> bool {
+        matches!(
+            &*self.0,
+            Kind::File {
+                fault: FileFault::Errno(libc::ENOENT, _),
+                ..
+            }
+        )
     }
 
     /// Whether the program to run is not there.
@@ -191,6 +233,43 @@ fn exec_text(
     }
 }
 
+fn enter_text(failure: &Failure) -> String {
+    match failure.cause {
+        Cause::Errno(libc::ESRCH) => "it has ended".to_owned(),
+        Cause::Errno(errno @ libc::EAGAIN) => format!(
+            "{}. A limit on processes is reached: the sandbox's own (`pids`), or `ulimit -u`",
+            io::Error::from_raw_os_error(errno)
+        ),
+        Cause::Errno(errno @ libc::EPERM) => format!(
+            "{}. It is process 1 of the sandbox itself and may not be looked into; start the sandbox with Orbit's init",
+            io::Error::from_raw_os_error(errno)
+        ),
+        _ => cause_text(failure, ""),
+    }
+}
+
+fn file_text(fault: &FileFault) -> String {
+    match fault {
+        FileFault::Errno(libc::ESRCH, _) => "the sandbox has ended".to_owned(),
+        FileFault::Errno(errno, path) => {
+            let at = path.as_ref().map(|path| format!("at {}: ", path.display()));
+            let why = io::Error::from_raw_os_error(*errno);
+            let hint = match *errno {
+                libc::EROFS => ". It lies on a read-only mount",
+                libc::ENOSPC => ". The sandbox's writable layer is full: raise `disk`",
+                libc::EINVAL => ". Its owner may have no id in this sandbox",
+                libc::EACCES => ". It belongs to somebody who has no id in this sandbox",
+                libc::ELOOP => ". A link is in the way",
+                _ => "",
+            };
+            format!("{}{why}{hint}", at.unwrap_or_default())
+        }
+        FileFault::NotAFile => "it is no regular file".to_owned(),
+        FileFault::Owner(fault) => fault.to_string(),
+        FileFault::Malformed => "the copy broke off".to_owned(),
+    }
+}
+
 fn cause_text(failure: &Failure, step: &str) -> String {
     let errno = match &failure.cause {
         Cause::NotADirectory(path) => {
@@ -202,6 +281,7 @@ fn cause_text(failure: &Failure, step: &str) -> String {
         Cause::User(fault) => return fault.to_string(),
         Cause::Filter(why) => return why.clone(),
         Cause::Exec(exec) => return exec_text(*exec, "", "", None),
+        Cause::File(fault) => return file_text(fault),
         Cause::Helper(said) => return helper_text(said),
         Cause::Errno(errno) => *errno,
     };

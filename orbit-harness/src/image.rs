@@ -7,6 +7,7 @@ use std::{
     panic::{RefUnwindSafe, UnwindSafe},
     path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -49,4 +50,69 @@ pub(crate) struct ImageConfig {
     /// `6379/tcp`, as written.
     pub(crate) exposed_ports: Vec<String>,
     pub(crate) stop_signal: Option<String>,
+    #[serde(default)]
+    pub(crate) healthcheck: Option<HealthCheck>,
+}
+
+/// How to tell whether a service is well: Docker's `HEALTHCHECK`. A program that exits with 0 where it is.
+///
+/// Source: Dockerfile reference, "HEALTHCHECK"; Docker Image Specification v1.2, `Healthcheck`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthCheck {
+    /// The program and its arguments.
+    pub(crate) words: Vec<String>,
+    /// Between two checks.
+    pub(crate) interval: Duration,
+    /// For one check.
+    pub(crate) timeout: Duration,
+    /// In which failures do not count.
+    pub(crate) start_period: Duration,
+    /// Failures in a row until it is unwell.
+    pub(crate) retries: u32,
+}
+
+impl HealthCheck {
+    /// This program: every 30 s, given up after 30 s, unwell after 3 failures, unless told otherwise.
+    pub fn new(words: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        Self {
+            words: words.into_iter().map(Into::into).collect(),
+            interval: Duration::from_secs(30),
+            timeout: Duration::from_secs(30),
+            start_period: Duration::ZERO,
+            retries: 3,
+        }
+    }
+
+    /// This line for `sh -c`.
+    pub fn shell(line: &str) -> Self {
+        Self::new(["/bin/sh", "-c", line])
+    }
+
+    /// The time between two checks.
+    #[must_use]
+    pub fn interval(mut self, interval: Duration) -> Self {
+        self.interval = interval;
+        self
+    }
+
+    /// The time that one check may take.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// The time from the start in which failures do not count.
+    #[must_use]
+    pub fn start_period(mut self, period: Duration) -> Self {
+        self.start_period = period;
+        self
+    }
+
+    /// How many failures in a row make it unwell.
+    #[must_use]
+    pub fn retries(mut self, retries: u32) -> Self {
+        self.retries = retries;
+        self
+    }
 }

@@ -36,6 +36,12 @@ mod changes;
 
 mod outcome;
 
+mod bounded;
+
+mod logs;
+
+mod wait;
+
 mod security;
 
 mod sys;
@@ -105,6 +111,8 @@ pub use attribute::trial::trial;
 pub use builder::{IntoEgress, IntoNetwork, IntoPortMap, Output, SandboxBuilder, Stdin};
 pub use changes::{Change, ChangeKind, Changes, FileKind};
 pub use error::Error;
+pub use image::HealthCheck;
+pub use logs::{LogLine, LogStream, Logs};
 pub use net::{
     addresses::{Subnet, SubnetError},
     denied::{Denied, Transport},
@@ -117,14 +125,15 @@ pub use outcome::{
     LeakedProcess, Note, Outcome, OutputStream, Pressure, ProcessName, Status, Usage, UsageSource,
 };
 pub use publish::Port;
-pub use sandbox::{Killer, Sandbox};
+pub use sandbox::{Exec, ExecBuilder, Inspect, Killer, Paused, Sandbox, State};
 #[cfg(feature = "images")]
 #[doc(hidden)]
 pub use snapshot::kept;
 #[cfg(feature = "images")]
 pub use snapshot::{NamedSnapshot, Snapshot};
-pub use spec::{ImageRef, Init, Mount, NetworkMode, PullPolicy, SpecFault};
+pub use spec::{Content, ImageRef, Init, Mount, NetworkMode, PullPolicy, SpecFault};
 pub use units::{Bytes, CpuQuota, UnitError};
+pub use wait::Wait;
 pub use wire::{IntoRate, WireBuilder};
 
 /// The README's examples compile.

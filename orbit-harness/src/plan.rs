@@ -282,6 +282,11 @@ fn steps(
             },
         }
     }));
+    steps.extend(spec.files.iter().map(|file| {
+        let mut file = file.clone();
+        file.at = normal(&file.at);
+        Step::File(file)
+    }));
     steps.push(Step::Directory {
         at: program.working_dir.clone(),
         mode: 0o755,
@@ -327,6 +332,9 @@ fn faults(spec: &Spec) -> Vec<SpecFault> {
     }
     for mount in &spec.mounts {
         absolute("mount target", &mount.target);
+    }
+    for file in &spec.files {
+        absolute("file", &file.at);
     }
     let view = &spec.host_view;
     for path in view
@@ -375,6 +383,21 @@ fn faults(spec: &Spec) -> Vec<SpecFault> {
         && let Err(fault) = user.parse::<crate::security::user::UserSpec>()
     {
         faults.push(fault);
+    }
+    for file in &spec.files {
+        if let Some(owner) = &file.owner
+            && let Err(fault) = owner.parse::<crate::security::user::UserSpec>()
+        {
+            faults.push(fault);
+        }
+        if file.at.file_name().is_none() || file.at.as_os_str().as_bytes().contains(&0) {
+            let why = "expected the path of a file, without NUL bytes";
+            faults.push(SpecFault::new("file", file.at.display().to_string(), why));
+        }
+    }
+    if let Some(signal) = spec.stop_signal.filter(|it| !(1..=64).contains(it)) {
+        let why = "expected a number from signal(7), such as 15";
+        faults.push(SpecFault::new("stop_signal", signal.to_string(), why));
     }
     if spec.timeout == Some(Duration::ZERO) {
         faults.push(SpecFault::new("timeout", "0s", "expected more than zero"));

@@ -1,43 +1,64 @@
-//! [`Sandbox`]: a running container, and [`SandboxBuilder`]'s way to one.
+//! [`Sandbox`]: a running container. How it comes about is in [`launch`].
+
+#[cfg(feature = "tokio")]
+mod asynchronous;
+mod core;
+mod exec;
+mod files;
+mod http;
+mod inspect;
+mod launch;
+mod pause;
+mod reader;
+mod ready;
+mod restart;
 
 use std::{
     ffi::OsStr,
     fmt, fs,
     io::{self, Read as _},
     net::{Ipv4Addr, SocketAddr, TcpStream},
-    os::fd::{AsFd as _, OwnedFd},
-    path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    path::Path,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use serde::de::DeserializeOwned;
 
+#[cfg(feature = "images")]
+pub(crate) use self::launch::surroundings;
+use self::{core::Core, reader::Reader};
+pub use self::{
+    exec::{Exec, ExecBuilder},
+    inspect::{Inspect, State},
+    pause::Paused,
+};
 use crate::{
-    bridge::{self, Place},
+    bridge::Place,
     builder::SandboxBuilder,
-    capture::{self, Capture, Stream},
+    capture::Capture,
     changes::Changes,
     error::{Error, Kind},
     host::Host,
-    image::{Held, Image},
+    image::{HealthCheck, Held, Image},
     layer::{Fault, Writable},
-    limited::{self, Limited},
-    names::{self, Claim},
+    limited::Limited,
+    logs::{Log, Logs},
+    names::Claim,
     net::denied::Denied,
     netfilter::Netfilter,
-    network::{Address, Membership, Network},
+    network::{Membership, Network},
     outcome::{Note, Outcome, OutputStream, Status, Usage},
-    plan::{Plan, plan},
-    publish::{self, Port, Ports},
-    rootfs::host_view::Surroundings,
-    security::idmap::plan::Writer,
-    spec::{ImageRef, Init, Link, LinkNames, MountKind, NetworkMode, Spec, SpecFault},
+    plan::Plan,
+    publish::{Port, Ports},
+    spec::{Init, Spec, SpecFault},
     supervisor::{Cause, Channel, Control, Event, Exit, Failure, Gone, Request, Supervisor},
     sys,
     units::Bytes,
-    way_out::{self, Record},
+    wait::Wait,
+    way_out::Record,
 };
 
 /// A running sandbox: a container that ends, with everything in it, when this value is dropped.
@@ -55,7 +76,8 @@ use crate::{
 /// `tokio::task::spawn_blocking`; a `Sandbox` may move between threads.
 pub struct Sandbox {
     id: String,
-    events: Channel,
+    /// What its parts share.
+    core: Arc<Core>,
     /// Of the program.
     pidfd: Option<OwnedFd>,
     terminal: Option<OwnedFd>,
@@ -75,10 +97,21 @@ pub struct Sandbox {
     /// On the host's bridge.
     place: Option<Place>,
     is_on_bridge: bool,
-    /// What was done, to say of a failure where it happened.
-    plan: Plan,
-    /// Why this host has few ids to give, where it has.
-    few_ids: Option<String>,
+    /// Who reads what is captured, while it runs.
+    reader: Option<Reader>,
+    /// The program, where it is not the first one: after a restart.
+    main: Option<Exec>,
+    /// How that ended.
+    main_end: Option<Outcome>,
+    outputs: [Outputs; 2],
+    /// What it was waited for, and is again after a restart.
+    waits: Vec<Wait>,
+    startup_timeout: Duration,
+    healthcheck: Option<HealthCheck>,
+    /// What `stop` sends.
+    stop_signal: i32,
+    /// Whether it does not show its log where a test panics.
+    hides_log: bool,
     name: Option<String>,
     /// What keeps the name this sandbox's own.
     _claim: Option<Claim>,
@@ -87,6 +120,15 @@ pub struct Sandbox {
     /// The filesystem of its writable layers, which stays as long as this does.
     scratch: Option<OwnedFd>,
     origin: Origin,
+}
+
+/// Where an output of the program goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outputs {
+    Captured,
+    Inherited,
+    Null,
+    Given,
 }
 
 /// What a sandbox was made of: what another one like it would be.
@@ -123,14 +165,7 @@ impl Sandbox {
     /// A number is reused by the system when its process is gone; to signal the program, use
     /// [`signal`](Self::signal), which cannot hit another.
     pub fn pid(&self) -> Option<u32> {
-        use std::os::fd::AsRawFd as _;
-        let fd = self.pidfd.as_ref()?.as_raw_fd();
-        let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
-        info.lines()
-            .find_map(|line| line.strip_prefix("Pid:"))?
-            .trim()
-            .parse()
-            .ok()
+        pid_of(self.pidfd.as_ref()?)
     }
 
     /// The address of the host that leads to the TCP port `port` of the sandbox, which was
@@ -168,7 +203,7 @@ impl Sandbox {
         Some(addresses.find(|it| it.network.is(network))?.address)
     }
 
-    /// The sandbox's address on the bridge of [`NetworkMode::Bridge`]. As root, the host reaches it there too.
+    /// The sandbox's address on the bridge of [`NetworkMode::Bridge`](crate::NetworkMode::Bridge). As root, the host reaches it there too.
     pub fn bridge_address(&self) -> Option<Ipv4Addr> {
         let in_place = self.memberships.iter().map(|it| it.address.address).next();
         let asked = self.is_on_bridge;
@@ -209,27 +244,24 @@ impl Sandbox {
     /// # Errors
     /// Where there is no such signal.
     pub fn signal(&self, signal: i32) -> Result<(), Error> {
-        if !(1..=libc::SIGRTMAX()).contains(&signal) {
-            return Err(Error::spec(vec![SpecFault::new(
-                "signal",
-                signal.to_string(),
-                "expected a number from signal(7), such as 15",
-            )]));
+        check_signal(signal)?;
+        if let Some(main) = &self.main {
+            return main.signal(signal);
         }
-        if let (Init::Program, Some(program)) = (self.plan.program.init, &self.pidfd) {
+        if let (Init::Program, Some(program)) = (self.core.plan.program.init, &self.pidfd) {
             // Nobody inside passes it on. ESRCH: it has ended.
             let _ = sys::signal_process(program.as_fd(), signal);
             return Ok(());
         }
         // Where the init is gone, so is the program.
-        let _ = self.events.send(&Control::Signal(signal), &[]);
+        let _ = self.core.events.send(&Control::Signal(signal), &[]);
         Ok(())
     }
 
     /// Kills the program and everything else in the sandbox. [`wait`](Self::wait) then says how it ended.
     pub fn kill(&self) {
         // Where nobody listens, nobody lives.
-        let _ = self.events.shutdown_send();
+        let _ = self.core.events.shutdown_send();
     }
 
     /// What ends this sandbox from another thread, while this one [waits](Self::wait).
@@ -239,16 +271,17 @@ impl Sandbox {
     pub fn killer(&self) -> Result<Killer, Error> {
         let cannot = |error| Error::io("cannot share the sandbox's channel", error);
         Ok(Killer {
-            events: self.events.try_clone().map_err(cannot)?,
+            events: self.core.events.try_clone().map_err(cannot)?,
         })
     }
 
-    /// Asks the program to end with SIGTERM, and kills the sandbox if it has not after `patience`.
+    /// Asks the program to end, with SIGTERM, or the [signal](SandboxBuilder::stop_signal) that it or its image asks
+    /// for, and kills the sandbox if it has not after `patience`.
     ///
     /// # Errors
     /// As [`wait`](Self::wait).
     pub fn stop(&mut self, patience: Duration) -> Result<Outcome, Error> {
-        self.signal(libc::SIGTERM)?;
+        self.signal(self.stop_signal)?;
         if self.collect(Some(Instant::now() + patience))? {
             return self.wait();
         }
@@ -266,6 +299,18 @@ impl Sandbox {
             self.outcome = Some(self.conclude()?);
         }
         self.outcome.clone().ok_or_else(|| Kind::Vanished.into())
+    }
+
+    /// What the program has written so far to the outputs that are captured, line by line; what it writes from now on
+    /// too, after [`Logs::follow`]. Of more than the [capture limit](SandboxBuilder::capture_limit), and a mebibyte,
+    /// lines in the middle are missing. With a terminal there is nothing here.
+    pub fn logs(&self) -> Logs {
+        let log = self.reader.as_ref().map(|reader| Arc::clone(reader.log()));
+        Logs::of(log.unwrap_or_else(|| {
+            let log = Log::new(self.capture_limit);
+            log.finish();
+            Arc::new(log)
+        }))
     }
 
     /// Which files were made, changed or removed in the sandbox's writable layer so far: while it runs, and when it has
@@ -295,23 +340,31 @@ impl Sandbox {
 
     /// Where what it writes lies.
     pub(crate) fn writable(&self) -> Writable {
-        let temporary = self.plan.program.env.get(OsStr::new("TMPDIR"));
+        let temporary = self.core.plan.program.env.get(OsStr::new("TMPDIR"));
         let temporary = temporary.map(Path::new).filter(|path| path.is_absolute());
-        Writable::of(&self.plan.steps, temporary)
+        Writable::of(&self.core.plan.steps, temporary)
     }
 
     /// What it was made of, its program's plan, and the filesystem of its writable layers: `None` where it ended
     /// before its program ran.
     #[cfg(feature = "images")]
     pub(crate) fn made_of(&self) -> (&Origin, &Plan, Option<&OwnedFd>) {
-        (&self.origin, &self.plan, self.scratch.as_ref())
+        (&self.origin, &self.core.plan, self.scratch.as_ref())
     }
 
-    /// Whether nothing in the sandbox runs: it has ended, or is frozen.
+    /// Whether nothing in the sandbox runs: it has ended, or is paused.
     #[cfg(feature = "images")]
     pub(crate) fn is_quiet(&mut self) -> Result<bool, Error> {
-        Ok(self.limited.is_frozen()
-            || self.collect(Some(Instant::now() + Duration::from_millis(1)))?)
+        let moment = Duration::from_millis(1);
+        if self.limited.is_frozen() || self.collect(Some(Instant::now() + moment))? {
+            return Ok(true);
+        }
+        if self.core.is_stopped() {
+            // Again: what was started meanwhile is to stand still too.
+            self.pause()?;
+            return Ok(true);
+        }
+        Ok(false)
     }
 
     /// The other side of the program's terminal, where one was asked for: what is written there is typed, what
@@ -327,13 +380,13 @@ impl Sandbox {
     /// Reads events and output until the program has ended or the deadline has passed. Whether it has ended.
     fn collect(&mut self, deadline: Option<Instant>) -> Result<bool, Error> {
         while self.exit.is_none() && self.gone.is_none() {
-            let timeout = match deadline.map(|at| at.saturating_duration_since(Instant::now())) {
-                Some(Duration::ZERO) => return Ok(false),
-                left => left.and_then(|left| Timespec::try_from(left).ok()),
-            };
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            let timeout = left.and_then(|left| Timespec::try_from(left).ok());
             let readers = [&self.stdout, &self.stderr]
                 .map(|capture| capture.as_ref().and_then(Capture::reader));
-            let mut polled = vec![PollFd::new(&self.events, PollFlags::IN)];
+            let mut polled = vec![PollFd::new(&self.core.events, PollFlags::IN)];
+            let main = self.main.as_ref().filter(|_| self.main_end.is_none());
+            polled.extend(main.map(|main| PollFd::new(main.end(), PollFlags::IN)));
             polled.extend(
                 readers
                     .into_iter()
@@ -346,12 +399,19 @@ impl Sandbox {
             }
             let has_event = !polled[0].revents().is_empty();
             self.drain();
+            self.take_end_of_main(false)?;
             if has_event && !self.take_event()? {
                 return Err(Kind::Vanished.into());
+            }
+            if !has_event && left == Some(Duration::ZERO) {
+                return Ok(false);
             }
         }
         // All that could write is dead: what they wrote is there.
         while !self.drain() {}
+        if let Some(reader) = &mut self.reader {
+            reader.finish();
+        }
         Ok(true)
     }
 
@@ -368,7 +428,13 @@ impl Sandbox {
     fn take_event(&mut self) -> Result<bool, Error> {
         match self.hear()? {
             None => return Ok(false),
-            Some((Event::Exited(exit), _)) => self.exit = Some(exit),
+            Some((Event::Exited(mut exit), _)) => {
+                if let Some(end) = self.main_end.take() {
+                    (exit.status, exit.usage, exit.wall_time) =
+                        (end.status, end.usage, end.wall_time);
+                }
+                self.exit = Some(exit);
+            }
             Some((Event::Gone(gone), _)) => self.gone = Some(gone),
             Some((Event::Failed(failure), _)) => self.failure = Some(failure),
             // Said once, before all else.
@@ -378,10 +444,12 @@ impl Sandbox {
     }
 
     fn conclude(&mut self) -> Result<Outcome, Error> {
-        let (stdout, cut) = self.stdout.as_mut().map(Capture::take).unwrap_or_default();
-        let stdout_cut = cut.map(|left_out| (OutputStream::Stdout, left_out));
-        let (stderr, cut) = self.stderr.as_mut().map(Capture::take).unwrap_or_default();
-        let stderr_cut = cut.map(|left_out| (OutputStream::Stderr, left_out));
+        let take =
+            |capture: &mut Option<Capture>| capture.as_mut().map(Capture::take).unwrap_or_default();
+        let [(stdout, stdout_cut), (stderr, stderr_cut)] = match &self.reader {
+            Some(reader) => reader.log().parts(),
+            None => [take(&mut self.stdout), take(&mut self.stderr)],
+        };
         self.pidfd = None;
         self.ports.close();
         if let Some(failure) = self.failure.take() {
@@ -399,9 +467,13 @@ impl Sandbox {
             (None, None) => return Err(Kind::Vanished.into()),
         };
         let mut end = self.limited.conclude(status, usage, full_disk);
-        let cut = stdout_cut.into_iter().chain(stderr_cut);
-        end.notes
-            .extend(cut.map(|(stream, left_out)| Note::OutputCut { stream, left_out }));
+        for (stream, cut) in [
+            (OutputStream::Stdout, stdout_cut),
+            (OutputStream::Stderr, stderr_cut),
+        ] {
+            end.notes
+                .extend(cut.map(|left_out| Note::OutputCut { stream, left_out }));
+        }
         let changes = if self.origin.spec.record_changes {
             Some(self.changes()?)
         } else {
@@ -446,7 +518,7 @@ impl Killer {
     }
 
     /// Sends a signal, as numbered in signal(7), to the program. Nothing happens if it has ended, if there is no such
-    /// signal, or if the program is process 1 itself ([`Init::Program`]).
+    /// signal, if the program is process 1 itself ([`Init::Program`]), or after a [restart](Sandbox::restart).
     pub fn signal(&self, signal: i32) {
         if (1..=libc::SIGRTMAX()).contains(&signal) {
             let _ = self.events.send(&Control::Signal(signal), &[]);
@@ -487,7 +559,9 @@ impl Sandbox {
     /// # Errors
     /// Where the sandbox has no control group, or the kernel is not done in some seconds.
     pub fn freeze(&self) -> Result<(), Error> {
-        self.limited.freeze(true)
+        self.limited.freeze(true)?;
+        self.core.set_frozen(true);
+        Ok(())
     }
 
     /// Lets a frozen sandbox go on.
@@ -495,7 +569,9 @@ impl Sandbox {
     /// # Errors
     /// As [`freeze`](Self::freeze).
     pub fn thaw(&self) -> Result<(), Error> {
-        self.limited.freeze(false)
+        self.limited.freeze(false)?;
+        self.core.set_frozen(false);
+        Ok(())
     }
 
     /// What the sandbox has used so far: as its control group counts it, or, without one, what `/proc` tells of its
@@ -518,7 +594,60 @@ impl Drop for Sandbox {
     fn drop(&mut self) {
         self.kill();
         while self.gone.is_none() && self.take_event().is_ok_and(|heard| heard) {}
+        if let Some(reader) = &mut self.reader {
+            reader.finish();
+            if std::thread::panicking() && !self.hides_log {
+                self.show_log();
+            }
+        }
     }
+}
+
+impl Sandbox {
+    /// What people call it.
+    fn title(&self) -> String {
+        match &self.name {
+            Some(name) => format!("`{name}` ({})", self.id),
+            None => format!("{} ({})", self.id, self.origin.spec.image),
+        }
+    }
+
+    /// Writes the end of the log to standard error: through the macro that a test's runner captures.
+    fn show_log(&self) {
+        if let Some(reader) = &self.reader {
+            let tail = reader.log().tail(SHOWN_LINES);
+            let title = self.title();
+            if tail.is_empty() {
+                eprintln!("--- the sandbox {title} wrote nothing that was captured");
+            } else {
+                eprintln!("--- the last that the sandbox {title} wrote:\n{tail}---");
+            }
+        }
+    }
+}
+
+/// How much of a log is shown where something failed.
+const SHOWN_LINES: usize = 40;
+
+/// The number, as this process sees it, of the process that `pidfd` stands for.
+fn pid_of(pidfd: &OwnedFd) -> Option<u32> {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
+    info.lines()
+        .find_map(|line| line.strip_prefix("Pid:"))?
+        .trim()
+        .parse()
+        .ok()
+}
+
+fn check_signal(signal: i32) -> Result<(), Error> {
+    if (1..=libc::SIGRTMAX()).contains(&signal) {
+        return Ok(());
+    }
+    Err(Error::spec(vec![SpecFault::new(
+        "signal",
+        signal.to_string(),
+        "expected a number from signal(7), such as 15",
+    )]))
 }
 
 impl fmt::Debug for Sandbox {
@@ -527,165 +656,6 @@ impl fmt::Debug for Sandbox {
             .field("id", &self.id)
             .field("pid", &self.pid())
             .finish_non_exhaustive()
-    }
-}
-
-impl SandboxBuilder {
-    /// Runs the program to its end in a fresh sandbox, of which nothing is left when this returns.
-    ///
-    /// # Errors
-    /// Where the sandbox could not be made or the program not be started. How the program *ended* is no error:
-    /// that is in the [`Outcome`].
-    pub fn run(self) -> Result<Outcome, Error> {
-        let mut sandbox = self.start()?;
-        sandbox.wait()
-    }
-
-    /// What would be done to make this sandbox, one numbered step a line: nothing is made and nothing is run. An
-    /// image is looked up, and pulled as [`pull`](Self::pull) says; the addresses that it would have on networks are
-    /// not among the steps.
-    ///
-    /// ```
-    /// let plan = orbit::Sandbox::builder().cmd(["true"]).plan()?;
-    /// assert!(plan.starts_with("01 unshare mount"), "{plan}");
-    /// # Ok::<(), orbit::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// Everything that is wrong with what was asked, as [`start`](Self::start) would say.
-    pub fn plan(self) -> Result<String, Error> {
-        let Self {
-            mut spec,
-            mut faults,
-            ..
-        } = self;
-        let host =
-            Host::get().map_err(|e| Error::io("cannot read the facts of this machine", e))?;
-        let around = surroundings();
-        anchor(&mut spec, &around.working_dir, &mut faults);
-        limited::look_up(&mut spec.limits, &mut faults);
-        let (image, _held) = resolve(&spec, host, &mut faults)?;
-        match plan(&spec, &image, host, &around) {
-            Ok(plan) if faults.is_empty() => Ok(plan.to_string()),
-            Ok(_) => Err(Error::spec(faults)),
-            Err(found) => {
-                faults.extend(found);
-                Err(Error::spec(faults))
-            }
-        }
-    }
-
-    /// Starts the program in a fresh sandbox, and returns once it runs.
-    ///
-    /// # Errors
-    /// As [`run`](Self::run).
-    pub fn start(self) -> Result<Sandbox, Error> {
-        let Self {
-            mut spec,
-            mut faults,
-            stdin,
-            stdout,
-            stderr,
-            capture_limit,
-            networks,
-            base,
-        } = self;
-        let host =
-            Host::get().map_err(|e| Error::io("cannot read the facts of this machine", e))?;
-        let around = surroundings();
-        anchor(&mut spec, &around.working_dir, &mut faults);
-        limited::look_up(&mut spec.limits, &mut faults);
-        check_clock(&spec, &mut faults);
-        way_out::look_up(&mut spec, &mut faults);
-        let (image, held) = match base {
-            Some(base) => (base.image, base.held),
-            None => resolve(&spec, host, &mut faults)?,
-        };
-        let claim = claim_name(&mut spec)?;
-        let (addresses, place) = if faults.is_empty() {
-            take_addresses(networks, &mut spec, host)?
-        } else {
-            Default::default()
-        };
-        let mut plan = match plan(&spec, &image, host, &around) {
-            Ok(plan) if faults.is_empty() => plan,
-            Ok(_) => return Err(Error::spec(faults)),
-            Err(found) => {
-                faults.extend(found);
-                return Err(Error::spec(faults));
-            }
-        };
-        let ports = match spec.network {
-            NetworkMode::Host => Ports::of_host(&spec.expose),
-            _ => Ports::default(),
-        };
-        // First of all: what cannot be published is not worth a sandbox.
-        let bound = publish::bind(&plan.publish)?;
-        let cannot_open = |error| Error::io("cannot open the program's standard streams", error);
-        let keep = capture_limit.unwrap_or(capture::DEFAULT_LIMIT);
-        let input = capture::input(stdin).map_err(cannot_open)?;
-        let (output, stdout) =
-            capture::output(stdout, Stream::Output, keep).map_err(cannot_open)?;
-        let (error_output, stderr) =
-            capture::output(stderr, Stream::Error, keep).map_err(cannot_open)?;
-        crate::cgroup::reap(host);
-        let supervisor = Supervisor::get(host)?;
-        let limited = Limited::make(&mut plan, host, supervisor.pid(), spec.limits.best_effort)?;
-        let (memberships, mut connectors) = join(addresses, &spec)?;
-        let mut on_bridge = None;
-        if let Some(place) = &place {
-            let (init, ours) =
-                Channel::pair().map_err(|error| Error::io("cannot join the bridge", error))?;
-            connectors.push(init);
-            on_bridge = Some((place, ours));
-        }
-        let events = supervisor.launch(
-            plan.clone(),
-            [input.as_fd(), output.as_fd(), error_output.as_fd()],
-            limited.fd(),
-            &connectors,
-        )?;
-        // Else the ends of captured streams would never come.
-        drop((input, output, error_output, connectors));
-        if let Some((place, init)) = on_bridge {
-            place
-                .connect(&init)
-                .map_err(|error| Error::io("cannot join the bridge", error))?;
-        }
-        let mut sandbox = Sandbox {
-            id: random_id(),
-            events,
-            pidfd: None,
-            terminal: None,
-            stdout,
-            stderr,
-            capture_limit: keep,
-            exit: None,
-            gone: None,
-            failure: None,
-            outcome: None,
-            limited,
-            plan,
-            is_on_bridge: spec.network == NetworkMode::Bridge,
-            name: spec.name.clone(),
-            _claim: claim,
-            few_ids: match &host.ids.writer {
-                Writer::Caller(single) => Some(format!("{single}; {}", single.fix())),
-                Writer::Helpers | Writer::Privileged => None,
-            },
-            network: None,
-            record: Record::default(),
-            ports,
-            memberships,
-            place,
-            scratch: None,
-            origin: Origin { spec, image, held },
-        };
-        sandbox.await_start()?;
-        if let (false, Some(network)) = (bound.is_empty(), &sandbox.network) {
-            sandbox.ports = bound.forward(&*supervisor.broker()?, network.as_fd())?;
-        }
-        Ok(sandbox)
     }
 }
 
@@ -747,7 +717,7 @@ impl Sandbox {
             tv_sec: 0,
             tv_nsec: 0,
         };
-        let mut polled = [PollFd::new(&self.events, PollFlags::IN)];
+        let mut polled = [PollFd::new(&self.core.events, PollFlags::IN)];
         if rustix::event::poll(&mut polled, Some(&now)).is_ok_and(|ready| ready > 0) {
             self.take_event()?;
         }
@@ -758,19 +728,20 @@ impl Sandbox {
     }
 
     fn hear(&self) -> Result<Option<(Event, Vec<OwnedFd>)>, Error> {
-        self.events
+        self.core
+            .events
             .recv::<Event>()
             .map_err(|error| Error::io("cannot hear from the sandbox", error))
     }
 
     fn failed(&self, failure: Failure) -> Error {
-        let plan = &self.plan;
+        let plan = &self.core.plan;
         if let Cause::Exec(exec) = failure.cause {
             return Kind::Exec {
                 program: plan.program.argv[0].to_string_lossy().into_owned(),
                 working_dir: plan.program.working_dir.display().to_string(),
                 failure: exec,
-                few_ids: self.few_ids.clone(),
+                few_ids: self.core.few_ids.clone(),
             }
             .into();
         }
@@ -797,184 +768,6 @@ pub(crate) fn written<T: DeserializeOwned>(reply: &Channel) -> Result<T, Error> 
         Some((answer, _)) => Ok(answer.map_err(Kind::Layer)?),
         None => Err(cannot(io::Error::other("it ended without an answer"))),
     }
-}
-
-/// That this kernel lets a program have a clock of its own when it is executed: before Linux 6.1 it would have the
-/// host's, and nobody would say so.
-fn check_clock(spec: &Spec, faults: &mut Vec<SpecFault>) {
-    let Some(ahead) = spec.clock_offset else {
-        return;
-    };
-    let release = rustix::system::uname()
-        .release()
-        .to_string_lossy()
-        .into_owned();
-    let mut numbers = release.split('.').map(|part| part.parse().unwrap_or(0_u32));
-    let version = (numbers.next(), numbers.next());
-    if version < (Some(6), Some(1)) {
-        let why = format!(
-            "this kernel is {release}, and programs have clocks of their own since Linux 6.1"
-        );
-        faults.push(SpecFault::new("clock_offset", format!("{ahead:?}"), why));
-    }
-}
-
-/// Makes the host's paths in a spec absolute, and says which are not there.
-fn anchor(spec: &mut Spec, here: &Path, faults: &mut Vec<SpecFault>) {
-    let mut sources: Vec<(&str, &mut PathBuf)> = Vec::new();
-    for mount in &mut spec.mounts {
-        if let MountKind::Bind { source, .. } | MountKind::Overlay { source } = &mut mount.kind {
-            sources.push(("mount source", source));
-        }
-    }
-    if let ImageRef::Dir(path) = &mut spec.image {
-        sources.push(("image dir", path));
-    }
-    for path in spec
-        .host_view
-        .paths
-        .iter_mut()
-        .chain(&mut spec.host_view.read_only_paths)
-    {
-        sources.push(("host path", path));
-    }
-    for (field, path) in sources {
-        let absolute = here.join(&*path);
-        if let Err(error) = fs::metadata(&absolute) {
-            faults.push(SpecFault::new(
-                field,
-                path.display().to_string(),
-                format!("on this host: {error}"),
-            ));
-        }
-        *path = absolute;
-    }
-}
-
-/// Makes the name unique among this user's running sandboxes, where that is asked.
-/// An address on each of `networks`, and on the bridge where one is asked for: as root it is the host's, for others
-/// it is the first of the networks.
-fn take_addresses(
-    mut networks: Vec<Network>,
-    spec: &mut Spec,
-    host: &Host,
-) -> Result<(Vec<Address>, Option<Place>), Error> {
-    let on_bridge = spec.network == NetworkMode::Bridge;
-    if on_bridge && host.uid != 0 {
-        networks.insert(0, Network::in_place_of(&spec.bridge)?);
-    }
-    let addresses = networks
-        .iter()
-        .map(Network::take_address)
-        .collect::<Result<Vec<_>, _>>()?;
-    spec.links = addresses.iter().map(Address::link).collect();
-    let place = (on_bridge && host.uid == 0)
-        .then(|| bridge::join(&spec.bridge.name, spec.bridge.subnet, &names_of(spec)))
-        .transpose()?;
-    spec.links.extend(place.as_ref().map(|place| Link {
-        network: spec.bridge.name.clone(),
-        subnet: spec.bridge.subnet,
-        address: place.address(),
-        names: LinkNames::Hosts(place.neighbours().to_vec()),
-    }));
-    Ok((addresses, place))
-}
-
-/// What others on its networks call a sandbox.
-fn names_of(spec: &Spec) -> Vec<String> {
-    spec.name
-        .iter()
-        .chain(&spec.hostname)
-        .chain(&spec.aliases)
-        .cloned()
-        .collect()
-}
-
-/// Makes the sandbox known on its networks. Its init is given the channels, in the order of the links.
-fn join(addresses: Vec<Address>, spec: &Spec) -> Result<(Vec<Membership>, Vec<Channel>), Error> {
-    static LAST_ID: AtomicU64 = AtomicU64::new(0);
-
-    let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
-    let names = names_of(spec);
-    addresses
-        .into_iter()
-        .map(|address| address.join(id, &names))
-        .collect()
-}
-
-fn claim_name(spec: &mut Spec) -> Result<Option<Claim>, Error> {
-    let Some(name) = spec.name.as_ref().filter(|_| spec.unique_name) else {
-        return Ok(None);
-    };
-    let directory = crate::host::cache_dir().ok_or_else(|| {
-        Error::io(
-            "cannot tell where to keep names",
-            io::Error::other(NO_CACHE_DIR),
-        )
-    })?;
-    let (name, claim) = names::claim(&directory, name).map_err(|error| {
-        Error::io(
-            format!("cannot claim a name in {}", directory.display()),
-            error,
-        )
-    })?;
-    spec.name = Some(name);
-    Ok(Some(claim))
-}
-
-const NO_CACHE_DIR: &str = "none of ORBIT_CACHE_DIR, XDG_CACHE_HOME and HOME is set to an absolute path; set ORBIT_CACHE_DIR";
-
-#[cfg_attr(not(feature = "images"), expect(clippy::unnecessary_wraps))]
-fn resolve(
-    spec: &Spec,
-    host: &'static Host,
-    faults: &mut Vec<SpecFault>,
-) -> Result<(Image, Held), Error> {
-    match &spec.image {
-        ImageRef::Host => Ok(Default::default()),
-        ImageRef::Dir(path) => {
-            if fs::metadata(path).is_ok_and(|metadata| !metadata.is_dir()) {
-                faults.push(SpecFault::new(
-                    "image dir",
-                    path.display().to_string(),
-                    "it is not a directory",
-                ));
-            }
-            Ok(Default::default())
-        }
-        #[cfg(feature = "images")]
-        image => {
-            let (image, lease) = crate::images::resolve(image, spec.pull, host)?;
-            Ok((image, lease.map(|lease| std::sync::Arc::new(lease) as _)))
-        }
-        #[cfg(not(feature = "images"))]
-        image => {
-            let _ = host;
-            let why =
-                "this build of orbit-harness has neither of the features `images` and `registry`";
-            faults.push(SpecFault::new("image", image.to_string(), why));
-            Ok(Default::default())
-        }
-    }
-}
-
-pub(crate) fn surroundings() -> Surroundings {
-    let executable = std::env::current_exe().ok();
-    Surroundings {
-        working_dir: std::env::current_dir().unwrap_or_else(|_| "/".into()),
-        executable_dir: executable.and_then(|path| path.parent().map(Path::to_owned)),
-        path: std::env::var_os("PATH"),
-        umask: umask(),
-    }
-}
-
-/// The mask of this process, read where no thread can see it change meanwhile. Source: proc_pid_status(5).
-fn umask() -> u32 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let value = status.lines().find_map(|line| line.strip_prefix("Umask:"));
-    value
-        .and_then(|octal| u32::from_str_radix(octal.trim(), 8).ok())
-        .unwrap_or(0o022)
 }
 
 pub(crate) fn random_id() -> String {

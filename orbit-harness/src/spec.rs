@@ -43,6 +43,11 @@ pub(crate) struct Spec {
     pub(crate) user: Option<String>,
     pub(crate) hostname: Option<String>,
     pub(crate) mounts: Vec<Mount>,
+    /// Written before the program starts.
+    pub(crate) files: Vec<InitFile>,
+    pub(crate) labels: BTreeMap<String, String>,
+    /// What `stop` sends, as signal(7) numbers it; the image's signal, or SIGTERM, where none is given.
+    pub(crate) stop_signal: Option<i32>,
     pub(crate) read_only: bool,
     pub(crate) cap_add: Vec<String>,
     pub(crate) cap_drop: Vec<String>,
@@ -192,6 +197,60 @@ impl fmt::Display for ImageRef {
             Self::Oci(path, tag) => tagged(f, "oci", path, tag),
             Self::OciArchive(path, tag) => tagged(f, "oci-archive", path, tag),
             Self::Registry(reference) => f.write_str(reference),
+        }
+    }
+}
+
+/// A file that is there before the program starts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct InitFile {
+    pub(crate) at: PathBuf,
+    pub(crate) content: Vec<u8>,
+    pub(crate) mode: Option<u32>,
+    /// `user[:group]` of the sandbox.
+    pub(crate) owner: Option<String>,
+}
+
+/// What a file of a sandbox is to hold: bytes or text, and, where that matters, who may read it.
+///
+/// A new file is root's, and everybody may read it (`0644`), unless told otherwise; one that is there already keeps
+/// its owner and its permissions.
+///
+/// ```
+/// use orbit::Content;
+///
+/// let secret = Content::from("s3cret").mode(0o600).owner("70:70");
+/// # let _ = secret;
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Content {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) mode: Option<u32>,
+    pub(crate) owner: Option<String>,
+}
+
+impl Content {
+    /// The permissions of the file, as chmod(2) has them.
+    #[must_use]
+    pub fn mode(mut self, mode: u32) -> Self {
+        self.mode = Some(mode);
+        self
+    }
+
+    /// Whose the file is: `user`, `user:group`, `uid` or `uid:gid` of the sandbox.
+    #[must_use]
+    pub fn owner(mut self, owner: &str) -> Self {
+        self.owner = Some(owner.to_owned());
+        self
+    }
+}
+
+impl<T: AsRef<[u8]>> From<T> for Content {
+    fn from(bytes: T) -> Self {
+        Self {
+            bytes: bytes.as_ref().to_vec(),
+            mode: None,
+            owner: None,
         }
     }
 }

@@ -8,7 +8,11 @@ use std::{fmt, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{netfilter::Gate, spec::Link, units::Bytes};
+use crate::{
+    netfilter::Gate,
+    spec::{InitFile, Link},
+    units::Bytes,
+};
 
 /// One thing to do inside the new namespaces, before the program starts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,6 +63,8 @@ pub(crate) enum Step {
         at: PathBuf,
         read_only: bool,
     },
+    /// A file, with its parents where they are missing.
+    File(InitFile),
     /// A fresh filesystem in memory.
     Tmpfs { at: PathBuf, size: Bytes, mode: u32 },
     /// A fresh `/proc`.
@@ -231,6 +237,16 @@ impl fmt::Display for Step {
                     "mount tmpfs {} size={size} mode={mode:o} nosuid nodev",
                     at.display()
                 )
+            }
+            Self::File(file) => {
+                write!(f, "file {} bytes={}", file.at.display(), file.content.len())?;
+                if let Some(mode) = file.mode {
+                    write!(f, " mode={mode:o}")?;
+                }
+                match &file.owner {
+                    Some(owner) => write!(f, " owner={owner}"),
+                    None => Ok(()),
+                }
             }
             Self::Proc => f.write_str("mount proc /proc nosuid nodev noexec"),
             Self::Cgroup => f.write_str("mount cgroup2 /sys/fs/cgroup ro nosuid nodev noexec"),

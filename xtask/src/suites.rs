@@ -44,6 +44,7 @@ pub(crate) fn all(tally: &mut Tally) -> Result<()> {
     for (name, test) in [
         ("end to end", "e2e"),
         ("networks", "network"),
+        ("services", "services"),
         ("reports", "report"),
         ("limits on this machine", "limits"),
     ] {

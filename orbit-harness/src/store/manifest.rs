@@ -6,12 +6,12 @@
 //! Source: OCI Image Specification, "Image Manifest", "Image Index", "Image Configuration"; Docker Registry HTTP
 //! API, "Image Manifest V 2, Schema 2".
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{digest::Digest, error::StoreError, platform::Platform};
-use crate::image::ImageConfig;
+use crate::image::{HealthCheck, ImageConfig};
 
 /// Larger documents are no manifests: registries themselves take no more.
 pub(super) const MAX_DOCUMENT_BYTES: u64 = 4 << 20;
@@ -258,6 +258,39 @@ struct RawConfig {
     /// In Go a set is a map to nothing.
     exposed_ports: BTreeMap<String, serde_json::Value>,
     stop_signal: Option<String>,
+    healthcheck: Option<RawHealthcheck>,
+}
+
+/// Durations are in nanoseconds; 0 is what was not given.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct RawHealthcheck {
+    #[serde(deserialize_with = "null_is_default")]
+    test: Vec<String>,
+    interval: u64,
+    timeout: u64,
+    start_period: u64,
+    retries: u32,
+}
+
+impl RawHealthcheck {
+    /// `None` where there is none, or it is switched off (`["NONE"]`).
+    fn check(self) -> Option<HealthCheck> {
+        let mut check = match self.test.split_first()? {
+            (kind, words) if kind == "CMD" && !words.is_empty() => HealthCheck::new(words),
+            (kind, [line]) if kind == "CMD-SHELL" => HealthCheck::shell(line),
+            _ => return None,
+        };
+        let given =
+            |nanoseconds| Some(Duration::from_nanos(nanoseconds)).filter(|it| !it.is_zero());
+        check.interval = given(self.interval).unwrap_or(check.interval);
+        check.timeout = given(self.timeout).unwrap_or(check.timeout);
+        check.start_period = Duration::from_nanos(self.start_period);
+        check.retries = Some(self.retries)
+            .filter(|it| *it > 0)
+            .unwrap_or(check.retries);
+        Some(check)
+    }
 }
 
 impl Configuration {
@@ -294,6 +327,7 @@ impl Configuration {
                 user: config.user,
                 exposed_ports: config.exposed_ports.into_keys().collect(),
                 stop_signal: config.stop_signal.filter(|signal| !signal.is_empty()),
+                healthcheck: config.healthcheck.and_then(RawHealthcheck::check),
             },
             diff_ids: raw.rootfs.diff_ids,
             document: String::from_utf8_lossy(content).into_owned(),

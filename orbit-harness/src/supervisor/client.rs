@@ -3,7 +3,7 @@
 use std::{
     io,
     os::{
-        fd::{AsFd as _, BorrowedFd},
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
         unix::process::CommandExt as _,
     },
     process::{Command, Stdio},
@@ -15,7 +15,7 @@ use rustix::process::{PidfdFlags, getpid, pidfd_open};
 use super::{
     broker::Broker,
     channel::Channel,
-    protocol::{Hello, Mapping, Request, StartFailure, StartStep, Welcome},
+    protocol::{ExecOrder, FileJob, Hello, Mapping, Request, StartFailure, StartStep, Welcome},
 };
 use crate::{
     host::Host,
@@ -142,10 +142,11 @@ impl Supervisor {
         self.pid
     }
 
-    /// Asks for a sandbox, to be born in `cgroup` where the plan has one. Its events arrive on the channel that is
+    /// Asks for a sandbox, which later requests know by `key`, to be born in `cgroup` where the plan has one. Its events arrive on the channel that is
     /// returned; to drop that is to end it.
     pub(crate) fn launch(
         &self,
+        key: u64,
         plan: Plan,
         stdio: [BorrowedFd<'_>; 3],
         cgroup: Option<BorrowedFd<'_>>,
@@ -153,7 +154,39 @@ impl Supervisor {
     ) -> Result<Channel, SupervisorError> {
         let networks = networks.iter().map(Channel::as_fd);
         let fds: Vec<BorrowedFd<'_>> = stdio.into_iter().chain(cgroup).chain(networks).collect();
-        self.ask(&Request::Launch(Box::new(plan)), &fds)
+        let plan = Box::new(plan);
+        self.ask(&Request::Launch { key, plan }, &fds)
+    }
+
+    /// Asks for a further program in a sandbox. What happens to it arrives on the channel that is returned; to drop
+    /// that is to kill it.
+    pub(crate) fn exec(
+        &self,
+        order: ExecOrder,
+        stdio: [BorrowedFd<'_>; 3],
+        cgroup: Option<BorrowedFd<'_>>,
+        namespaces: &[OwnedFd],
+    ) -> Result<Channel, SupervisorError> {
+        let namespaces = namespaces.iter().map(|fd| fd.as_fd());
+        let fds: Vec<BorrowedFd<'_>> = stdio.into_iter().chain(cgroup).chain(namespaces).collect();
+        self.ask(&Request::Exec(Box::new(order)), &fds)
+    }
+
+    /// Asks for something to be done with the files of a sandbox, whose root is `root` where its init gave one.
+    pub(crate) fn files(
+        &self,
+        sandbox: u64,
+        job: FileJob,
+        root: Option<BorrowedFd<'_>>,
+        content: Option<BorrowedFd<'_>>,
+    ) -> Result<Channel, SupervisorError> {
+        let request = Request::Files {
+            sandbox,
+            has_root: root.is_some(),
+            job,
+        };
+        let fds: Vec<_> = root.into_iter().chain(content).collect();
+        self.ask(&request, &fds)
     }
 
     /// Sends `request` with a fresh reply channel before `fds`.

@@ -1,14 +1,8 @@
 //! Process 1 of a sandbox: makes what the plan says, starts the program, reaps, and says how it ended.
 
 use std::{
-    collections::BTreeMap,
-    ffi::{CString, OsStr, OsString},
-    fs,
-    io::Read as _,
-    os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-        unix::{ffi::OsStrExt as _, fs::OpenOptionsExt as _},
-    },
+    fs, io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     time::{Duration, Instant},
 };
 
@@ -18,21 +12,23 @@ use nix::sys::{
 };
 use rustix::{
     event::{PollFd, PollFlags},
+    fs::{Mode, OFlags, ResolveFlags},
     process::{DumpableBehavior, PidfdFlags},
 };
 
 use super::{
     channel::Channel,
-    make::{Helper, Maker, TerminalPair},
-    protocol::{Cause, Control, Event, Exit, Failure},
+    make::{Helper, Maker},
+    program::Ready,
+    protocol::{Answer, Cause, Control, Event, Exit, Failure},
 };
 use crate::{
     netfilter::Netfilter,
     outcome::{LeakedProcess, Status, Usage},
-    plan::{Isolation, Plan, ProgramPlan, UserPlan},
-    security::{seccomp::bpf::SockFilter, user::UserSpec},
+    plan::{Isolation, Plan, UserPlan},
+    security::seccomp::bpf::SockFilter,
     spec::Init,
-    sys::{self, Program, SingleThreaded, Terminal, Waited},
+    sys::{self, SingleThreaded, Waited},
     units::Bytes,
 };
 
@@ -149,12 +145,12 @@ fn prepare<'a>(
         namespace,
         filter,
     )
-    .map(|ready| Ready {
-        network: network.map(OwnedFd::from),
-        scratch: maker.take_scratch(),
-        unrecorded: record.unrecorded,
-        record: record.netfilter.map(Netfilter::into_fd),
-        ..ready
+    .map(|mut ready| {
+        ready.network = network.map(OwnedFd::from);
+        ready.scratch = maker.take_scratch();
+        ready.unrecorded = record.unrecorded;
+        ready.record = record.netfilter.map(Netfilter::into_fd);
+        ready
     })
     .map_err(|cause| Failure {
         line: plan.steps.len() + 1,
@@ -163,7 +159,7 @@ fn prepare<'a>(
 }
 
 /// Sets the clocks ahead that what this process executes will see. Source: time_namespaces(7).
-fn set_clocks(ahead: Duration) -> std::io::Result<()> {
+fn set_clocks(ahead: Duration) -> io::Result<()> {
     let namespace = nix::sched::CloneFlags::from_bits_retain(libc::CLONE_NEWTIME);
     nix::sched::unshare(namespace)?;
     let (seconds, nanos) = (ahead.as_secs(), ahead.subsec_nanos());
@@ -213,17 +209,33 @@ fn run_under(
         line: plan.steps.len() + 2,
         cause: Cause::Errno(errno),
     })?;
-    let Some(end) = supervise(pid, &signals, events) else {
+    let mut post = Post {
+        signals,
+        events,
+        network: plan.network,
+        is_held: false,
+    };
+    let Some(end) = post.supervise(pid) else {
         return Ok(());
     };
-    let wall_time = started.elapsed();
-    let exit = Exit {
+    let mut exit = Exit {
         status: Status::from(&end),
         usage: Usage::from(&end),
-        wall_time,
+        wall_time: started.elapsed(),
         leaked: kill_the_rest(),
         full_disk: full_disk(),
     };
+    // Where another program takes its place, what is left of the sandbox stays.
+    while post.is_held {
+        let _ = events.send(&Event::Exited(exit.clone()), &[]);
+        if !post.keep() {
+            return Ok(());
+        }
+        exit.leaked = kill_the_rest();
+        exit.full_disk = full_disk();
+        // What others started here is no child of this process.
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(-1), Signal::SIGKILL);
+    }
     let _ = events.send(&Event::Exited(exit), &[]);
     Ok(())
 }
@@ -261,7 +273,7 @@ fn exec_failure(plan: &Plan, failure: sys::ExecFailure) -> Failure {
     }
 }
 
-fn failure(line: usize, error: &std::io::Error) -> Failure {
+fn failure(line: usize, error: &io::Error) -> Failure {
     Failure {
         line,
         cause: Cause::Errno(error.raw_os_error().unwrap_or(0)),
@@ -275,35 +287,137 @@ fn watch_signals() -> nix::Result<SignalFd> {
     SignalFd::with_flags(&watched, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
 }
 
-/// Waits for the program's end, reaping orphans and passing signals on. `None`: nobody can be understood any more.
-fn supervise(pid: i32, signals: &SignalFd, events: &Channel) -> Option<Waited> {
-    loop {
-        while let Ok(Some(waited)) = sys::wait_any(false) {
-            if waited.pid == pid {
-                return Some(waited);
+/// The post of a process 1: what it hears, from the kernel and from who asked for the sandbox.
+struct Post<'a> {
+    signals: SignalFd,
+    events: &'a Channel,
+    network: Isolation,
+    /// Whether the sandbox outlives its program.
+    is_held: bool,
+}
+
+impl Post<'_> {
+    /// Waits for the program's end, reaping orphans and passing signals on. `None`: nobody can be understood any
+    /// more.
+    fn supervise(&mut self, pid: i32) -> Option<Waited> {
+        loop {
+            while let Ok(Some(waited)) = sys::wait_any(false) {
+                if waited.pid == pid {
+                    return Some(waited);
+                }
+            }
+            match self.hear(Some(pid)) {
+                Heard::Nothing => {}
+                Heard::Sweep { .. } | Heard::Nonsense => return None,
             }
         }
+    }
+
+    /// Reaps, with no program of its own, until it is to kill what is left. Whether it can be understood.
+    fn keep(&mut self) -> bool {
+        loop {
+            while let Ok(Some(_)) = sys::wait_any(false) {}
+            match self.hear(None) {
+                Heard::Nothing => {}
+                Heard::Sweep { stay } => {
+                    self.is_held = stay;
+                    return true;
+                }
+                Heard::Nonsense => return false,
+            }
+        }
+    }
+
+    /// Waits for a signal or a request, and does what can be done at once.
+    fn hear(&mut self, program: Option<i32>) -> Heard {
         let mut polled = [
-            PollFd::new(signals, PollFlags::IN),
-            PollFd::new(events, PollFlags::IN),
+            PollFd::new(&self.signals, PollFlags::IN),
+            PollFd::new(self.events, PollFlags::IN),
         ];
         // Interrupted or not, both are looked at below.
         let _ = rustix::event::poll(&mut polled, None);
         let asked = !polled[1].revents().is_empty();
-        while let Ok(Some(info)) = signals.read_signal() {
+        while let Ok(Some(info)) = self.signals.read_signal() {
             let number = info.ssi_signo as i32;
-            if number != libc::SIGCHLD {
+            if let Some(pid) = program.filter(|_| number != libc::SIGCHLD) {
                 signal(pid, number);
             }
         }
-        if asked {
-            match events.recv::<Control>() {
-                Ok(Some((Control::Signal(number), _))) => signal(pid, number),
-                Ok(None) => wait_to_be_killed(),
-                Err(_) => return None,
+        if !asked {
+            return Heard::Nothing;
+        }
+        match self.events.recv::<Control>() {
+            Ok(Some((control, mut fds))) => {
+                let reply = fds.pop().map(Channel::from_fd);
+                match control {
+                    Control::Signal(number) => {
+                        if let Some(pid) = program {
+                            signal(pid, number);
+                        }
+                    }
+                    Control::Handles => {
+                        let found = handles(self.network);
+                        let fds = found.as_deref().unwrap_or_default();
+                        answer(reply, found.as_ref().map(|_| ()), fds);
+                    }
+                    Control::Stop(stop) => {
+                        let signal = if stop {
+                            Signal::SIGSTOP
+                        } else {
+                            Signal::SIGCONT
+                        };
+                        let everybody = nix::unistd::Pid::from_raw(-1);
+                        // ESRCH: there is nobody.
+                        let _ = nix::sys::signal::kill(everybody, signal);
+                        let done = if stop { await_stillness() } else { Ok(()) };
+                        answer(reply, done.as_ref().map(drop), &[]);
+                    }
+                    Control::Hold => self.is_held = true,
+                    Control::Sweep { stay } => return Heard::Sweep { stay },
+                }
+                Heard::Nothing
             }
+            Ok(None) => wait_to_be_killed(),
+            Err(_) => Heard::Nonsense,
         }
     }
+}
+
+enum Heard {
+    Nothing,
+    Sweep { stay: bool },
+    Nonsense,
+}
+
+fn answer(reply: Option<Channel>, done: Result<(), &io::Error>, fds: &[OwnedFd]) {
+    let answer: Answer = done.map_err(|error| error.raw_os_error().unwrap_or(libc::EIO));
+    let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+    // Who asked may not wait any more.
+    let _ = reply.map(|reply| reply.send(&answer, &fds));
+}
+
+/// The root directory and the namespaces of this process, for a further program to get in by.
+///
+/// Opened when they are asked for: most sandboxes never need them. From outside, nobody could open them: this process
+/// is a copy of the supervisor, into which nobody may look. A program with privileges over mounts may have covered
+/// `/proc`: only this process's own files in a real one are taken.
+fn handles(network: Isolation) -> io::Result<Vec<OwnedFd>> {
+    let path = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open("/", path, Mode::empty())?;
+    let proc = rustix::fs::open("/proc", path | OFlags::NOFOLLOW, Mode::empty())?;
+    if rustix::fs::fstatfs(&proc)?.f_type != rustix::fs::PROC_SUPER_MAGIC {
+        return Err(io::Error::from_raw_os_error(libc::ENOTDIR));
+    }
+    let within = ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS | ResolveFlags::BENEATH;
+    let own = rustix::fs::openat2(&proc, "self/ns", path, Mode::empty(), within)?;
+    let names = ["mnt", "pid", "ipc", "uts", "cgroup", "net"];
+    let count = if network == Isolation::Own { 6 } else { 5 };
+    let mut found = vec![root];
+    for name in &names[..count] {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        found.push(rustix::fs::openat(&own, *name, flags, Mode::empty())?);
+    }
+    Ok(found)
 }
 
 /// The sandbox was let go, and its supervisor kills this process for it. To end first would look like a program
@@ -342,6 +456,31 @@ fn kill_the_rest() -> Vec<LeakedProcess> {
 }
 
 fn living_processes() -> Vec<LeakedProcess> {
+    let mut found: Vec<_> = processes()
+        .into_iter()
+        .filter(|(_, state)| *state != b'Z')
+        .map(|(process, _)| process)
+        .collect();
+    found.sort_by_key(|process| process.pid);
+    found
+}
+
+/// Waits until every process that was sent SIGSTOP stands still: one that is inside of the kernel stops on its way out.
+fn await_stillness() -> io::Result<()> {
+    const PATIENCE_MS: u32 = 2000;
+
+    let stands = |state: u8| matches!(state, b'T' | b't' | b'Z' | b'X');
+    for _ in 0..PATIENCE_MS {
+        if processes().iter().all(|(_, state)| stands(*state)) {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Err(io::Error::from_raw_os_error(libc::ETIMEDOUT))
+}
+
+/// Every other process, with the letter of its state. Source: proc_pid_stat(5).
+fn processes() -> Vec<(LeakedProcess, u8)> {
     let Ok(entries) = fs::read_dir("/proc") else {
         return Vec::new();
     };
@@ -359,11 +498,10 @@ fn living_processes() -> Vec<LeakedProcess> {
             stat.iter().rposition(|b| *b == b')')?,
         );
         let name = String::from_utf8_lossy(&stat[open + 1..close]).into_owned();
-        (stat.get(close + 2) != Some(&b'Z')).then_some(LeakedProcess { pid, name })
+        let state = stat.get(close + 2).copied().unwrap_or(b'?');
+        Some((LeakedProcess { pid, name }, state))
     };
-    let mut found: Vec<_> = entries.filter_map(Result::ok).filter_map(process).collect();
-    found.sort_by_key(|process| process.pid);
-    found
+    entries.filter_map(Result::ok).filter_map(process).collect()
 }
 
 /// The size of the writable layer, which is what lies under `/`, where it has no room left for data or for names.
@@ -371,191 +509,4 @@ fn full_disk() -> Option<Bytes> {
     let found = rustix::fs::statvfs("/").ok()?;
     let is_full = found.f_bavail == 0 || (found.f_files > 0 && found.f_ffree == 0);
     is_full.then(|| Bytes::new(found.f_blocks.saturating_mul(found.f_frsize)))
-}
-
-/// What a program needs, as C strings, numbers and descriptors.
-struct Ready<'a> {
-    candidates: Vec<CString>,
-    argv: Vec<CString>,
-    env: Vec<CString>,
-    working_dir: CString,
-    uid: u32,
-    gid: u32,
-    groups: Option<Vec<u32>>,
-    umask: u32,
-    rlimits: Vec<(u32, u64, u64)>,
-    capabilities: u64,
-    stdio: Vec<OwnedFd>,
-    terminal: Option<TerminalPair>,
-    /// For who asked for the sandbox, where it has one of its own.
-    network: Option<OwnedFd>,
-    /// For the same: what holds all that is written.
-    scratch: Option<OwnedFd>,
-    /// Likewise, where something is recorded.
-    record: Option<OwnedFd>,
-    unrecorded: Option<i32>,
-    user_namespace: Option<BorrowedFd<'a>>,
-    filter: &'a [SockFilter],
-}
-
-impl<'a> Ready<'a> {
-    fn new(
-        plan: &ProgramPlan,
-        stdio: Vec<OwnedFd>,
-        terminal: Option<TerminalPair>,
-        user_namespace: Option<BorrowedFd<'a>>,
-        filter: &'a [SockFilter],
-    ) -> Result<Self, Cause> {
-        // The plan holds no NUL byte: it would be no plan.
-        let c_string =
-            |text: &OsStr| CString::new(text.as_bytes()).map_err(|_| Cause::Errno(libc::EINVAL));
-        let mut env = plan.env.clone();
-        let (uid, gid, groups) = match &plan.user {
-            UserPlan::Caller { uid, gid } if user_namespace.is_some() => (*uid, *gid, Vec::new()),
-            UserPlan::Caller { .. } => (0, 0, Vec::new()),
-            UserPlan::Named(name) => {
-                let spec = if name.is_empty() {
-                    Ok(UserSpec::default())
-                } else {
-                    name.parse()
-                };
-                let found = spec
-                    .and_then(|spec| {
-                        spec.resolve(&read_text("/etc/passwd"), &read_text("/etc/group"))
-                    })
-                    .map_err(Cause::User)?;
-                env.entry("HOME".into())
-                    .or_insert_with(|| found.home.clone().into());
-                (found.uid, found.gid, found.groups)
-            }
-        };
-        let groups_denied =
-            fs::read("/proc/self/setgroups").is_ok_and(|text| text.starts_with(b"deny"));
-        let pairs = env.iter().map(|(name, value)| {
-            let mut pair = name.clone();
-            pair.push("=");
-            pair.push(value);
-            c_string(&pair)
-        });
-        Ok(Self {
-            candidates: candidates(&plan.argv[0], &env)
-                .iter()
-                .map(|path| c_string(path))
-                .collect::<Result<_, _>>()?,
-            argv: plan
-                .argv
-                .iter()
-                .map(|word| c_string(word))
-                .collect::<Result<_, _>>()?,
-            env: pairs.collect::<Result<_, _>>()?,
-            working_dir: c_string(plan.working_dir.as_os_str())?,
-            uid,
-            gid,
-            groups: (!groups_denied).then_some(groups),
-            umask: plan.umask,
-            rlimits: plan
-                .ulimits
-                .iter()
-                .map(|limit| (limit.resource, limit.soft, limit.hard))
-                .collect(),
-            capabilities: plan.capabilities.bits(),
-            stdio,
-            terminal,
-            network: None,
-            scratch: None,
-            record: None,
-            unrecorded: None,
-            user_namespace,
-            filter,
-        })
-    }
-
-    fn program(&self) -> Program<'_> {
-        let (stdio, terminal) = match &self.terminal {
-            Some(pair) => (
-                [&pair.program_side; 3].map(AsFd::as_fd),
-                Terminal::Controlling,
-            ),
-            None => (
-                [0, 1, 2].map(|number| self.stdio[number].as_fd()),
-                Terminal::None,
-            ),
-        };
-        Program {
-            candidates: &self.candidates,
-            argv: &self.argv,
-            env: &self.env,
-            stdio,
-            terminal,
-            working_dir: &self.working_dir,
-            user_namespace: self.user_namespace,
-            uid: self.uid,
-            gid: self.gid,
-            groups: self.groups.as_deref(),
-            umask: self.umask,
-            rlimits: &self.rlimits,
-            capabilities: self.capabilities,
-            filter: self.filter,
-        }
-    }
-}
-
-/// The paths that a program's name may mean: itself where it has a slash, else one for each part of `PATH`.
-///
-/// Source: execvp(3).
-fn candidates(name: &OsStr, env: &BTreeMap<OsString, OsString>) -> Vec<OsString> {
-    if name.as_bytes().contains(&b'/') {
-        return vec![name.to_owned()];
-    }
-    let path = env
-        .get(OsStr::new("PATH"))
-        .map_or(OsStr::new("/bin:/usr/bin"), OsString::as_os_str);
-    let within = |directory: &[u8]| {
-        let directory = if directory.is_empty() {
-            b"."
-        } else {
-            directory
-        };
-        let mut candidate = OsStr::from_bytes(directory).to_owned();
-        candidate.push("/");
-        candidate.push(name);
-        candidate
-    };
-    path.as_bytes()
-        .split(|byte| *byte == b':')
-        .map(within)
-        .collect()
-}
-
-/// A file of the image, as far as it is one: not a device that blocks, not more than a file of accounts holds.
-fn read_text(path: &str) -> String {
-    const MAX_BYTES: u64 = 4 << 20;
-    let mut bytes = Vec::new();
-    let file = fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-        .open(path);
-    if let Ok(file) = file
-        && file.metadata().is_ok_and(|metadata| metadata.is_file())
-    {
-        // What cannot be read names nobody; numbers still work.
-        let _ = file.take(MAX_BYTES).read_to_end(&mut bytes);
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_bare_name_is_looked_up_in_path() {
-        let env = BTreeMap::from([("PATH".into(), "/a::/b".into())]);
-        assert_eq!(candidates("x".as_ref(), &env), ["/a/x", "./x", "/b/x"]);
-        assert_eq!(candidates("./x".as_ref(), &env), ["./x"]);
-        assert_eq!(
-            candidates("x".as_ref(), &BTreeMap::new()),
-            ["/bin/x", "/usr/bin/x"]
-        );
-    }
 }

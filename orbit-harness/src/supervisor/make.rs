@@ -22,10 +22,11 @@ pub(super) use self::devices::TerminalPair;
 use self::syscalls::{INERT, chown, fd_path, mount, open_directory, tmpfs_options};
 use super::{
     channel::Channel,
+    files,
     home::{HOST, STAGE},
-    protocol::Cause,
+    protocol::{Cause, FileMeta},
 };
-use crate::{netfilter::Netfilter, step::Step};
+use crate::{netfilter::Netfilter, spec::InitFile, step::Step};
 
 type Done = Result<(), Cause>;
 
@@ -146,6 +147,7 @@ impl Maker {
                     &tmpfs_options(*size, *mode),
                 )?)
             }
+            Step::File(file) => self.file(file),
             Step::Proc => {
                 let target = self.own_directory("proc")?;
                 Ok(mount(Some("proc"), &target, "proc", INERT, "")?)
@@ -161,6 +163,14 @@ impl Maker {
                 Ok(rustix::mount::mount_remount("/", flags, c"")?)
             }
         }
+    }
+
+    fn file(&self, file: &InitFile) -> Done {
+        let meta = FileMeta {
+            mode: file.mode,
+            owner: file.owner.clone(),
+        };
+        files::write(self.root()?, &file.at, &file.content, &meta).map_err(Cause::File)
     }
 
     fn root(&self) -> Result<&OwnedFd, Cause> {

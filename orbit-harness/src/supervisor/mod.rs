@@ -13,12 +13,16 @@
 mod broker;
 mod channel;
 mod client;
+mod enter;
+mod files;
 mod home;
 mod init;
 mod make;
+mod program;
 mod protocol;
 mod serve;
 mod start;
+mod transfer;
 mod way_out;
 #[cfg(feature = "images")]
 mod work;
@@ -27,5 +31,9 @@ mod written;
 pub(crate) use broker::{Broker, Known, Lease, MAX_PORTS, greeting};
 pub(crate) use channel::Channel;
 pub(crate) use client::{Supervisor, SupervisorError};
-pub(crate) use protocol::{Cause, Control, Event, Exit, Failure, Gone, Request};
+pub(crate) use protocol::{
+    Answer, Cause, Control, Event, ExecEvent, ExecOrder, Exit, Failure, FileAnswer, FileFault,
+    FileJob, FileMeta, Gone, Piece, Request,
+};
 pub(crate) use start::run;
+pub(crate) use transfer::{Destination, receive_tree, send_tree};

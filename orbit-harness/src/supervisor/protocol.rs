@@ -5,14 +5,14 @@
 //! When the test process closes or shuts down its end, the sandbox is killed; when everything of the sandbox is
 //! gone, the supervisor says so. Failures cross as step and error number, never as prose.
 
-use std::{path::PathBuf, time::Duration};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     layer::Writable,
     outcome::{LeakedProcess, Status, Usage},
-    plan::Plan,
+    plan::{Plan, ProgramPlan},
     security::idmap::IdMapPair,
     spec::SpecFault,
     sys::ExecFailure,
@@ -72,9 +72,20 @@ pub(crate) enum StartStep {
 /// What the test process asks of its supervisor.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
-    /// Make a sandbox. Descriptors: its event channel, then standard input, output and error, then the directory
+    /// Make a sandbox, which later requests know by `key`. Descriptors: its event channel, then standard input, output and error, then the directory
     /// of its control group where the plan has one, then for each link of the plan a channel to who makes it.
-    Launch(Box<Plan>),
+    Launch { key: u64, plan: Box<Plan> },
+    /// Run a further program in a sandbox. Descriptors: the channel on which it is told and asked, then standard
+    /// input, output and error, then the directory of its control group where it has one, then the namespaces that
+    /// its init gave ([`Control::Handles`]), in that order; none where the program is process 1 itself.
+    Exec(Box<ExecOrder>),
+    /// Do something with the files of a sandbox. Descriptors: the reply channel; the root, as its init gave it,
+    /// where there is such an init; the content, where the job brings one.
+    Files {
+        sandbox: u64,
+        has_root: bool,
+        job: FileJob,
+    },
     /// Start the broker. Descriptor: its control channel, on which it says when it is ready.
     Broker,
     /// Read what was written to a sandbox. Descriptors: the reply channel, the filesystem of its writable layers.
@@ -144,6 +155,8 @@ pub(crate) enum Cause {
     Helper(String),
     /// One of the program's own last steps.
     Exec(ExecFailure),
+    /// A file could not be written.
+    File(FileFault),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -164,9 +177,118 @@ pub(crate) struct Gone {
     pub(crate) wall_time: Duration,
 }
 
-/// What the test process asks of a sandbox's init, on the event channel.
+/// What the test process asks of a sandbox's init, on the event channel; and of who runs a further program in it,
+/// who knows [`Control::Signal`] alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Control {
     /// Send the program this signal.
     Signal(i32),
+    /// Hand over what a further program needs to get in. Descriptor: the reply channel, on which an
+    /// [`Answer`] brings the root directory, then the namespaces: mount, pid, ipc, uts, cgroup, and network where
+    /// the sandbox has one of its own.
+    Handles,
+    /// Stop every process but this one (SIGSTOP), or let them go on. Descriptor: the reply channel, for an
+    /// [`Answer`].
+    Stop(bool),
+    /// Stay when the program ends, for another to take its place.
+    Hold,
+    /// Kill what is left, say so as [`Event::Exited`], and end, unless it is to stay.
+    Sweep { stay: bool },
+}
+
+/// Done, or the error number of what could not be done.
+pub(crate) type Answer = Result<(), i32>;
+
+/// A further program for a sandbox.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ExecOrder {
+    pub(crate) sandbox: u64,
+    pub(crate) program: ProgramPlan,
+    pub(crate) in_cgroup: bool,
+}
+
+/// What happens to a further program.
+#[derive(Debug, Serialize, Deserialize)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there are three in the life of a program"
+)]
+pub(crate) enum ExecEvent {
+    /// It runs. Descriptors: a pidfd of it, then the other side of its terminal where it has one.
+    Started,
+    /// It does not: nothing is left of it.
+    Failed(Cause),
+    /// It ended.
+    Exited {
+        status: Status,
+        usage: Usage,
+        wall_time: Duration,
+    },
+}
+
+/// Something to do with the files of a sandbox. Paths are resolved within its root, and never beyond it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum FileJob {
+    /// Open a regular file for reading. The answer brings it.
+    Read { path: PathBuf },
+    /// Whether something is there: else ENOENT.
+    Find { path: PathBuf },
+    /// Write a file, whose content is brought. Its parents are made.
+    Write { path: PathBuf, file: FileMeta },
+    /// Receive a tree, on the reply channel, to this path.
+    CopyIn {
+        path: PathBuf,
+        owner: Option<String>,
+    },
+    /// Send what is at this path, on the reply channel.
+    CopyOut { path: PathBuf },
+}
+
+/// What a file is to be, beside its content.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FileMeta {
+    /// Permissions; those it has, or `rw-r--r--` for a new one, where none are given.
+    pub(crate) mode: Option<u32>,
+    /// `user[:group]` of the sandbox; whose it is, or root's for a new one, where nobody is given.
+    pub(crate) owner: Option<String>,
+}
+
+/// Why a job with files was not done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum FileFault {
+    /// The kernel's answer, and what it was about, where that is not the path of the job.
+    Errno(i32, Option<PathBuf>),
+    /// It is a device, a pipe, a socket or a directory, where a file is needed.
+    NotAFile,
+    /// The owner is not one that the sandbox's files name.
+    Owner(SpecFault),
+    /// A tree that is no tree.
+    Malformed,
+}
+
+/// How a job with files ended.
+pub(crate) type FileAnswer = Result<(), FileFault>;
+
+/// A piece of a tree, as it is sent.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Piece {
+    /// A directory begins; what follows, up to its [`Piece::Leave`], is in it. The first piece has no name.
+    Enter {
+        name: OsString,
+        mode: u32,
+    },
+    Leave,
+    /// A file. Descriptor: its content.
+    File {
+        name: OsString,
+        mode: u32,
+    },
+    Link {
+        name: OsString,
+        target: PathBuf,
+    },
+    /// All was sent.
+    End,
+    /// The sender met this.
+    Failed(FileFault),
 }

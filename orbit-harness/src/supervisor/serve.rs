@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, hash_map::Entry},
     io,
-    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     time::{Duration, Instant},
 };
 
@@ -15,8 +15,10 @@ use rustix::{
 use super::{
     broker,
     channel::Channel,
-    init,
-    protocol::{Cause, Event, Failure, Gone, Request},
+    enter, files, init,
+    protocol::{
+        Cause, Event, ExecEvent, ExecOrder, Failure, FileAnswer, FileFault, FileJob, Gone, Request,
+    },
     way_out::WayOut,
 };
 use crate::{
@@ -43,6 +45,8 @@ struct Supervisor {
     caller_namespace: Option<OwnedFd>,
     epoll: OwnedFd,
     children: HashMap<u64, Child>,
+    /// Inits that ended while somebody was still at work in their sandboxes.
+    ended: HashMap<u64, (Child, Waited)>,
     ids: HashMap<i32, u64>,
     /// Compiled filters, by capabilities and whether user namespaces are allowed.
     filters: HashMap<(u64, SeccompPlan), Program>,
@@ -53,15 +57,46 @@ struct Supervisor {
 struct Child {
     pid: i32,
     pidfd: OwnedFd,
+    role: Role,
     /// Of a sandbox; a worker answers for itself.
     events: Option<Channel>,
     started: Instant,
     timeout: Option<Duration>,
     timed_out: bool,
-    /// The number of the program that leads out of a sandbox.
-    helper: Option<u64>,
-    /// The sandbox that such a program was for, and how that ended.
-    last_of: Option<Box<(Child, Waited)>>,
+}
+
+/// What a child is there for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    /// Process 1 of the sandbox that requests know by this key.
+    Init {
+        key: u64,
+    },
+    /// Sees to a further program in the sandbox of this child.
+    Exec {
+        sandbox: u64,
+    },
+    /// Does something with the files of the sandbox of this child.
+    Files {
+        sandbox: u64,
+    },
+    /// Leads out of the network of the sandbox of this child.
+    WayOut {
+        sandbox: u64,
+    },
+    Other,
+}
+
+impl Role {
+    /// The sandbox that is not gone before this child is.
+    fn sandbox(self) -> Option<u64> {
+        match self {
+            Self::Exec { sandbox } | Self::Files { sandbox } | Self::WayOut { sandbox } => {
+                Some(sandbox)
+            }
+            Self::Init { .. } | Self::Other => None,
+        }
+    }
 }
 
 /// Serves until the test process is gone. What then still runs ends with this process, which is process 1.
@@ -87,13 +122,14 @@ fn try_serve(
     };
     watch(control.as_fd(), CONTROL, epoll::EventFlags::IN)?;
     watch(caller.as_fd(), CALLER, epoll::EventFlags::IN)?;
-    let (children, ids, filters) = Default::default();
+    let (children, ended, ids, filters) = Default::default();
     let mut supervisor = Supervisor {
         single_threaded,
         control,
         caller_namespace,
         epoll,
         children,
+        ended,
         ids,
         filters,
         next_id: FIRST_ID,
@@ -137,7 +173,13 @@ impl Supervisor {
             Err(_) => return Ok(true),
         };
         match request {
-            Request::Launch(plan) => self.launch(&plan, fds)?,
+            Request::Launch { key, plan } => self.launch(key, &plan, fds)?,
+            Request::Exec(order) => self.exec(&order, fds)?,
+            Request::Files {
+                sandbox,
+                has_root,
+                job,
+            } => self.files(sandbox, has_root, job, fds)?,
             Request::Broker => self.start_broker(fds)?,
             Request::Changes(writable) => {
                 self.work(fds, |mut fds| super::written::changes(&writable, fds.pop()))?;
@@ -169,7 +211,7 @@ impl Supervisor {
         Ok(true)
     }
 
-    fn launch(&mut self, plan: &Plan, mut fds: Vec<OwnedFd>) -> io::Result<()> {
+    fn launch(&mut self, key: u64, plan: &Plan, mut fds: Vec<OwnedFd>) -> io::Result<()> {
         let first_network = 4 + usize::from(plan.cgroup.is_some());
         if fds.len() < first_network {
             return Ok(()); // As an invalid message.
@@ -198,7 +240,7 @@ impl Supervisor {
                 return Ok(());
             }
         };
-        let filter = match filter(&mut self.filters, plan) {
+        let filter = match filter(&mut self.filters, &plan.program) {
             Ok(filter) => filter,
             Err(error) => {
                 let cause = Cause::Filter(error.to_string());
@@ -222,29 +264,104 @@ impl Supervisor {
             }
             Ok(Fork::Parent { pid, pidfd }) => {
                 drop(helper);
-                // Where it cannot be started its output ends, which is how the init learns of it.
-                let helper = way_out.and_then(|way_out| {
-                    let forked = way_out.start(self.single_threaded).ok()?;
-                    self.adopt(Child::unwatched(forked.0, forked.1)).ok()
-                });
-                let timeout = plan.timeout;
-                self.adopt(Child {
-                    helper,
-                    last_of: None,
-                    pid,
-                    pidfd,
+                let sandbox = self.adopt(Child {
                     events: Some(events),
                     started,
-                    timeout,
-                    timed_out: false,
-                })
-                .map(drop)
+                    timeout: plan.timeout,
+                    ..Child::unwatched(pid, pidfd, Role::Init { key })
+                })?;
+                // Where it cannot be started its output ends, which is how the init learns of it.
+                if let Some(Ok((pid, pidfd))) = way_out.map(|it| it.start(self.single_threaded)) {
+                    self.adopt(Child::unwatched(pid, pidfd, Role::WayOut { sandbox }))?;
+                }
+                Ok(())
             }
             Err(error) => {
                 let cause = Cause::Errno(error.raw_os_error().unwrap_or(0));
                 let _ = events.send(&Event::Failed(Failure { line: 0, cause }), &[]);
                 Ok(())
             }
+        }
+    }
+
+    /// Starts a further program in a sandbox.
+    fn exec(&mut self, order: &ExecOrder, mut fds: Vec<OwnedFd>) -> io::Result<()> {
+        let first_namespace = 4 + usize::from(order.in_cgroup);
+        if fds.len() < first_namespace {
+            return Ok(()); // As an invalid message.
+        }
+        let namespaces = fds.split_off(first_namespace);
+        let cgroup = if order.in_cgroup { fds.pop() } else { None };
+        let stdio = fds.split_off(1);
+        let channel = Channel::from_fd(fds.remove(0));
+        let fail = |cause| {
+            // Who asked may be gone.
+            let _ = channel.send(&ExecEvent::Failed(cause), &[]);
+            Ok(())
+        };
+        let Some((id, init)) = init_of(&self.children, order.sandbox) else {
+            return fail(Cause::Errno(libc::ESRCH));
+        };
+        let filter = match filter(&mut self.filters, &order.program) {
+            Ok(filter) => filter,
+            Err(error) => return fail(Cause::Filter(error.to_string())),
+        };
+        match self.single_threaded.fork(0, None) {
+            Ok(Fork::Child) => {
+                let given = enter::Given {
+                    channel,
+                    stdio,
+                    cgroup,
+                    namespaces,
+                    init: init.pidfd.as_fd(),
+                    caller_namespace: self.caller_namespace.as_ref().map(AsFd::as_fd),
+                    filter,
+                };
+                enter::run(self.single_threaded, order, given)
+            }
+            Ok(Fork::Parent { pid, pidfd }) => self
+                .adopt(Child::unwatched(pid, pidfd, Role::Exec { sandbox: id }))
+                .map(drop),
+            Err(error) => fail(Cause::Errno(error.raw_os_error().unwrap_or(libc::EIO))),
+        }
+    }
+
+    /// Reads or writes files of a sandbox.
+    fn files(
+        &mut self,
+        sandbox: u64,
+        has_root: bool,
+        job: FileJob,
+        mut fds: Vec<OwnedFd>,
+    ) -> io::Result<()> {
+        if fds.len() < 1 + usize::from(has_root) {
+            return Ok(()); // As an invalid message.
+        }
+        let reply = Channel::from_fd(fds.remove(0));
+        let root = has_root.then(|| fds.remove(0));
+        let content = fds.pop();
+        let fail = |errno| {
+            let _ = reply.send(&FileAnswer::Err(FileFault::Errno(errno, None)), &[]);
+            Ok(())
+        };
+        let Some((id, init)) = init_of(&self.children, sandbox) else {
+            return fail(libc::ESRCH);
+        };
+        match self.single_threaded.fork(0, None) {
+            Ok(Fork::Child) => {
+                let init = init.pidfd.as_fd();
+                let mut keep = vec![reply.as_fd().as_raw_fd(), init.as_raw_fd()];
+                keep.extend(root.iter().chain(&content).map(AsRawFd::as_raw_fd));
+                if sys::close_inherited(&mut keep).is_ok() {
+                    let root = root.map_or(files::Root::Of(init), files::Root::Given);
+                    files::run(&reply, root, job, content);
+                }
+                sys::exit_now(0)
+            }
+            Ok(Fork::Parent { pid, pidfd }) => self
+                .adopt(Child::unwatched(pid, pidfd, Role::Files { sandbox: id }))
+                .map(drop),
+            Err(error) => fail(error.raw_os_error().unwrap_or(libc::EIO)),
         }
     }
 
@@ -260,7 +377,9 @@ impl Supervisor {
                 }
                 sys::exit_now(0)
             }
-            Ok(Fork::Parent { pid, pidfd }) => self.adopt(Child::unwatched(pid, pidfd)).map(drop),
+            Ok(Fork::Parent { pid, pidfd }) => self
+                .adopt(Child::unwatched(pid, pidfd, Role::Other))
+                .map(drop),
             Err(error) => {
                 let errno = error.raw_os_error().unwrap_or(libc::EIO);
                 // Who asked may be gone.
@@ -284,7 +403,6 @@ impl Supervisor {
         // Where no process can be made the reply channel closes unanswered, and the caller says so.
         match self.single_threaded.fork(0, None) {
             Ok(Fork::Child) => {
-                use std::os::fd::AsRawFd;
                 let mut keep: Vec<_> = rest.iter().map(AsRawFd::as_raw_fd).collect();
                 keep.push(reply.as_fd().as_raw_fd());
                 if sys::close_inherited(&mut keep).is_ok() {
@@ -292,7 +410,9 @@ impl Supervisor {
                 }
                 sys::exit_now(0)
             }
-            Ok(Fork::Parent { pid, pidfd }) => self.adopt(Child::unwatched(pid, pidfd)).map(drop),
+            Ok(Fork::Parent { pid, pidfd }) => self
+                .adopt(Child::unwatched(pid, pidfd, Role::Other))
+                .map(drop),
             Err(_) => Ok(()),
         }
     }
@@ -353,27 +473,56 @@ impl Supervisor {
             };
             // What is not among them is an orphan that this process inherited, as every process 1 does.
             let id = self.ids.remove(&waited.pid);
-            if let Some(child) = id.and_then(|id| self.children.remove(&id)) {
-                self.conclude(child, waited);
+            if let Some((id, child)) = id.and_then(|id| Some((id, self.children.remove(&id)?))) {
+                self.take_end(id, child, waited);
             }
         }
     }
 
-    /// Tells the end of a sandbox, once the program that led out of it has ended too: until then its network is there.
-    fn conclude(&mut self, child: Child, waited: Waited) {
-        if let Some(last) = child.last_of {
-            let (sandbox, end) = *last;
-            sandbox.report(&end);
-            return;
-        }
-        match child.helper.and_then(|id| self.children.get_mut(&id)) {
-            Some(helper) => {
-                helper.kill();
-                helper.last_of = Some(Box::new((child, waited)));
+    /// Says of a sandbox that it is gone once its process 1 is, nobody is at work in it any more, and the program that
+    /// led out of it has ended: until then its network is there.
+    fn take_end(&mut self, id: u64, child: Child, waited: Waited) {
+        if let Some(sandbox) = child.role.sandbox() {
+            if !self.is_entered(sandbox)
+                && let Some((init, waited)) = self.ended.remove(&sandbox)
+            {
+                init.report(&waited);
             }
-            None => child.report(&waited),
+        } else if self.is_entered(id) {
+            // All programs inside are dead, so those who see to them end. Who reads or writes files may wait for
+            // a filesystem that one of those programs served, and the way out does not end by itself.
+            let to_kill = [Role::Files { sandbox: id }, Role::WayOut { sandbox: id }];
+            for worker in self
+                .children
+                .values()
+                .filter(|it| to_kill.contains(&it.role))
+            {
+                worker.kill();
+            }
+            let _ = epoll::delete(&self.epoll, &child.pidfd);
+            if let Some(events) = &child.events {
+                // Where it was let go before, it is not watched any more.
+                let _ = epoll::delete(&self.epoll, events);
+            }
+            self.ended.insert(id, (child, waited));
+        } else {
+            child.report(&waited);
         }
     }
+
+    fn is_entered(&self, sandbox: u64) -> bool {
+        self.children
+            .values()
+            .any(|child| child.role.sandbox() == Some(sandbox))
+    }
+}
+
+/// The child that is process 1 of the sandbox that requests know by `key`.
+fn init_of(children: &HashMap<u64, Child>, key: u64) -> Option<(u64, &Child)> {
+    children
+        .iter()
+        .find(|(_, child)| child.role == Role::Init { key })
+        .map(|(id, child)| (*id, child))
 }
 
 /// Why there is no filter: a sandbox without one is not started.
@@ -385,16 +534,16 @@ enum FilterError {
     Compile(#[from] CompileError),
 }
 
-/// The filter of `plan`, compiled with the first that needs it.
+/// The filter of the program `plan`, compiled with the first that needs it.
 fn filter<'a>(
     filters: &'a mut HashMap<(u64, SeccompPlan), Program>,
-    plan: &Plan,
+    plan: &ProgramPlan,
 ) -> Result<&'a [SockFilter], FilterError> {
     let ProgramPlan {
         capabilities,
         seccomp,
         ..
-    } = plan.program;
+    } = *plan;
     let program = match filters.entry((capabilities.bits(), seccomp)) {
         Entry::Occupied(known) => known.into_mut(),
         Entry::Vacant(new) => {
@@ -407,17 +556,16 @@ fn filter<'a>(
 }
 
 impl Child {
-    /// One that has no sandbox to tell of.
-    fn unwatched(pid: i32, pidfd: OwnedFd) -> Self {
+    /// One that nobody asks of, and that may take as long as it likes.
+    fn unwatched(pid: i32, pidfd: OwnedFd, role: Role) -> Self {
         Self {
             pid,
             pidfd,
+            role,
             events: None,
             started: Instant::now(),
             timeout: None,
             timed_out: false,
-            helper: None,
-            last_of: None,
         }
     }
 

@@ -13,6 +13,8 @@ mod link;
 mod mount;
 mod packet;
 mod process;
+#[cfg(feature = "tokio")]
+mod runtime;
 mod seccomp;
 
 pub(crate) use exec::{ExecFailure, ExecStep, Program, Terminal, hold_only};
@@ -24,6 +26,9 @@ pub(crate) use process::{
     Fork, SingleThreaded, Waited, close_inherited, exit_now, reset_signals, signal_child,
     signal_process, wait_any,
 };
+
+#[cfg(feature = "tokio")]
+pub(crate) use runtime::watch_readable;
 
 /// What a supervisor is called in `argv[0]`. The caller starts `/proc/self/exe` under this name.
 pub(crate) const SUPERVISOR_NAME: &CStr = c"orbit-supervisor";

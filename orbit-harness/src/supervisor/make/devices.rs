@@ -68,15 +68,7 @@ impl Maker {
 
 /// A new terminal of the `devpts` in `dev`, whose name inside is right, also at `/dev/console`.
 fn open_terminal(dev: &OwnedFd) -> rustix::io::Result<TerminalPair> {
-    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let caller_side = rustix::fs::openat(dev, "pts/ptmx", flags, Mode::empty())?;
-    rustix::pty::unlockpt(&caller_side)?;
-    let program_side = rustix::pty::ioctl_tiocgptpeer(
-        &caller_side,
-        rustix::pty::OpenptFlags::RDWR
-            | rustix::pty::OpenptFlags::NOCTTY
-            | rustix::pty::OpenptFlags::CLOEXEC,
-    )?;
+    let pair = TerminalPair::open(dev)?;
     rustix::fs::openat(
         dev,
         "console",
@@ -84,9 +76,34 @@ fn open_terminal(dev: &OwnedFd) -> rustix::io::Result<TerminalPair> {
         Mode::from_raw_mode(0o600),
     )?;
     let console = format!("{}/console", fd_path(dev));
-    rustix::mount::mount_bind(fd_path(&program_side), console)?;
-    Ok(TerminalPair {
-        caller_side,
-        program_side,
-    })
+    rustix::mount::mount_bind(fd_path(&pair.program_side), console)?;
+    Ok(pair)
+}
+
+impl TerminalPair {
+    /// A new terminal of the `devpts` in `dev`: of a real one, whatever a program put in its place
+    /// (CVE-2025-52565).
+    pub(in crate::supervisor) fn open(dev: &OwnedFd) -> rustix::io::Result<Self> {
+        /// Source: Linux, include/uapi/linux/magic.h.
+        const DEVPTS_SUPER_MAGIC: i64 = 0x1cd1;
+
+        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let pts = rustix::fs::openat(dev, "pts", PATH | OFlags::NOFOLLOW, Mode::empty())?;
+        if rustix::fs::fstatfs(&pts)?.f_type != DEVPTS_SUPER_MAGIC {
+            return Err(rustix::io::Errno::NODEV);
+        }
+        let caller_side =
+            rustix::fs::openat(&pts, "ptmx", flags | OFlags::NOFOLLOW, Mode::empty())?;
+        rustix::pty::unlockpt(&caller_side)?;
+        let program_side = rustix::pty::ioctl_tiocgptpeer(
+            &caller_side,
+            rustix::pty::OpenptFlags::RDWR
+                | rustix::pty::OpenptFlags::NOCTTY
+                | rustix::pty::OpenptFlags::CLOEXEC,
+        )?;
+        Ok(Self {
+            caller_side,
+            program_side,
+        })
+    }
 }

@@ -1,0 +1,631 @@
+//! Waits for a sandbox to be ready: one loop over every source of events, in the thread that asked.
+
+use std::{
+    fs::File,
+    io::Read as _,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use regex_lite::Regex;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    fs::{MemfdFlags, Mode, OFlags, ResolveFlags, inotify},
+};
+
+use super::{Exec, ExecBuilder, SHOWN_LINES, Sandbox, http::HttpTry};
+use crate::{
+    builder::Output,
+    error::{Error, Kind},
+    image::HealthCheck,
+    logs::LogStream,
+    outcome::Outcome,
+    wait::{HttpWait, NotReady, Progress, Wait, WaitKind, Why},
+};
+
+/// Between two looks at the table of sockets: first and longest.
+const PORT_PAUSES: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
+/// Between two requests.
+const HTTP_PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
+/// How long one request may take.
+const HTTP_PATIENCE: Duration = Duration::from_secs(5);
+/// Between two runs of a program.
+const EXEC_PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
+/// Between two looks for a file that cannot be watched, and for one that is.
+const FILE_PAUSES: (Duration, Duration) = (Duration::from_millis(25), Duration::from_millis(500));
+
+impl Sandbox {
+    /// Waits until this came true, for at most `patience`: as
+    /// [`SandboxBuilder::wait_for`](crate::SandboxBuilder::wait_for), while the sandbox runs. The log counts from its
+    /// beginning.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use orbit::Wait;
+    ///
+    /// let mut sandbox = orbit::Sandbox::builder()
+    ///     .cmd(["sh", "-c", "sleep 0.05; touch /tmp/here; exec sleep 60"])
+    ///     .start()?;
+    /// sandbox.wait_for(&Wait::file("/tmp/here"), Duration::from_secs(10))?;
+    /// let error = sandbox
+    ///     .wait_for(&Wait::port(80), Duration::from_millis(20))
+    ///     .unwrap_err();
+    /// assert!(error.is_not_ready());
+    /// # Ok::<(), orbit::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Where it does not come in time, or the program ends before ([`Error::is_not_ready`]).
+    pub fn wait_for(&mut self, wait: &Wait, patience: Duration) -> Result<(), Error> {
+        if !wait.faults.is_empty() {
+            return Err(Error::spec(wait.faults.clone()));
+        }
+        self.get_ready(std::slice::from_ref(wait), patience)
+    }
+
+    pub(super) fn get_ready(&mut self, waits: &[Wait], limit: Duration) -> Result<(), Error> {
+        if waits.is_empty() {
+            return Ok(());
+        }
+        let log = self.reader.as_ref().map(|reader| Arc::clone(reader.log()));
+        let waker = log
+            .as_ref()
+            .map(|log| log.add_waker())
+            .transpose()
+            .map_err(|error| Error::io("cannot wait for the log", error))?;
+        let ready = Readiness {
+            started: Instant::now(),
+            limit,
+            nodes: waits.iter().map(|wait| Node::new(wait, self)).collect(),
+            pid: self.pid(),
+        }
+        .run(self, waker.as_deref());
+        if let (Some(log), Some(waker)) = (log, waker) {
+            log.remove_waker(&waker);
+        }
+        ready
+    }
+}
+
+/// A wait under way.
+struct Readiness {
+    started: Instant,
+    limit: Duration,
+    /// All must be met.
+    nodes: Vec<Node>,
+    pid: Option<u32>,
+}
+
+/// One wait, and how far it came.
+struct Node {
+    what: String,
+    met: Option<Duration>,
+    /// What was seen last.
+    seen: String,
+    leaf: Leaf,
+    pauses: Pauses,
+}
+
+/// Longer and longer pauses between two looks at what tells nobody of its changes.
+struct Pauses {
+    next: Option<Instant>,
+    pause: Duration,
+    most: Duration,
+}
+
+#[expect(clippy::large_enum_variant, reason = "there are few, and for a moment")]
+enum Leaf {
+    Port(u16),
+    Log {
+        regex: Option<Regex>,
+        stream: Option<LogStream>,
+        times: usize,
+        count: usize,
+        next_line: usize,
+    },
+    Http {
+        wait: HttpWait,
+        trial: Option<HttpTry>,
+    },
+    Exec {
+        check: HealthCheck,
+        words: Vec<std::ffi::OsString>,
+        code: i32,
+        /// With what it writes.
+        running: Option<(Exec, File)>,
+        /// Where failures count: how many there were, and when the last was.
+        failures: Option<(u32, Option<Instant>)>,
+    },
+    File {
+        path: PathBuf,
+        watch: Option<OwnedFd>,
+    },
+    Exit(i32),
+    All(Vec<Node>),
+    Any(Vec<Node>),
+}
+
+impl Pauses {
+    fn new((first, most): (Duration, Duration)) -> Self {
+        Self {
+            next: None,
+            pause: first,
+            most,
+        }
+    }
+
+    fn is_over(&self, now: Instant) -> bool {
+        self.next.is_none_or(|next| next <= now)
+    }
+
+    fn begin(&mut self, now: Instant) {
+        self.next = Some(now + self.pause);
+        self.pause = (self.pause * 2).min(self.most);
+    }
+}
+
+impl Readiness {
+    fn run(mut self, sandbox: &mut Sandbox, waker: Option<&OwnedFd>) -> Result<(), Error> {
+        loop {
+            while has_event(sandbox)? {}
+            sandbox.take_end_of_main(false)?;
+            let has_ended = sandbox.exit.is_some() || sandbox.gone.is_some();
+            if has_ended && let Some(reader) = &mut sandbox.reader {
+                // All that will be written is there.
+                reader.finish();
+            }
+            let mut is_met = true;
+            for node in &mut self.nodes {
+                match node.check(sandbox, self.started, self.pid) {
+                    Ok(met) => is_met &= met,
+                    Err(why) => return Err(self.not_ready(sandbox, Why::Failed(why))),
+                }
+            }
+            if is_met {
+                return Ok(());
+            }
+            if has_ended {
+                let outcome = sandbox.wait()?;
+                let notes = outcome.notes.iter().map(ToString::to_string).collect();
+                return Err(self.not_ready(sandbox, Why::Ended(outcome.status, notes)));
+            }
+            let deadline = self.started + self.limit;
+            let now = Instant::now();
+            if now >= deadline {
+                return Err(self.not_ready(sandbox, Why::TimedOut(self.limit)));
+            }
+            let mut next = deadline;
+            let mut fds = Vec::new();
+            for node in &self.nodes {
+                node.sources(&mut fds, &mut next);
+            }
+            let timeout = Timespec::try_from(next.saturating_duration_since(now)).ok();
+            let mut polled = vec![PollFd::new(&sandbox.core.events, PollFlags::IN)];
+            polled.extend(
+                sandbox
+                    .main
+                    .iter()
+                    .map(|main| PollFd::new(main.end(), PollFlags::IN)),
+            );
+            polled.extend(waker.map(|waker| PollFd::new(waker, PollFlags::IN)));
+            polled.extend(
+                fds.iter()
+                    .map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)),
+            );
+            match rustix::event::poll(&mut polled, timeout.as_ref()) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(Error::io("cannot wait for the sandbox", error)),
+            }
+            if let Some(waker) = waker {
+                let _ = rustix::io::read(waker, &mut [0u8; 8]);
+            }
+        }
+    }
+
+    fn not_ready(&self, sandbox: &Sandbox, why: Why) -> Error {
+        let mut waits = Vec::new();
+        for node in &self.nodes {
+            node.tell(&mut waits);
+        }
+        let tail = sandbox.reader.as_ref().map(|it| it.log().tail(SHOWN_LINES));
+        NotReady {
+            sandbox: sandbox.title(),
+            why,
+            after: self.started.elapsed(),
+            waits,
+            tail: tail.unwrap_or_default(),
+        }
+        .into()
+    }
+}
+
+impl Node {
+    fn new(wait: &Wait, sandbox: &Sandbox) -> Self {
+        let nodes = |waits: &[Wait]| waits.iter().map(|wait| Self::new(wait, sandbox)).collect();
+        let (leaf, pauses) = match &wait.kind {
+            WaitKind::Port(port) => (Leaf::Port(*port), PORT_PAUSES),
+            WaitKind::Log {
+                regex,
+                stream,
+                times,
+                ..
+            } => {
+                let leaf = Leaf::Log {
+                    regex: regex.clone(),
+                    stream: *stream,
+                    times: *times,
+                    count: 0,
+                    next_line: 0,
+                };
+                (leaf, PORT_PAUSES)
+            }
+            WaitKind::Http(wait) => {
+                let wait = wait.clone();
+                (Leaf::Http { wait, trial: None }, HTTP_PAUSES)
+            }
+            WaitKind::Exec { words, code } => {
+                let leaf = Leaf::Exec {
+                    check: HealthCheck::new(Vec::<String>::new()).timeout(Duration::MAX),
+                    words: words.clone(),
+                    code: *code,
+                    running: None,
+                    failures: None,
+                };
+                (leaf, EXEC_PAUSES)
+            }
+            WaitKind::Healthcheck => {
+                // A sandbox that is waited for in this way has one; where it was asked later and has none, nothing
+                // comes true.
+                let check = sandbox.healthcheck.clone();
+                let check = check.unwrap_or_else(|| HealthCheck::new(["false"]));
+                let most = check.interval.min(EXEC_PAUSES.1);
+                let leaf = Leaf::Exec {
+                    words: check.words.iter().map(Into::into).collect(),
+                    check,
+                    code: 0,
+                    running: None,
+                    failures: Some((0, None)),
+                };
+                (leaf, (EXEC_PAUSES.0, most))
+            }
+            WaitKind::File(path) => {
+                let (path, watch) = (path.clone(), None);
+                (Leaf::File { path, watch }, (FILE_PAUSES.0, FILE_PAUSES.0))
+            }
+            WaitKind::Exit(code) => (Leaf::Exit(*code), PORT_PAUSES),
+            WaitKind::All(waits) => (Leaf::All(nodes(waits)), PORT_PAUSES),
+            WaitKind::Any(waits) => (Leaf::Any(nodes(waits)), PORT_PAUSES),
+        };
+        Self {
+            what: wait.to_string(),
+            met: None,
+            seen: String::new(),
+            leaf,
+            pauses: Pauses::new(pauses),
+        }
+    }
+
+    /// Whether it is met by now; why it never will be.
+    fn check(
+        &mut self,
+        sandbox: &mut Sandbox,
+        started: Instant,
+        pid: Option<u32>,
+    ) -> Result<bool, String> {
+        if self.met.is_none() && self.look(sandbox, started, pid)? {
+            self.met = Some(started.elapsed());
+        }
+        Ok(self.met.is_some())
+    }
+
+    fn look(
+        &mut self,
+        sandbox: &mut Sandbox,
+        started: Instant,
+        pid: Option<u32>,
+    ) -> Result<bool, String> {
+        let now = Instant::now();
+        let (pauses, seen) = (&mut self.pauses, &mut self.seen);
+        match &mut self.leaf {
+            Leaf::All(nodes) => {
+                let mut is_met = true;
+                for node in nodes {
+                    is_met &= node.check(sandbox, started, pid)?;
+                }
+                Ok(is_met)
+            }
+            Leaf::Any(nodes) => {
+                let mut failed = Vec::new();
+                let count = nodes.len();
+                for node in nodes {
+                    match node.check(sandbox, started, pid) {
+                        Ok(true) => return Ok(true),
+                        Ok(false) => {}
+                        Err(why) => failed.push(why),
+                    }
+                }
+                if failed.len() == count {
+                    return Err(failed.join("; "));
+                }
+                Ok(false)
+            }
+            Leaf::Exit(code) => match (&sandbox.exit, &sandbox.gone) {
+                (Some(exit), _) => {
+                    *seen = exit.status.to_string();
+                    Ok(exit.status == crate::outcome::Status::Exited(*code))
+                }
+                _ => Ok(false),
+            },
+            Leaf::Log {
+                regex,
+                stream,
+                times,
+                count,
+                next_line,
+            } => {
+                let Some(reader) = &sandbox.reader else {
+                    return Err(
+                        "its output is not captured, so no log can be waited for".to_owned()
+                    );
+                };
+                while let Some((number, line)) = reader.log().line_from(*next_line) {
+                    *next_line = number + 1;
+                    let is_wanted = stream.is_none_or(|wanted| wanted == line.stream);
+                    if is_wanted && regex.as_ref().is_some_and(|it| it.is_match(&line.text)) {
+                        *count += 1;
+                    }
+                }
+                *seen = format!("{count} of {next_line} lines matched");
+                Ok(*count >= *times)
+            }
+            Leaf::Port(port) => {
+                if !pauses.is_over(now) {
+                    return Ok(false);
+                }
+                pauses.begin(now);
+                Ok(pid.is_some_and(|pid| super::http::listens(pid, *port)))
+            }
+            Leaf::Http { wait, trial } => {
+                if trial.is_none() && pauses.is_over(now) {
+                    pauses.begin(now);
+                    if !pid.is_some_and(|pid| super::http::listens(pid, wait.port)) {
+                        "nothing listens there".clone_into(seen);
+                        return Ok(false);
+                    }
+                    match sandbox.connect(wait.port) {
+                        Ok(stream) => match HttpTry::start(stream, wait, now + HTTP_PATIENCE) {
+                            Ok(started) => *trial = Some(started),
+                            Err(error) => *seen = error.to_string(),
+                        },
+                        Err(error) => *seen = error.to_string(),
+                    }
+                }
+                let Some(current) = trial else {
+                    return Ok(false);
+                };
+                match current.proceed(wait, now) {
+                    None => Ok(false),
+                    Some(Ok(())) => Ok(true),
+                    Some(Err(why)) => {
+                        *seen = why;
+                        *trial = None;
+                        pauses.begin(now);
+                        Ok(false)
+                    }
+                }
+            }
+            Leaf::Exec {
+                check,
+                words,
+                code,
+                running,
+                failures,
+            } => {
+                if running.is_none() && pauses.is_over(now) {
+                    match start_check(sandbox, words, check.timeout) {
+                        Ok(started) => *running = Some(started),
+                        Err(error) => {
+                            *seen = error.to_string();
+                            pauses.begin(now);
+                        }
+                    }
+                }
+                let Some((exec, output)) = running else {
+                    return Ok(false);
+                };
+                let outcome = match exec.wait_timeout(Duration::ZERO) {
+                    Ok(Some(outcome)) => outcome,
+                    Ok(None) => return Ok(false),
+                    Err(error) => {
+                        *seen = error.to_string();
+                        *running = None;
+                        pauses.begin(now);
+                        return Ok(false);
+                    }
+                };
+                if outcome.status == crate::outcome::Status::Exited(*code) {
+                    return Ok(true);
+                }
+                *seen = describe(&outcome, output);
+                *running = None;
+                pauses.begin(now);
+                if let Some((count, last)) = failures {
+                    // As often as it would have been tried.
+                    let counts = started.elapsed() >= check.start_period
+                        && last.is_none_or(|last| now.duration_since(last) >= check.interval);
+                    if counts {
+                        *count += 1;
+                        *last = Some(now);
+                        if *count >= check.retries.max(1) {
+                            return Err(format!(
+                                "its health check failed {count} times in a row: {seen}"
+                            ));
+                        }
+                    }
+                }
+                Ok(false)
+            }
+            Leaf::File { path, watch } => {
+                let is_changed = watch.as_ref().is_some_and(drain_watch);
+                if !is_changed && !pauses.is_over(now) {
+                    return Ok(false);
+                }
+                // Before the look: what comes between them is told.
+                if watch.is_none() || is_changed {
+                    *watch = watch_for(sandbox, path);
+                    pauses.pause = if watch.is_some() {
+                        FILE_PAUSES.1
+                    } else {
+                        FILE_PAUSES.0
+                    };
+                    pauses.most = pauses.pause;
+                }
+                pauses.begin(now);
+                match sandbox.core.has_file(path) {
+                    Ok(found) => Ok(found),
+                    Err(error) => {
+                        *seen = error.to_string();
+                        Ok(false)
+                    }
+                }
+            }
+        }
+    }
+
+    /// What to poll, and when to look again at the latest.
+    fn sources<'a>(&'a self, fds: &mut Vec<BorrowedFd<'a>>, next: &mut Instant) {
+        if self.met.is_some() {
+            return;
+        }
+        let mut at = |when: Option<Instant>| *next = when.map_or(*next, |when| when.min(*next));
+        match &self.leaf {
+            Leaf::All(nodes) | Leaf::Any(nodes) => {
+                for node in nodes {
+                    node.sources(fds, next);
+                }
+            }
+            Leaf::Log { .. } | Leaf::Exit(_) => {}
+            Leaf::Port(_) => at(self.pauses.next),
+            Leaf::Http { trial, .. } => match trial {
+                Some(trial) => {
+                    fds.push(trial.as_fd());
+                    at(Some(trial.deadline()));
+                }
+                None => at(self.pauses.next),
+            },
+            Leaf::Exec { running, check, .. } => match running {
+                Some((exec, _)) => {
+                    fds.push(exec.end().as_fd());
+                    at(exec.started().checked_add(check.timeout));
+                }
+                None => at(self.pauses.next),
+            },
+            Leaf::File { watch, .. } => {
+                fds.extend(watch.iter().map(|watch| watch.as_fd()));
+                at(self.pauses.next);
+            }
+        }
+    }
+
+    fn tell(&self, waits: &mut Vec<Progress>) {
+        if let Leaf::All(nodes) | Leaf::Any(nodes) = &self.leaf {
+            return nodes.iter().for_each(|node| node.tell(waits));
+        }
+        waits.push(Progress {
+            what: self.what.clone(),
+            met: self.met,
+            seen: self.seen.clone(),
+        });
+    }
+}
+
+/// Takes an event of the sandbox, if there is one.
+fn has_event(sandbox: &mut Sandbox) -> Result<bool, Error> {
+    if sandbox.gone.is_some() || sandbox.exit.is_some() {
+        return Ok(false);
+    }
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    let mut polled = [PollFd::new(&sandbox.core.events, PollFlags::IN)];
+    if !rustix::event::poll(&mut polled, Some(&now)).is_ok_and(|ready| ready > 0) {
+        return Ok(false);
+    }
+    if sandbox.take_event()? {
+        Ok(true)
+    } else {
+        Err(Kind::Vanished.into())
+    }
+}
+
+/// Starts a check, whose output goes to a file in memory: no pipe can fill and hold it up.
+fn start_check(
+    sandbox: &Sandbox,
+    words: &[std::ffi::OsString],
+    timeout: Duration,
+) -> Result<(Exec, File), Error> {
+    let cannot = |error| Error::io("cannot keep the output of a check", error);
+    let memory = rustix::fs::memfd_create("orbit-check", MemfdFlags::CLOEXEC);
+    let output = File::from(memory.map_err(|error| cannot(error.into()))?);
+    let copy = || {
+        output
+            .try_clone()
+            .map(|file| Output::Fd(file.into()))
+            .map_err(cannot)
+    };
+    let mut exec = ExecBuilder::new(&sandbox.core, words.to_vec())
+        .stdout(copy()?)
+        .stderr(copy()?);
+    if timeout < Duration::MAX {
+        exec = exec.timeout(timeout);
+    }
+    Ok((exec.start()?, output))
+}
+
+/// How a check ended, and the last line it wrote.
+fn describe(outcome: &Outcome, output: &mut File) -> String {
+    const READ_BYTES: u64 = 4096;
+    let mut bytes = Vec::new();
+    let _ = std::io::Seek::rewind(output);
+    let _ = output.take(READ_BYTES).read_to_end(&mut bytes);
+    let text = String::from_utf8_lossy(&bytes);
+    match text.lines().rfind(|line| !line.trim().is_empty()) {
+        Some(line) => format!("{}: {}", outcome.status, line.trim().escape_debug()),
+        None => outcome.status.to_string(),
+    }
+}
+
+/// What becomes readable when something changes in the directory of `path`, or in the closest one above it that is
+/// there. `None` where this process may not watch it: it may belong to a user inside.
+fn watch_for(sandbox: &Sandbox, path: &Path) -> Option<OwnedFd> {
+    let handles = sandbox.core.handles("watch for a file").ok()?;
+    let root = handles.first()?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let directory = path
+        .ancestors()
+        .skip(1)
+        .find_map(|above| rustix::fs::openat2(root, above, flags, Mode::empty(), resolve).ok())?;
+    let created = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
+    let watch = inotify::init(created).ok()?;
+    let changes = inotify::WatchFlags::CREATE
+        | inotify::WatchFlags::MOVED_TO
+        | inotify::WatchFlags::MOVE_SELF
+        | inotify::WatchFlags::DELETE_SELF;
+    let at = format!("/proc/self/fd/{}", directory.as_raw_fd());
+    inotify::add_watch(&watch, at, changes).ok()?;
+    Some(watch)
+}
+
+/// Whether there was a change.
+fn drain_watch(watch: &OwnedFd) -> bool {
+    let mut buffer = [0u8; 4096];
+    let mut found = false;
+    while rustix::io::read(watch, &mut buffer).is_ok_and(|count| count > 0) {
+        found = true;
+    }
+    found
+}

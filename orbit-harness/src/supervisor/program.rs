@@ -1,0 +1,206 @@
+//! A program made ready: its plan turned into C strings, numbers and descriptors, inside the root it will see.
+
+use std::{
+    collections::BTreeMap,
+    ffi::{CString, OsStr, OsString},
+    fs,
+    io::Read as _,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::{ffi::OsStrExt as _, fs::OpenOptionsExt as _},
+    },
+};
+
+use super::{make::TerminalPair, protocol::Cause};
+use crate::{
+    plan::{ProgramPlan, UserPlan},
+    security::{seccomp::bpf::SockFilter, user::UserSpec},
+    sys::{Program, Terminal},
+};
+
+/// What a program needs, as C strings, numbers and descriptors.
+pub(super) struct Ready<'a> {
+    candidates: Vec<CString>,
+    argv: Vec<CString>,
+    env: Vec<CString>,
+    working_dir: CString,
+    uid: u32,
+    gid: u32,
+    groups: Option<Vec<u32>>,
+    umask: u32,
+    rlimits: Vec<(u32, u64, u64)>,
+    capabilities: u64,
+    stdio: Vec<OwnedFd>,
+    pub(super) terminal: Option<TerminalPair>,
+    /// For who asked for the sandbox, where it has one of its own.
+    pub(super) network: Option<OwnedFd>,
+    /// For the same: what holds all that is written.
+    pub(super) scratch: Option<OwnedFd>,
+    /// Likewise, where something is recorded.
+    pub(super) record: Option<OwnedFd>,
+    pub(super) unrecorded: Option<i32>,
+    user_namespace: Option<BorrowedFd<'a>>,
+    filter: &'a [SockFilter],
+}
+
+impl<'a> Ready<'a> {
+    pub(super) fn new(
+        plan: &ProgramPlan,
+        stdio: Vec<OwnedFd>,
+        terminal: Option<TerminalPair>,
+        user_namespace: Option<BorrowedFd<'a>>,
+        filter: &'a [SockFilter],
+    ) -> Result<Self, Cause> {
+        // The plan holds no NUL byte: it would be no plan.
+        let c_string =
+            |text: &OsStr| CString::new(text.as_bytes()).map_err(|_| Cause::Errno(libc::EINVAL));
+        let mut env = plan.env.clone();
+        let (uid, gid, groups) = match &plan.user {
+            UserPlan::Caller { uid, gid } if user_namespace.is_some() => (*uid, *gid, Vec::new()),
+            UserPlan::Caller { .. } => (0, 0, Vec::new()),
+            UserPlan::Named(name) => {
+                let spec = if name.is_empty() {
+                    Ok(UserSpec::default())
+                } else {
+                    name.parse()
+                };
+                let found = spec
+                    .and_then(|spec| {
+                        spec.resolve(&read_text("/etc/passwd"), &read_text("/etc/group"))
+                    })
+                    .map_err(Cause::User)?;
+                env.entry("HOME".into())
+                    .or_insert_with(|| found.home.clone().into());
+                (found.uid, found.gid, found.groups)
+            }
+        };
+        let groups_denied =
+            fs::read("/proc/self/setgroups").is_ok_and(|text| text.starts_with(b"deny"));
+        let pairs = env.iter().map(|(name, value)| {
+            let mut pair = name.clone();
+            pair.push("=");
+            pair.push(value);
+            c_string(&pair)
+        });
+        Ok(Self {
+            candidates: candidates(&plan.argv[0], &env)
+                .iter()
+                .map(|path| c_string(path))
+                .collect::<Result<_, _>>()?,
+            argv: plan
+                .argv
+                .iter()
+                .map(|word| c_string(word))
+                .collect::<Result<_, _>>()?,
+            env: pairs.collect::<Result<_, _>>()?,
+            working_dir: c_string(plan.working_dir.as_os_str())?,
+            uid,
+            gid,
+            groups: (!groups_denied).then_some(groups),
+            umask: plan.umask,
+            rlimits: plan
+                .ulimits
+                .iter()
+                .map(|limit| (limit.resource, limit.soft, limit.hard))
+                .collect(),
+            capabilities: plan.capabilities.bits(),
+            stdio,
+            terminal,
+            network: None,
+            scratch: None,
+            record: None,
+            unrecorded: None,
+            user_namespace,
+            filter,
+        })
+    }
+
+    pub(super) fn program(&self) -> Program<'_> {
+        let (stdio, terminal) = match &self.terminal {
+            Some(pair) => (
+                [&pair.program_side; 3].map(AsFd::as_fd),
+                Terminal::Controlling,
+            ),
+            None => (
+                [0, 1, 2].map(|number| self.stdio[number].as_fd()),
+                Terminal::None,
+            ),
+        };
+        Program {
+            candidates: &self.candidates,
+            argv: &self.argv,
+            env: &self.env,
+            stdio,
+            terminal,
+            working_dir: &self.working_dir,
+            user_namespace: self.user_namespace,
+            uid: self.uid,
+            gid: self.gid,
+            groups: self.groups.as_deref(),
+            umask: self.umask,
+            rlimits: &self.rlimits,
+            capabilities: self.capabilities,
+            filter: self.filter,
+        }
+    }
+}
+
+/// The paths that a program's name may mean: itself where it has a slash, else one for each part of `PATH`.
+///
+/// Source: execvp(3).
+fn candidates(name: &OsStr, env: &BTreeMap<OsString, OsString>) -> Vec<OsString> {
+    if name.as_bytes().contains(&b'/') {
+        return vec![name.to_owned()];
+    }
+    let path = env
+        .get(OsStr::new("PATH"))
+        .map_or(OsStr::new("/bin:/usr/bin"), OsString::as_os_str);
+    let within = |directory: &[u8]| {
+        let directory = if directory.is_empty() {
+            b"."
+        } else {
+            directory
+        };
+        let mut candidate = OsStr::from_bytes(directory).to_owned();
+        candidate.push("/");
+        candidate.push(name);
+        candidate
+    };
+    path.as_bytes()
+        .split(|byte| *byte == b':')
+        .map(within)
+        .collect()
+}
+
+/// A file of the image, as far as it is one: not a device that blocks, not more than a file of accounts holds.
+fn read_text(path: &str) -> String {
+    const MAX_BYTES: u64 = 4 << 20;
+    let mut bytes = Vec::new();
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path);
+    if let Ok(file) = file
+        && file.metadata().is_ok_and(|metadata| metadata.is_file())
+    {
+        // What cannot be read names nobody; numbers still work.
+        let _ = file.take(MAX_BYTES).read_to_end(&mut bytes);
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bare_name_is_looked_up_in_path() {
+        let env = BTreeMap::from([("PATH".into(), "/a::/b".into())]);
+        assert_eq!(candidates("x".as_ref(), &env), ["/a/x", "./x", "/b/x"]);
+        assert_eq!(candidates("./x".as_ref(), &env), ["./x"]);
+        assert_eq!(
+            candidates("x".as_ref(), &BTreeMap::new()),
+            ["/bin/x", "/usr/bin/x"]
+        );
+    }
+}

@@ -1,0 +1,406 @@
+//! What a sandbox is waited for: [`Wait`], as data, and [`NotReady`], what is told where it did not come.
+
+use std::{ffi::OsString, fmt, path::PathBuf, time::Duration};
+
+use regex_lite::Regex;
+
+use crate::{logs::LogStream, outcome::Status, spec::SpecFault};
+
+/// What must be so before a sandbox counts as ready: see [`SandboxBuilder::wait_for`](crate::SandboxBuilder::wait_for).
+///
+/// ```
+/// use orbit::{LogStream, Wait};
+///
+/// Wait::port(5432);
+/// Wait::log("ready to accept connections").on(LogStream::Stderr).times(2);
+/// Wait::http("/health").on_port(8080).status(200).header("content-type", "json").body("\"up\"");
+/// Wait::all([Wait::exec(["pg_isready"]), Wait::file("/run/app.pid")]);
+/// Wait::any([Wait::healthcheck(), Wait::exit(0)]);
+/// ```
+///
+/// How a wait learns of it: log, exit, and the end of an exec are events of the kernel. For a listening port there is
+/// none, so the table of the sandbox's sockets is read, which disturbs nobody, after 1 ms and then at most 20 ms
+/// apart; `http` asks once the port listens, at most 100 ms apart; `exec` and `healthcheck` run again at most 250 ms
+/// after a failure; `file` hears of changes by inotify where this process may watch the directory, and looks every
+/// 25 ms where it may not.
+#[derive(Clone, Debug)]
+pub struct Wait {
+    pub(crate) kind: WaitKind,
+    pub(crate) faults: Vec<SpecFault>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum WaitKind {
+    Port(u16),
+    Log {
+        pattern: String,
+        /// `None` where the pattern is none.
+        regex: Option<Regex>,
+        stream: Option<LogStream>,
+        times: usize,
+    },
+    Http(HttpWait),
+    Exec {
+        words: Vec<OsString>,
+        code: i32,
+    },
+    Healthcheck,
+    File(PathBuf),
+    Exit(i32),
+    All(Vec<Wait>),
+    Any(Vec<Wait>),
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct HttpWait {
+    pub(crate) path: String,
+    pub(crate) port: u16,
+    pub(crate) status: Option<u16>,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Option<String>,
+}
+
+impl Wait {
+    fn new(kind: WaitKind) -> Self {
+        Self {
+            kind,
+            faults: Vec::new(),
+        }
+    }
+
+    /// Something listens on this TCP port of the sandbox.
+    pub fn port(port: u16) -> Self {
+        let mut wait = Self::new(WaitKind::Port(port));
+        if port == 0 {
+            wait.fault("port", "0", "a port is a number from 1 to 65535");
+        }
+        wait
+    }
+
+    /// The program has written a line in which this regular expression is found, to either output.
+    pub fn log(pattern: &str) -> Self {
+        let (regex, error) = match Regex::new(pattern) {
+            Ok(regex) => (Some(regex), None),
+            Err(error) => (None, Some(error)),
+        };
+        let mut wait = Self::new(WaitKind::Log {
+            pattern: pattern.to_owned(),
+            regex,
+            stream: None,
+            times: 1,
+        });
+        if let Some(error) = error {
+            wait.fault("wait for log", pattern, &error.to_string());
+        }
+        wait
+    }
+
+    /// A `GET` of this path succeeds: with a status from 200 to 399, on port 80, unless told otherwise.
+    pub fn http(path: &str) -> Self {
+        let mut wait = Self::new(WaitKind::Http(HttpWait {
+            path: path.to_owned(),
+            port: 80,
+            status: None,
+            headers: Vec::new(),
+            body: None,
+        }));
+        if !path.starts_with('/') || path.contains(|c: char| c.is_whitespace() || c.is_control()) {
+            wait.fault(
+                "wait for http",
+                path,
+                "expected a path such as `/health`, without spaces",
+            );
+        }
+        wait
+    }
+
+    /// This program, run in the sandbox, exits with code 0.
+    pub fn exec(words: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
+        let words: Vec<OsString> = words.into_iter().map(Into::into).collect();
+        let is_empty = words.is_empty();
+        let mut wait = Self::new(WaitKind::Exec { words, code: 0 });
+        if is_empty {
+            wait.fault("wait for exec", "", "no program was given");
+        }
+        wait
+    }
+
+    /// The health check of the sandbox, or of its image (`HEALTHCHECK`), succeeds. It is tried at once and then more
+    /// and more rarely, up to its interval; its retries and start period decide when it has failed for good.
+    pub fn healthcheck() -> Self {
+        Self::new(WaitKind::Healthcheck)
+    }
+
+    /// Something is at this path of the sandbox.
+    pub fn file(path: impl Into<PathBuf>) -> Self {
+        let path = path.into();
+        let given = path.display().to_string();
+        let is_absolute = path.is_absolute();
+        let mut wait = Self::new(WaitKind::File(path));
+        if !is_absolute {
+            wait.fault("wait for file", &given, "expected an absolute path");
+        }
+        wait
+    }
+
+    /// The program exits with this code: for one that prepares something and ends.
+    pub fn exit(code: i32) -> Self {
+        Self::new(WaitKind::Exit(code))
+    }
+
+    /// Each of these came true, in whatever order.
+    pub fn all(waits: impl IntoIterator<Item = Self>) -> Self {
+        let mut waits: Vec<Self> = waits.into_iter().collect();
+        let faults = waits
+            .iter_mut()
+            .flat_map(|wait| std::mem::take(&mut wait.faults));
+        let faults = faults.collect();
+        Self {
+            kind: WaitKind::All(waits),
+            faults,
+        }
+    }
+
+    /// One of these came true.
+    pub fn any(waits: impl IntoIterator<Item = Self>) -> Self {
+        let Self { kind, mut faults } = Self::all(waits);
+        let WaitKind::All(waits) = kind else {
+            return Self { kind, faults };
+        };
+        if waits.is_empty() {
+            let why = "one of none never comes true";
+            faults.push(SpecFault::new("wait for any", "", why));
+        }
+        Self {
+            kind: WaitKind::Any(waits),
+            faults,
+        }
+    }
+
+    /// Of a [log](Self::log): only lines of this output count.
+    #[must_use]
+    pub fn on(mut self, wanted: LogStream) -> Self {
+        if let WaitKind::Log { stream, .. } = &mut self.kind {
+            *stream = Some(wanted);
+        } else {
+            self.misplaced("on", "log");
+        }
+        self
+    }
+
+    /// Of a [log](Self::log): so many lines must match.
+    #[must_use]
+    pub fn times(mut self, count: usize) -> Self {
+        if let WaitKind::Log { times, .. } = &mut self.kind {
+            *times = count;
+        } else {
+            self.misplaced("times", "log");
+        }
+        self
+    }
+
+    /// Of [http](Self::http): where to ask.
+    #[must_use]
+    pub fn on_port(self, port: u16) -> Self {
+        self.http_with("on_port", |http| http.port = port)
+    }
+
+    /// Of [http](Self::http): the one status that will do.
+    #[must_use]
+    pub fn status(self, status: u16) -> Self {
+        self.http_with("status", |http| http.status = Some(status))
+    }
+
+    /// Of [http](Self::http): the answer has a header of this name, in whatever case, whose value has this in it.
+    #[must_use]
+    pub fn header(self, name: &str, value: &str) -> Self {
+        self.http_with("header", |http| {
+            http.headers.push((name.to_lowercase(), value.to_owned()));
+        })
+    }
+
+    /// Of [http](Self::http): the answer's body has this in it.
+    #[must_use]
+    pub fn body(self, text: &str) -> Self {
+        self.http_with("body", |http| http.body = Some(text.to_owned()))
+    }
+
+    /// Of [exec](Self::exec): the code that will do, in place of 0.
+    #[must_use]
+    pub fn code(mut self, wanted: i32) -> Self {
+        if let WaitKind::Exec { code, .. } = &mut self.kind {
+            *code = wanted;
+        } else {
+            self.misplaced("code", "exec");
+        }
+        self
+    }
+
+    fn http_with(mut self, method: &str, change: impl FnOnce(&mut HttpWait)) -> Self {
+        if let WaitKind::Http(http) = &mut self.kind {
+            change(http);
+        } else {
+            self.misplaced(method, "http");
+        }
+        self
+    }
+
+    fn misplaced(&mut self, method: &str, of: &str) {
+        let given = format!("{self}.{method}(…)");
+        self.fault(
+            "wait",
+            &given,
+            &format!("`{method}` is for Wait::{of} alone"),
+        );
+    }
+
+    fn fault(&mut self, field: &str, given: &str, why: &str) {
+        self.faults.push(SpecFault::new(field, given, why));
+    }
+}
+
+impl fmt::Display for Wait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |f: &mut fmt::Formatter<'_>, name: &str, waits: &[Self]| {
+            let texts: Vec<String> = waits.iter().map(ToString::to_string).collect();
+            write!(f, "{name} [{}]", texts.join(", "))
+        };
+        match &self.kind {
+            WaitKind::Port(port) => write!(f, "port {port}"),
+            WaitKind::Log {
+                pattern,
+                stream,
+                times,
+                ..
+            } => {
+                write!(f, "log /{pattern}/")?;
+                if let Some(stream) = stream {
+                    write!(f, " on {stream}")?;
+                }
+                if *times != 1 {
+                    write!(f, " {times} times")?;
+                }
+                Ok(())
+            }
+            WaitKind::Http(http) => {
+                write!(f, "http {} on port {}", http.path, http.port)?;
+                match http.status {
+                    Some(status) => write!(f, " with {status}"),
+                    None => Ok(()),
+                }
+            }
+            WaitKind::Exec { words, code } => {
+                let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
+                write!(f, "exec `{}`", words.join(" "))?;
+                if *code == 0 {
+                    Ok(())
+                } else {
+                    write!(f, " with code {code}")
+                }
+            }
+            WaitKind::Healthcheck => f.write_str("healthcheck"),
+            WaitKind::File(path) => write!(f, "file {}", path.display()),
+            WaitKind::Exit(code) => write!(f, "exit with code {code}"),
+            WaitKind::All(waits) => list(f, "all", waits),
+            WaitKind::Any(waits) => list(f, "any", waits),
+        }
+    }
+}
+
+/// How far one wait came.
+#[derive(Clone, Debug)]
+pub(crate) struct Progress {
+    pub(crate) what: String,
+    /// When it came true, from the program's start on.
+    pub(crate) met: Option<Duration>,
+    /// What was seen last.
+    pub(crate) seen: String,
+}
+
+/// Why a sandbox that started was not ready.
+#[derive(Clone, Debug)]
+pub(crate) enum Why {
+    /// The startup timeout passed.
+    TimedOut(Duration),
+    /// Its program ended.
+    Ended(Status, Vec<String>),
+    /// A wait can never come true.
+    Failed(String),
+}
+
+/// What there is to say of a sandbox that was not ready.
+#[derive(Debug)]
+pub(crate) struct NotReady {
+    pub(crate) sandbox: String,
+    pub(crate) why: Why,
+    pub(crate) after: Duration,
+    pub(crate) waits: Vec<Progress>,
+    /// The last lines that the program wrote.
+    pub(crate) tail: String,
+}
+
+impl std::error::Error for NotReady {}
+
+impl fmt::Display for NotReady {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the sandbox {} was not ready: ", self.sandbox)?;
+        match &self.why {
+            Why::TimedOut(limit) => write!(f, "its startup timeout of {limit:?} passed")?,
+            Why::Ended(status, notes) => {
+                write!(f, "its program {status} after {:.1?}", self.after)?;
+                notes.iter().try_for_each(|note| write!(f, "; {note}"))?;
+            }
+            Why::Failed(why) => f.write_str(why)?,
+        }
+        for wait in &self.waits {
+            let (what, seen) = (&wait.what, &wait.seen);
+            if let Some(after) = wait.met {
+                write!(f, "\n  met after {after:.1?}: {what}")?;
+            } else {
+                write!(f, "\n  not met in {:.1?}: {what}", self.after)?;
+                if !seen.is_empty() {
+                    write!(f, " ({seen})")?;
+                }
+            }
+        }
+        if self.tail.is_empty() {
+            f.write_str("\nIt wrote nothing that was captured.")
+        } else {
+            write!(f, "\nThe last it wrote:\n{}", self.tail.trim_end())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_is_kept_until_it_is_asked_for() {
+        let wrong = [
+            Wait::port(0),
+            Wait::log("("),
+            Wait::http("health"),
+            Wait::http("/a b"),
+            Wait::exec(Vec::<String>::new()),
+            Wait::file("relative"),
+            Wait::any([]),
+            Wait::port(1).times(2),
+            Wait::log("x").status(200),
+            Wait::all([Wait::port(1), Wait::port(0)]),
+        ];
+        for wait in wrong {
+            assert_eq!(wait.faults.len(), 1, "{wait}");
+        }
+        let texts = Wait::all([
+            Wait::log("^ready$").on(LogStream::Stderr).times(2),
+            Wait::http("/").on_port(8080).status(204),
+            Wait::exec(["true"]),
+        ]);
+        assert!(texts.faults.is_empty());
+        assert_eq!(
+            texts.to_string(),
+            "all [log /^ready$/ on stderr 2 times, http / on port 8080 with 204, exec `true`]"
+        );
+    }
+}

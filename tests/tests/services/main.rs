@@ -1,0 +1,30 @@
+//! What a test does with a service that runs: further programs, logs, readiness, files, pauses, restarts, async.
+
+mod asynchronous;
+mod exec;
+mod files;
+mod handle;
+mod logs;
+mod ready;
+mod support;
+
+use std::process::ExitCode;
+
+use orbit_tests::main_loop;
+
+fn main() -> ExitCode {
+    if let Some(role) = std::env::var_os(support::ROLE) {
+        return support::play(&role.to_string_lossy());
+    }
+    main_loop::run(
+        [
+            exec::cases(),
+            logs::cases(),
+            ready::cases(),
+            files::cases(),
+            handle::cases(),
+            asynchronous::cases(),
+        ]
+        .concat(),
+    )
+}
