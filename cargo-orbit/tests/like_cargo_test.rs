@@ -80,6 +80,7 @@ fn of_cargo(output: &Output) -> BTreeMap<String, String> {
     let verdict = |line: &str| {
         let (name, verdict) = line.strip_prefix("test ")?.rsplit_once(" ... ")?;
         let word = verdict.split([',', ' ']).next()?;
+        let name = name.strip_suffix(" - should panic").unwrap_or(name);
         Some((name.to_owned(), word.to_ascii_lowercase()))
     };
     stdout.lines().filter_map(verdict).collect()

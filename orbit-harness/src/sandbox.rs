@@ -51,7 +51,6 @@ use crate::{
     netfilter::Netfilter,
     network::{Membership, Network},
     outcome::{Note, Outcome, OutputStream, Status, Usage},
-    plan::Plan,
     publish::{Port, Ports},
     spec::{Init, Spec, SpecFault},
     supervisor::{Cause, Channel, Control, Event, Exit, Failure, Gone, Request, Supervisor},
@@ -348,7 +347,7 @@ impl Sandbox {
     /// What it was made of, its program's plan, and the filesystem of its writable layers: `None` where it ended
     /// before its program ran.
     #[cfg(feature = "images")]
-    pub(crate) fn made_of(&self) -> (&Origin, &Plan, Option<&OwnedFd>) {
+    pub(crate) fn made_of(&self) -> (&Origin, &crate::plan::Plan, Option<&OwnedFd>) {
         (&self.origin, &self.core.plan, self.scratch.as_ref())
     }
 

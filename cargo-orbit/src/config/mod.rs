@@ -1,6 +1,6 @@
 //! The configuration: what was said in files, variables and on the command line, and what of it holds for a test.
 //!
-//! One table of [`keys`]; [`file`] reads what stands in files, [`args`] the command line; [`Config`] puts them in
+//! One table of [`keys`]; [`mod@file`] reads what stands in files, [`args`] the command line; [`Config`] puts them in
 //! order, and [`Settings`] is what holds for one test. The order, from the weakest:
 //!
 //! 1. keys at the top of a file, 2. of the chosen profile, 3. in an override, 4. in an override of the profile;

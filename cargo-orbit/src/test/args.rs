@@ -66,7 +66,7 @@ pub(crate) struct RunArgs {
     #[arg(long, help_heading = "Test Selection")]
     pub(crate) failed: bool,
 
-    /// Run tests that are marked #[ignore], and no others.
+    /// Run tests that are marked as ignored, and no others.
     #[arg(
         long,
         help_heading = "Test Selection",
@@ -74,7 +74,7 @@ pub(crate) struct RunArgs {
     )]
     pub(crate) ignored: bool,
 
-    /// Run tests that are marked #[ignore] too.
+    /// Run tests that are marked as ignored too.
     #[arg(long, help_heading = "Test Selection")]
     pub(crate) include_ignored: bool,
 

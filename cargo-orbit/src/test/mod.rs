@@ -3,7 +3,7 @@
 //! The parts: [`args`] and [`words`] are what was asked; [`build`] has cargo build, and [`binary`] knows what cargo would start each
 //! binary with; [`engine`] runs them, by [`schedule`] and [`select`]; [`isolate`] is what a test sees of the host, [`environment`]
 //! its variables; [`libtest`] understands what test programs say; [`event`] is all of it as data, of which reports are made.
-//! Doctests are rustdoc's business: [`doctests`], with [`session`] for the runners that rustdoc starts.
+//! Doctests are rustdoc's business: [`mod@doctests`], with [`session`] for the runners that rustdoc starts.
 
 pub(crate) mod args;
 mod attempt;
