@@ -13,6 +13,8 @@ use crate::config::args::SettingsArgs;
 const EXAMPLES: &str = "\
 Examples:
   cargo orbit test                        test binaries, and doctests
+  cargo orbit test --isolate test         a container for each test
+  cargo orbit test --failed               what failed the last time
   cargo orbit test -p api --test http     one test binary
   cargo orbit test parses -- --nocapture  tests whose names contain `parses`
   cargo orbit test --env DATABASE_URL     pass one of the host's variables on
@@ -27,11 +29,13 @@ What a test sees:
   says token, secret, password, key or credential.
 
 Exit code:
-  cargo test's own: 0 when every test passed, 101 when a test or the build
-  failed, 1 when the command line was not understood; or
-  125  tests could not be started in a container, and did not run";
+  0    every test passed
+  101  a test or the build failed
+  1    the command line was not understood
+  125  tests could not be started in a container, and did not run
+  130, 143 …  a signal ended the run";
 
-/// Runs `cargo test` with each test program in a fresh container, doctests too.
+/// Builds tests with cargo, and runs them in fresh containers, doctests too.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 #[command(override_usage = "cargo orbit test [OPTIONS] [TESTNAME] [-- [ARGS]...]")]
