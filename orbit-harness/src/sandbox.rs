@@ -35,6 +35,8 @@ pub use self::{
     inspect::{Inspect, State},
     pause::Paused,
 };
+#[cfg(feature = "images")]
+use crate::plan::Plan;
 use crate::{
     bridge::Place,
     builder::SandboxBuilder,
@@ -51,7 +53,6 @@ use crate::{
     netfilter::Netfilter,
     network::{Membership, Network},
     outcome::{Note, Outcome, OutputStream, Status, Usage},
-    plan::Plan,
     publish::{Port, Ports},
     spec::{Init, Spec, SpecFault},
     supervisor::{Cause, Channel, Control, Event, Exit, Failure, Gone, Request, Supervisor},
