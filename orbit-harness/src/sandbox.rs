@@ -35,6 +35,8 @@ pub use self::{
     inspect::{Inspect, State},
     pause::Paused,
 };
+#[cfg(feature = "images")]
+use crate::plan::Plan;
 use crate::{
     bridge::Place,
     builder::SandboxBuilder,

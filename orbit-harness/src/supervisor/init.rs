@@ -468,9 +468,15 @@ fn living_processes() -> Vec<LeakedProcess> {
 /// Waits until every process that was sent SIGSTOP stands still: one that is inside of the kernel stops on its way out.
 fn await_stillness() -> io::Result<()> {
     const PATIENCE_MS: u32 = 2000;
+    // Who has called vfork waits so for a child that is stopped: as long as that, and then stops.
+    const KERNEL_MS: u32 = 50;
 
-    let stands = |state: u8| matches!(state, b'T' | b't' | b'Z' | b'X');
-    for _ in 0..PATIENCE_MS {
+    for waited in 0..PATIENCE_MS {
+        let stands = |state: u8| match state {
+            b'T' | b't' | b'Z' | b'X' => true,
+            b'D' => waited >= KERNEL_MS,
+            _ => false,
+        };
         if processes().iter().all(|(_, state)| stands(*state)) {
             return Ok(());
         }
