@@ -35,8 +35,6 @@ pub use self::{
     inspect::{Inspect, State},
     pause::Paused,
 };
-#[cfg(feature = "images")]
-use crate::plan::Plan;
 use crate::{
     bridge::Place,
     builder::SandboxBuilder,
