@@ -44,6 +44,8 @@ fn a_limited_sandbox_sees_its_limits_and_a_nested_one_is_below_them() {
         let before = plan_on(&plain, Cgroups::V2).unwrap().lines();
         let after = plan_on(&builder, Cgroups::V2).unwrap().lines();
         let new = after.into_iter().filter(|line| !before.contains(line));
+        // What a capability that was added gives depends on who runs this.
+        let new = new.filter(|line| !line.starts_with("capabilities"));
         new.collect::<Vec<_>>().join("\n")
     };
     let limited = || SandboxBuilder::default().cmd(["true"]).memory("64M");

@@ -2,6 +2,7 @@
 
 mod attribute;
 mod changes;
+mod engine;
 mod faults;
 mod host_view;
 mod hostile;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
             run::cases(),
             runner::cases(),
             verdicts::cases(),
+            engine::cases(),
             published::cases(),
         ]
         .concat(),
