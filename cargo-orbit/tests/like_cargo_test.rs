@@ -129,6 +129,50 @@ fn whatever_is_asked_ends_as_under_cargo() {
     assert!(differences.is_empty(), "{}", differences.join("\n\n"));
 }
 
+/// What the engine works out is what cargo would have given: no variable less, none more, none otherwise.
+#[test]
+fn a_test_has_the_variables_that_cargo_gives() {
+    let variables = |under_orbit| -> BTreeMap<String, String> {
+        let case = ("--test environment variables -- --nocapture", None);
+        let mut command = command(&case, under_orbit);
+        // Cargo's own for this test, which are not to be taken for the host's.
+        for (name, _) in env::vars().filter(|(name, _)| {
+            name.starts_with("CARGO_PKG_")
+                || name.starts_with("CARGO_MANIFEST_")
+                || ["LD_LIBRARY_PATH", "OUT_DIR", "CARGO"].contains(&name.as_str())
+        }) {
+            command.env_remove(name);
+        }
+        let output = command.output().expect("start cargo");
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        let lines = stdout
+            .lines()
+            .filter_map(|line| line.strip_prefix("VARIABLE "));
+        let found: BTreeMap<_, _> = lines
+            .filter_map(|line| line.split_once('='))
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect();
+        assert!(!found.is_empty(), "{output:?}");
+        found
+    };
+    let (cargo, orbit) = (variables(false), variables(true));
+    let of_host = |name: &str| env::var_os(name).is_some();
+    let mut differences = Vec::new();
+    for name in cargo.keys().chain(orbit.keys()) {
+        let (expected, found) = (cargo.get(name), orbit.get(name));
+        // Of the host's, tests see some and not others; that is tried elsewhere.
+        let is_cargos = !of_host(name)
+            || name.starts_with("CARGO_PKG_")
+            || name.starts_with("CARGO_MANIFEST_")
+            || ["LD_LIBRARY_PATH", "OUT_DIR"].contains(&name.as_str());
+        let is_orbits = name.starts_with("ORBIT_");
+        if is_cargos && !is_orbits && expected != found {
+            differences.push(format!("{name}: {found:?}, not {expected:?}"));
+        }
+    }
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
+
 #[test]
 fn a_command_line_not_understood_is_told_as_cargo_tells_it() {
     let output = run(&("--bogus", None), true);

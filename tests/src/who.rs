@@ -73,17 +73,21 @@ impl Who {
         }
     }
 
-    /// `program` as this identity, from root; the plain program where the caller already is it.
+    /// `program` as this identity, from root; the program itself where the caller already is it.
     ///
     /// # Errors
     /// As [`Who::user`].
     pub fn command(self, program: &Path) -> Result<Command> {
         let user = self.user()?;
+        let mut command = Command::new("env");
+        // Whoever runs the suite in the background ignores them, and so would all that it starts.
+        command.arg("--default-signal=HUP,INT,QUIT");
         if user.uid == Uid::effective() {
-            return Ok(Command::new(program));
+            command.arg(program);
+            return Ok(command);
         }
-        let mut command = Command::new("setpriv");
         command
+            .arg("setpriv")
             .arg(format!("--reuid={}", user.uid))
             .arg(format!("--regid={}", user.gid))
             .args(["--init-groups", "--inh-caps=-all", "--"])

@@ -4,13 +4,13 @@
 //! are there, what it would give them has to be worked out here: their directory, their variables. A test compares that
 //! with what cargo itself gives.
 //!
-//! Pure.
+//! Pure, but for the manifests, which say what has a `main` of its own.
 //!
 //! Source: The Cargo Book, "Environment Variables", those that Cargo sets for crates and for `cargo test`;
 //! rust-lang/cargo, src/cargo/core/compiler/compilation.rs.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     ffi::OsString,
     path::{Path, PathBuf},
     sync::Arc,
@@ -18,6 +18,10 @@ use std::{
 
 use cargo_config2::Config;
 use cargo_metadata::{Artifact, BuildScript, Metadata, Package, PackageId, TargetKind};
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
 
 use super::event::BinaryId;
 
@@ -32,6 +36,8 @@ pub(crate) struct TestBinary {
     /// The target's name.
     pub(crate) name: String,
     pub(crate) path: PathBuf,
+    /// Whether it has the standard test harness, and not a `main` of its own.
+    pub(crate) has_harness: bool,
     pub(crate) working_dir: PathBuf,
     /// Beside those of the host.
     pub(crate) variables: BTreeMap<OsString, OsString>,
@@ -80,6 +86,8 @@ pub(crate) struct Built {
     scripts: HashMap<PackageId, BuildScript>,
     /// Binaries of each package by name: integration tests may start them.
     programs: HashMap<PackageId, BTreeMap<String, PathBuf>>,
+    /// Targets without the standard harness, by kind and name: `cargo metadata` does not tell.
+    without_harness: HashMap<PackageId, BTreeSet<(String, String)>>,
 }
 
 impl Built {
@@ -117,7 +125,14 @@ impl Built {
             "test" => format!("{}::{name}", package.name),
             other => format!("{}::{other}/{name}", package.name),
         };
+        let without_harness = self
+            .without_harness
+            .entry(package.id.clone())
+            .or_insert_with(|| without_harness(package.manifest_path.as_std_path()));
+        let target = (kind.to_owned(), name.clone());
+        let has_harness = !without_harness.contains(&target);
         Some(Arc::new(TestBinary {
+            has_harness,
             id: BinaryId(id),
             package_id: package.id.repr.clone(),
             package: package.name.to_string(),
@@ -220,6 +235,37 @@ fn kind_of(kinds: &[TargetKind]) -> Option<&'static str> {
     })
 }
 
+/// The targets for which a manifest says `harness = false`, by kind and name.
+///
+/// Source: The Cargo Book, "Cargo Targets", the `harness` field.
+fn without_harness(manifest: &Path) -> BTreeSet<(String, String)> {
+    let text = std::fs::read_to_string(manifest).unwrap_or_default();
+    targets_without_harness(&text)
+}
+
+fn targets_without_harness(manifest: &str) -> BTreeSet<(String, String)> {
+    let Ok(table) = DeTable::parse(manifest) else {
+        // Cargo has read it, so what is unknown here is of no harm.
+        return BTreeSet::new();
+    };
+    let mut found = BTreeSet::new();
+    for kind in ["bin", "test", "example", "bench"] {
+        let targets = table
+            .get_ref()
+            .get(kind)
+            .and_then(|it| it.get_ref().as_array());
+        for target in targets.into_iter().flatten() {
+            let field = |name: &str| target.get_ref().get(name).map(Spanned::get_ref);
+            let harness = field("harness").and_then(DeValue::as_bool);
+            let name = field("name").and_then(DeValue::as_str);
+            if let (Some(false), Some(name)) = (harness, name) {
+                found.insert((kind.to_owned(), name.to_owned()));
+            }
+        }
+    }
+    found
+}
+
 /// Where a package lies.
 pub(crate) fn directory(package: &Package) -> &Path {
     let manifest = package.manifest_path.as_std_path();
@@ -261,4 +307,28 @@ fn of_package(package: &Package) -> Vec<(&'static str, String)> {
         ),
         ("CARGO_PKG_README", path(&package.readme)),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_main_of_its_own_is_known_from_the_manifest() {
+        let manifest = "
+            [package]
+            name = 'a'
+            [[test]]
+            name = 'own'
+            harness = false
+            [[test]]
+            name = 'usual'
+            [[bench]]
+            name = 'own'
+            harness = true
+        ";
+        let found = targets_without_harness(manifest);
+        assert_eq!(found, [("test".to_owned(), "own".to_owned())].into());
+        assert!(targets_without_harness("[[test]").is_empty());
+    }
 }

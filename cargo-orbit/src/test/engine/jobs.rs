@@ -97,11 +97,9 @@ pub(super) fn list(
     let Some(names) = libtest::listed(&all.stdout).filter(|_| all.verdict.passed()) else {
         return Ok(None);
     };
-    if names.is_empty() && binary.kind != "lib" && binary.kind != "bin" && !all.stderr.is_empty() {
-        return Ok(None);
-    }
     if names.is_empty() {
-        return Ok(Some(Vec::new()));
+        // A `main` of its own may say nothing, whatever it is asked.
+        return Ok(binary.has_harness.then(Vec::new));
     }
     let ignored = ask(&["--ignored"]);
     let ignored = libtest::listed(&ignored.stdout).unwrap_or_default();
