@@ -548,7 +548,7 @@ fn what_is_not_understood_is_named(context: &Context) -> Result<()> {
         (vec!["--workdir", "relative"], vec!["relative", "absolute"]),
         (vec!["--hostname", "not a name"], vec!["not a name"]),
         (vec!["--env", "=x"], vec!["=x"]),
-        (vec!["--network", "moon"], vec!["moon"]),
+        (vec!["--network", "not a name"], vec!["not a name"]),
         (vec!["--timeout", "soon"], vec!["soon"]),
         (vec!["--image", "UPPER/case:::x"], vec!["UPPER"]),
         (vec!["--image", ""], vec!["empty"]),
