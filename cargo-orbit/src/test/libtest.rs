@@ -39,8 +39,16 @@ pub(crate) struct Told {
     pub(crate) verdicts: BTreeMap<String, Said>,
     /// What failed tests printed.
     pub(crate) outputs: BTreeMap<String, Vec<u8>>,
-    /// Whether it said `test result:`, after its last test.
-    pub(crate) is_complete: bool,
+    /// How many passed, failed and were ignored, as it said after its last test.
+    pub(crate) counts: Option<[usize; 3]>,
+}
+
+impl Told {
+    /// Whether it said that none of its `tests` failed: where a test writes past the harness, its own verdict may be lost
+    /// in what it wrote.
+    pub(crate) fn is_all_well(&self, tests: usize) -> bool {
+        matches!(self.counts, Some([passed, 0, ignored]) if passed + ignored == tests)
+    }
 }
 
 /// Reads what a program printed. `is_known` says which names are tests of it.
@@ -57,7 +65,7 @@ pub(crate) fn told(stdout: &[u8], is_known: impl Fn(&str) -> bool) -> Told {
             continue;
         }
         if text.starts_with("test result: ") {
-            told.is_complete = true;
+            told.counts = Some(["passed", "failed", "ignored"].map(|word| counted(text, word)));
             section = None;
             continue;
         }
@@ -89,6 +97,14 @@ pub(crate) fn told(stdout: &[u8], is_known: impl Fn(&str) -> bool) -> Told {
         }
     }
     told
+}
+
+/// The number before `word`.
+fn counted(line: &str, word: &str) -> usize {
+    let words: Vec<&str> = line.split([' ', ';']).filter(|it| !it.is_empty()).collect();
+    let at = words.iter().position(|it| *it == word);
+    at.and_then(|at| words.get(at.checked_sub(1)?)?.parse().ok())
+        .unwrap_or(0)
 }
 
 /// `---- NAME stdout ----`; of libtest-mimic `---- NAME ----`.
@@ -256,7 +272,8 @@ test result: FAILED. 3 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; 
                 ("e", Said::Passed)
             ]
         );
-        assert!(told.is_complete);
+        assert_eq!(told.counts, Some([3, 1, 1]));
+        assert!(!told.is_all_well(5));
         assert_eq!(
             String::from_utf8_lossy(&told.outputs["d"]),
             "line 1\n\nthread 'd' panicked at src/lib.rs:1:1:\nboom\n"
@@ -268,7 +285,7 @@ test result: FAILED. 3 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; 
         let stdout = "test case a   ... FAILED\n\nfailures:\n\n---- case a ----\nboom\n\n\nfailures:\n    case a\n\n\ntest result: FAILED. 0 passed\n";
         let told = told(stdout.as_bytes(), |name| name == "case a");
         assert_eq!(told.outputs["case a"], b"boom\n");
-        assert!(told.is_complete);
+        assert_eq!(told.counts, Some([0, 0, 0]));
         let alone = alone(
             format!("\nrunning 1 test\nhello\n{stdout}").as_bytes(),
             "case a",
@@ -277,9 +294,17 @@ test result: FAILED. 3 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; 
     }
 
     #[test]
+    fn a_verdict_lost_in_what_a_test_wrote_is_in_the_counts() {
+        let stdout = b"test a ... xxxok\n\ntest result: ok. 1 passed; 0 failed; 1 ignored; 0 measured; 7 filtered out\n";
+        let told = told(stdout, |_| true);
+        assert!(told.verdicts.is_empty());
+        assert!(told.is_all_well(2) && !told.is_all_well(3));
+    }
+
+    #[test]
     fn what_ended_early_is_not_complete() {
         let told = told(b"\nrunning 2 tests\ntest a ... ok\ntest b ... ", |_| true);
-        assert!(!told.is_complete);
+        assert_eq!(told.counts, None);
         assert_eq!(told.verdicts.len(), 1);
     }
 

@@ -14,7 +14,7 @@ use crate::{
     error::Error,
     images::{SupervisorWorker, host, open},
     sandbox::{self, Sandbox},
-    spec::{ImageRef, Spec},
+    spec::{ImageRef, MountKind, Spec},
     store::{SealedKind, SealedRecord},
 };
 
@@ -120,6 +120,10 @@ pub fn builder(id: &str) -> Result<SandboxBuilder, Error> {
     let is_there = |path: &PathBuf| path.exists();
     builder.spec.host_view.paths.retain(is_there);
     builder.spec.host_view.read_only_paths.retain(is_there);
+    builder.spec.mounts.retain(|mount| match &mount.kind {
+        MountKind::Bind { source, .. } | MountKind::Overlay { source } => source.exists(),
+        MountKind::Tmpfs { .. } => true,
+    });
     builder.spec.entrypoint = None;
     builder.spec.cmd = None;
     builder.spec.args.clear();

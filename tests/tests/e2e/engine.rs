@@ -134,7 +134,17 @@ fn killed(context: &Context) -> Result<()> {
 
 /// What a failed test wrote is listed, and can be looked at when all is over.
 fn kept(context: &Context) -> Result<()> {
-    let fixture = context.in_workspace(FIXTURE);
+    let fixture = context.work().join("kept");
+    for directory in ["src", "tests"] {
+        fs::create_dir_all(fixture.join(directory))?;
+    }
+    for file in ["src/lib.rs", "tests/flaky.rs"] {
+        fs::copy(context.in_workspace(FIXTURE).join(file), fixture.join(file))?;
+    }
+    fs::write(
+        fixture.join("Cargo.toml"),
+        "[package]\nname = \"kept\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n[workspace]\n",
+    )?;
     let written = fixture.join("src/been-here");
     let output = command(context, &fixture)?
         .args([
