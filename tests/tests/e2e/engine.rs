@@ -23,6 +23,7 @@ pub(crate) fn cases() -> Vec<Case> {
     let case = |name: &str, run: fn(&Context) -> Result<()>| {
         Case::new(format!("engine::{name}"), run)
             .who(Who::RANGED)
+            .needs_toolchain()
             .deadline(DEADLINE)
     };
     vec![

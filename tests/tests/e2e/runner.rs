@@ -38,7 +38,9 @@ pub(crate) fn cases() -> Vec<Case> {
             nextest_says_the_same_with_and_without,
         )
         .deadline(DEADLINE),
-        Case::new("runner::cargo_says_the_same", cargo_says_the_same).deadline(DEADLINE),
+        Case::new("runner::cargo_says_the_same", cargo_says_the_same)
+            .needs_toolchain()
+            .deadline(DEADLINE),
         Case::new("runner::nothing_outlives_nextest", nothing_outlives_nextest).deadline(DEADLINE),
         Case::new(
             "runner::settings_hold_under_nextest",

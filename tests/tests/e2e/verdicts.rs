@@ -15,6 +15,7 @@ pub(crate) fn cases() -> Vec<Case> {
             are_as_the_table_says(context, isolation)
         })
         .who(Who::RANGED)
+        .needs_toolchain()
         .deadline(DEADLINE)
     };
     vec![
@@ -22,9 +23,11 @@ pub(crate) fn cases() -> Vec<Case> {
         case("test"),
         Case::new("verdicts::selection", selection)
             .who(Who::RANGED)
+            .needs_toolchain()
             .deadline(DEADLINE),
         Case::new("verdicts::the_second_run_runs_what_failed", failed_again)
             .who(Who::RANGED)
+            .needs_toolchain()
             .deadline(DEADLINE),
     ]
 }
