@@ -18,9 +18,8 @@ use netlink_packet_route::{
     AddressFamily as Family, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
     link::{
-        AfSpecInet6, AfSpecUnspec, BridgePortState, In6AddrGenMode, InfoBridgePort, InfoData,
-        InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
-        LinkMessage,
+        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind,
+        InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
     },
     neighbour::{
         NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -187,19 +186,17 @@ impl Netlink {
         self.ask(RouteNetlinkMessage::NewLink(link), 0)
     }
 
-    /// Lets nothing more in or out by the port `name` of a bridge, which forgets who was there.
+    /// Takes the link `name` down: nothing passes it any more, either way, and a bridge forgets who was there.
+    ///
+    /// Not by the state of a bridge's port: the bridge enables a disabled port again when it hears, up to a second late,
+    /// that the link has a carrier. Source: Linux, net/bridge/br_if.c, `br_port_carrier_check`.
     ///
     /// # Errors
     /// ENODEV where the link is gone.
-    pub(crate) fn disable_port(&self, name: &str) -> io::Result<()> {
+    pub(crate) fn take_down(&self, name: &str) -> io::Result<()> {
         let mut link = LinkMessage::default();
-        link.attributes = vec![
-            LinkAttribute::IfName(name.to_owned()),
-            as_port(vec![
-                InfoBridgePort::State(BridgePortState::Disabled),
-                InfoBridgePort::Flush,
-            ]),
-        ];
+        link.header.change_mask = LinkFlags::Up;
+        link.attributes = vec![LinkAttribute::IfName(name.to_owned())];
         self.ask(RouteNetlinkMessage::NewLink(link), 0)
     }
 

@@ -415,7 +415,7 @@ fn is_without_ipv6(error: &io::Error) -> bool {
 
 /// Lets nothing of the former member's in any more, which its kernel may still send until it is taken apart.
 fn silence(network: &Network, former: u64) -> io::Result<()> {
-    match network.netlink.disable_port(&port_name(former)) {
+    match network.netlink.take_down(&port_name(former)) {
         // It is taken apart already.
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
         other => other,
