@@ -23,7 +23,7 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::event::BinaryId;
+use super::{cargo::RustVersions, event::BinaryId};
 
 /// A test binary that is built.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +52,8 @@ pub(crate) struct Surroundings {
     /// Of the host that runs the tests; there is no runner for another.
     pub(crate) target: String,
     pub(crate) target_directory: PathBuf,
+    /// As each package writes its own.
+    pub(crate) rust_versions: RustVersions,
     /// `[env]` of cargo's configuration.
     pub(crate) env: Vec<ConfiguredVariable>,
     /// The host's own library path.
@@ -96,8 +98,34 @@ impl Built {
         self.scripts.insert(script.package_id.clone(), script);
     }
 
-    /// Takes note of what was built; a test binary where it is one.
-    pub(crate) fn artifact(
+    /// Takes note of what was built, where it is a program.
+    pub(crate) fn program(&mut self, artifact: &Artifact) {
+        let is_program = artifact.target.kind.contains(&TargetKind::Bin) && !artifact.profile.test;
+        if let (true, Some(path)) = (is_program, &artifact.executable) {
+            self.programs
+                .entry(artifact.package_id.clone())
+                .or_default()
+                .insert(artifact.target.name.clone(), path.into());
+        }
+    }
+
+    /// Whether all is known that a test binary may start: cargo tells in no certain order of what is fresh.
+    pub(crate) fn has_programs_of(&self, artifact: &Artifact, metadata: &Metadata) -> bool {
+        if !artifact.profile.test || !may_start_programs(kind_of(&artifact.target.kind)) {
+            return true;
+        }
+        let known = self.programs.get(&artifact.package_id);
+        metadata
+            .packages
+            .iter()
+            .filter(|package| package.id == artifact.package_id)
+            .flat_map(|package| &package.targets)
+            .filter(|target| target.is_bin())
+            .all(|target| known.is_some_and(|known| known.contains_key(&target.name)))
+    }
+
+    /// A test binary that was built; none where it is something else.
+    pub(crate) fn test(
         &mut self,
         artifact: &Artifact,
         metadata: &Metadata,
@@ -106,12 +134,6 @@ impl Built {
     ) -> Option<Arc<TestBinary>> {
         let path = artifact.executable.as_ref()?.as_std_path();
         if !artifact.profile.test {
-            if artifact.target.kind.contains(&TargetKind::Bin) {
-                self.programs
-                    .entry(artifact.package_id.clone())
-                    .or_default()
-                    .insert(artifact.target.name.clone(), path.to_owned());
-            }
             return None;
         }
         let package = metadata
@@ -159,7 +181,7 @@ impl Built {
             }
         }
         variables.insert("CARGO".into(), around.cargo.clone().into());
-        for (name, value) in of_package(package) {
+        for (name, value) in of_package(package, &around.rust_versions) {
             variables.insert(name.into(), value.into());
         }
         if let Some(script) = self.scripts.get(&package.id) {
@@ -168,7 +190,7 @@ impl Built {
                 variables.insert(name.into(), value.into());
             }
         }
-        if matches!(kind, "test" | "bench") {
+        if may_start_programs(Some(kind)) {
             for (name, program) in self.programs.get(&package.id).into_iter().flatten() {
                 variables.insert(format!("CARGO_BIN_EXE_{name}").into(), program.into());
             }
@@ -201,7 +223,7 @@ impl Built {
             .join(&around.target)
             .join("lib");
         let mut paths = native;
-        paths.extend([deps.to_owned(), output.to_owned(), toolchain]);
+        paths.extend([output.to_owned(), deps.to_owned(), toolchain]);
         if let Some(host) = &around.library_path {
             paths.extend(std::env::split_paths(host));
         }
@@ -214,6 +236,11 @@ impl Built {
         }
         text
     }
+}
+
+/// Whether cargo gives `CARGO_BIN_EXE_*` to a target of this kind.
+fn may_start_programs(kind: Option<&str>) -> bool {
+    matches!(kind, Some("test" | "bench"))
 }
 
 /// What kind of target it is, in one word.
@@ -273,7 +300,7 @@ pub(crate) fn directory(package: &Package) -> &Path {
 }
 
 /// `CARGO_PKG_*` and `CARGO_MANIFEST_*`.
-fn of_package(package: &Package) -> Vec<(&'static str, String)> {
+fn of_package(package: &Package, rust_versions: &RustVersions) -> Vec<(&'static str, String)> {
     let version = &package.version;
     let text = |text: &Option<String>| text.clone().unwrap_or_default();
     let path = |path: &Option<cargo_metadata::camino::Utf8PathBuf>| {
@@ -299,11 +326,7 @@ fn of_package(package: &Package) -> Vec<(&'static str, String)> {
         ("CARGO_PKG_LICENSE_FILE", path(&package.license_file)),
         (
             "CARGO_PKG_RUST_VERSION",
-            package
-                .rust_version
-                .as_ref()
-                .map(ToString::to_string)
-                .unwrap_or_default(),
+            text(&rust_versions.get(&package.id).cloned()),
         ),
         ("CARGO_PKG_README", path(&package.readme)),
     ]

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use cargo_metadata::{Message, Metadata};
+use cargo_metadata::{Artifact, Message, Metadata};
 
 use super::{
     args::CargoArgs,
@@ -51,18 +51,34 @@ impl Build {
         mut tell: impl FnMut(Arc<TestBinary>),
     ) -> std::io::Result<ExitStatus> {
         let mut built = Built::default();
+        let is_set = |name: &std::ffi::OsString| std::env::var_os(name).is_some();
+        // Test binaries that may start programs of which cargo has not told yet.
+        let mut held: Vec<Artifact> = Vec::new();
         for message in Message::parse_stream(BufReader::new(self.stdout)) {
             match message? {
                 Message::BuildScriptExecuted(script) => built.script(script),
                 Message::CompilerArtifact(artifact) => {
-                    let is_set = |name: &std::ffi::OsString| std::env::var_os(name).is_some();
-                    if let Some(binary) = built.artifact(&artifact, metadata, around, is_set) {
-                        tell(binary);
+                    built.program(&artifact);
+                    held.push(artifact);
+                    let (ready, still): (Vec<_>, Vec<_>) = held
+                        .into_iter()
+                        .partition(|it| built.has_programs_of(it, metadata));
+                    held = still;
+                    for artifact in ready {
+                        if let Some(binary) = built.test(&artifact, metadata, around, is_set) {
+                            tell(binary);
+                        }
                     }
                 }
                 // What a build script or a macro printed.
                 Message::TextLine(line) => eprintln!("{line}"),
                 _ => {}
+            }
+        }
+        // Their programs are not built: they need features that are not chosen, or did not compile.
+        for artifact in held {
+            if let Some(binary) = built.test(&artifact, metadata, around, is_set) {
+                tell(binary);
             }
         }
         self.cargo.wait()

@@ -8,6 +8,7 @@
 //! Source: The Cargo Book, "Configuration", `target.<triple>.runner`; rustdoc's book, `--test-runtool`.
 
 use std::{
+    collections::HashMap,
     ffi::{OsStr, OsString},
     fmt,
     path::{Path, PathBuf},
@@ -15,7 +16,8 @@ use std::{
 };
 
 use cargo_config2::Config;
-use cargo_metadata::{Metadata, MetadataCommand};
+use cargo_metadata::{Metadata, MetadataCommand, PackageId};
+use serde::Deserialize;
 
 use super::args::CargoArgs;
 
@@ -121,7 +123,7 @@ fn runner_variable(triple: &str) -> String {
 pub(crate) fn metadata(
     args: &CargoArgs,
     targets: &[(String, Through)],
-) -> Result<Metadata, CargoError> {
+) -> Result<(Metadata, RustVersions), CargoError> {
     let mut options = Vec::new();
     for word in &args.metadata_options {
         options.push(text(Path::new(word))?.to_owned());
@@ -142,7 +144,13 @@ pub(crate) fn metadata(
         if no_deps {
             command.no_deps();
         }
-        command.exec()
+        let output = command.cargo_command().output()?;
+        if !output.status.success() {
+            let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+            return Err(cargo_metadata::Error::CargoMetadata { stderr });
+        }
+        let text = str::from_utf8(&output.stdout)?;
+        Ok((MetadataCommand::parse(text)?, rust_versions(text)?))
     };
     ask(all, false)
         .or_else(|_| ask(options, true))
@@ -150,6 +158,26 @@ pub(crate) fn metadata(
             cargo_metadata::Error::CargoMetadata { stderr } => CargoError::Metadata(stderr),
             other => CargoError::MetadataUnread(other),
         })
+}
+
+/// `rust-version` of each package that has one, as it is written: `1.89`, which [`Metadata`] makes a `1.89.0` of.
+pub(crate) type RustVersions = HashMap<PackageId, String>;
+
+fn rust_versions(metadata: &str) -> serde_json::Result<RustVersions> {
+    #[derive(Deserialize)]
+    struct Packages {
+        packages: Vec<Versioned>,
+    }
+    #[derive(Deserialize)]
+    struct Versioned {
+        id: PackageId,
+        rust_version: Option<String>,
+    }
+    let found: Packages = serde_json::from_str(metadata)?;
+    let versions = found.packages.into_iter();
+    Ok(versions
+        .filter_map(|package| Some((package.id, package.rust_version?)))
+        .collect())
 }
 
 /// The question where the compiler, the standard library and their like lie: asked, and not yet answered.

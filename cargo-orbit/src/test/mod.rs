@@ -86,7 +86,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let build = (args.cargo.targets_chosen != TargetsChosen::OnlyDoctests)
         .then(|| Build::start(&args.cargo).context("cannot start cargo; is it in PATH?"))
         .transpose()?;
-    let metadata = cargo::metadata(&args.cargo, &targets)?;
+    let (metadata, rust_versions) = cargo::metadata(&args.cargo, &targets)?;
     let sysroot = sysroot.answer()?;
     let toolchain = Toolchain::find(sysroot.clone(), env::home_dir(), |name| env::var_os(name));
     let target_directory = metadata.target_directory.clone().into_std_path_buf();
@@ -116,6 +116,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         sysroot,
         target: target.clone(),
         target_directory: target_directory.clone(),
+        rust_versions,
         env: binary::configured(&config),
         library_path: env::var_os("LD_LIBRARY_PATH"),
     };
