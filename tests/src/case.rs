@@ -21,6 +21,7 @@ pub struct Case {
     pub(crate) who: &'static [Who],
     pub(crate) needs: &'static [&'static str],
     pub(crate) needs_toolchain: bool,
+    pub(crate) needs_kernel: Option<((u32, u32), &'static str)>,
     pub(crate) deadline: Duration,
     pub(crate) world: Option<&'static [&'static str]>,
     pub(crate) prepare: Option<Prepare>,
@@ -39,6 +40,7 @@ impl Case {
             who: Who::ALL,
             needs: &[],
             needs_toolchain: false,
+            needs_kernel: None,
             world: None,
             deadline: Duration::from_secs(120),
             prepare: None,
@@ -63,6 +65,15 @@ impl Case {
     pub fn needs_toolchain(self) -> Self {
         Self {
             needs_toolchain: true,
+            ..self
+        }
+    }
+
+    /// Sets the version of Linux without which it is skipped, and what that version brought: "tmpfs keeps …".
+    #[must_use]
+    pub fn needs_kernel(self, version: (u32, u32), for_what: &'static str) -> Self {
+        Self {
+            needs_kernel: Some((version, for_what)),
             ..self
         }
     }

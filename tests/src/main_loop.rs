@@ -126,6 +126,13 @@ impl Stage {
         if let (true, Err(reason)) = (case.needs_toolchain, &self.toolchain) {
             return Ok(Completion::ignored_with(reason));
         }
+        if let Some(((major, minor), brought)) = case.needs_kernel
+            && crate::proc_fs::kernel_version()? < (major, minor)
+        {
+            return Ok(Completion::ignored_with(format!(
+                "needs Linux {major}.{minor}, where {brought}"
+            )));
+        }
         if case.world.is_some() && !geteuid().is_root() {
             return Ok(Completion::ignored_with("needs root, to make namespaces"));
         }

@@ -8,6 +8,23 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// The kernel's version: `(6, 18)`.
+///
+/// # Errors
+/// Where /proc does not tell.
+pub fn kernel_version() -> anyhow::Result<(u32, u32)> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let numbers: Option<Vec<u32>> = release
+        .split(|end: char| !end.is_ascii_digit())
+        .take(2)
+        .map(|number| number.parse().ok())
+        .collect();
+    match numbers.as_deref() {
+        Some(&[major, minor]) => Ok((major, minor)),
+        _ => anyhow::bail!("a kernel of no version: {release}"),
+    }
+}
+
 /// One process at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Process {

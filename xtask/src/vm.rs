@@ -142,15 +142,8 @@ fn suites(filter: &[String]) -> Result<Vec<Job>> {
             ["--skip=::as_root", "--skip=::as_single"],
         ),
     ];
-    // They fail on this machine's kernel, 6.1, whose tmpfs keeps no `user.*` attributes (before 6.6), and on its small
-    // disk, which has no /var/lib; they run on the machine that starts this one.
-    let elsewhere = [
-        "--skip=changes::",
-        "--skip=snapshots::what_was_removed",
-        "--skip=host_view::permissions_hold",
-    ];
     let job = |(who, name, skip): (Who, &str, [&str; 2])| {
-        let skip = skip.into_iter().chain(elsewhere).map(str::to_owned);
+        let skip = skip.into_iter().map(str::to_owned);
         Job::new(who, binary.clone(), skip.chain(filter.to_vec()).collect())
             .boxed(name)
             .env("ORBIT_TESTS_CARGO_ORBIT", cargo_orbit.display().to_string())

@@ -7,11 +7,13 @@ use anyhow::{Result, ensure};
 use orbit::{ChangeKind, Changes, FileKind, Mount, Outcome, Sandbox, SandboxBuilder};
 use orbit_tests::{Case, Context, Who};
 
-use crate::kit::{VIEWS, View, describe};
+use crate::kit::{TMPFS_KEEPS_ATTRIBUTES, VIEWS, View, describe};
 
 pub(crate) fn cases() -> Vec<Case> {
     let case = |name: &str, run: fn(&Context) -> Result<()>| {
-        Case::new(format!("changes::{name}"), run).deadline(Duration::from_secs(30))
+        Case::new(format!("changes::{name}"), run)
+            .deadline(Duration::from_secs(30))
+            .needs_kernel(TMPFS_KEEPS_ATTRIBUTES.0, TMPFS_KEEPS_ATTRIBUTES.1)
     };
     vec![
         case("of_an_image", of_an_image),

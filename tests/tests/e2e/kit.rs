@@ -14,6 +14,13 @@ use orbit_tests::images;
 /// Set where this binary is to be something else than the tests: see `roles`.
 pub(crate) const ROLE: &str = "ORBIT_TESTS_ROLE";
 
+/// What a case needs that looks at what a sandbox removed: before, an overlay on a tmpfs cannot say that a directory made
+/// again shows nothing of the one below.
+///
+/// Source: Linux, fs/Kconfig, `TMPFS_XATTR`; Documentation/filesystems/tmpfs.rst.
+pub(crate) const TMPFS_KEEPS_ATTRIBUTES: ((u32, u32), &str) =
+    ((6, 6), "tmpfs keeps user.* attributes");
+
 /// Where a sandbox's files come from. What is promised of the inside is promised of both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum View {

@@ -454,13 +454,15 @@ fn process_1_that_cannot_start_is_an_error(_: &Context) -> Result<()> {
 }
 
 fn a_stopped_program_can_be_ended(_: &Context) -> Result<()> {
+    // The init is process 1, so the program is 2.
+    let has_stopped = "until grep -q '^State:.T' /proc/2/status; do sleep 0.01; done";
     for view in VIEWS {
         let mut sandbox = view.sh("kill -STOP $$")?.start()?;
-        thread::sleep(Duration::from_millis(50));
+        sandbox.exec(["sh", "-c", has_stopped]).run()?;
         let outcome = sandbox.stop(Duration::from_millis(200))?;
         ensure!(outcome.status == Status::Signaled(9), "{}", outcome.status);
         let mut sandbox = view.sh("kill -STOP $$; exit 8")?.start()?;
-        thread::sleep(Duration::from_millis(50));
+        sandbox.exec(["sh", "-c", has_stopped]).run()?;
         sandbox.signal(libc::SIGCONT)?;
         ensure!(sandbox.wait()?.status == Status::Exited(8));
     }

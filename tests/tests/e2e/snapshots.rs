@@ -14,7 +14,7 @@ use orbit::{ImageRef, Mount, NetworkMode, Sandbox, SandboxBuilder, Snapshot};
 use orbit_tests::{Case, Context, Program, Who, images};
 use serde_json::Value;
 
-use crate::kit::{VIEWS, View, describe, harness, has, printed};
+use crate::kit::{TMPFS_KEEPS_ATTRIBUTES, VIEWS, View, describe, harness, has, printed};
 
 pub(crate) fn cases() -> Vec<Case> {
     let case = |name: &str, run: fn(&Context) -> Result<()>| {
@@ -26,7 +26,8 @@ pub(crate) fn cases() -> Vec<Case> {
         case(
             "what_was_removed_stays_removed",
             what_was_removed_stays_removed,
-        ),
+        )
+        .needs_kernel(TMPFS_KEEPS_ATTRIBUTES.0, TMPFS_KEEPS_ATTRIBUTES.1),
         case("of_the_hosts_files", of_the_hosts_files),
         case("of_a_directory", of_a_directory),
         case("of_a_clone", of_a_clone),
