@@ -11,6 +11,7 @@ mod cpio;
 mod guest;
 mod kernel;
 mod qemu;
+mod recorded;
 mod script;
 mod systemd;
 
@@ -130,6 +131,8 @@ fn suites(filter: &[String]) -> Result<Vec<Job>> {
     // A client of registries wants some, though the registry here has none.
     extra.push("/etc/ssl/certs/ca-certificates.crt".into());
     extra.retain(|path| path.exists());
+    let recorded = recorded::cargo(&directory())?;
+    extra.extend(recorded.files);
     let halves = [
         (
             Who::Root,
@@ -150,6 +153,10 @@ fn suites(filter: &[String]) -> Result<Vec<Job>> {
             .env(
                 "ORBIT_TESTS_WITHOUT_TOOLCHAIN",
                 "runs cargo, which is too slow on an emulated processor",
+            )
+            .env(
+                "ORBIT_TESTS_RECORDED_CARGO",
+                recorded.directory.display().to_string(),
             )
             .env("ORBIT_TESTS_PATIENCE", "4")
             .extra(extra.clone())

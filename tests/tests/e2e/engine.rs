@@ -28,6 +28,7 @@ pub(crate) fn cases() -> Vec<Case> {
     };
     vec![
         case("ctrl_c_ends_the_tests_and_reports", ctrl_c),
+        case("a_second_ctrl_c_kills_at_once", ctrl_c_twice),
         case("a_kill_leaves_nothing", killed),
         case("what_failed_is_kept_and_shown", kept),
         case("reports_are_written", reports),
@@ -62,7 +63,7 @@ fn events(stdout: &[u8]) -> Result<Vec<Value>> {
 }
 
 /// Starts the fixture's tests that hang, and returns once they run: what has been told by then is in the file `told`.
-fn hanging(context: &Context, told: &Path) -> Result<Child> {
+fn hanging(context: &Context, told: &Path, name: &str) -> Result<Child> {
     let child = command(context, &context.in_workspace(FIXTURE))?
         .args([
             "--isolate",
@@ -71,7 +72,9 @@ fn hanging(context: &Context, told: &Path) -> Result<Child> {
             "300s",
             "--test",
             "violent",
-            "hangs",
+            name,
+            "--",
+            "--include-ignored",
         ])
         .stdout(fs::File::create(told)?)
         .stderr(Stdio::null())
@@ -106,7 +109,7 @@ fn ctrl_c(context: &Context) -> Result<()> {
     let told = context.work().join("told");
     let audit = context.audit();
     for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
-        let mut child = hanging(context, &told)?;
+        let mut child = hanging(context, &told, "hangs")?;
         let ended = end(&mut child, signal)?;
         ensure!(ended == Some(code), "{signal}: exit code {ended:?}");
         let events = events(&fs::read(&told)?)?;
@@ -125,10 +128,30 @@ fn ctrl_c(context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// A test that heeds no signal is given time after the first, and none after the second.
+fn ctrl_c_twice(context: &Context) -> Result<()> {
+    let told = context.work().join("told");
+    let audit = context.audit();
+    let mut child = hanging(context, &told, "heeds_no_signal")?;
+    let pid = Pid::from_raw(child.id().try_into()?);
+    kill(pid, Signal::SIGINT)?;
+    thread::sleep(Duration::from_secs(1));
+    ensure!(child.try_wait()?.is_none(), "the test was given no time");
+    let began = Instant::now();
+    let ended = end(&mut child, Signal::SIGINT)?;
+    let took = began.elapsed();
+    ensure!(ended == Some(130), "exit code {ended:?}");
+    let told = String::from_utf8(fs::read(&told)?)?;
+    ensure!(told.contains(r#""kind":"interrupted""#), "{told}");
+    // Without the second it has ten seconds, of which one is over.
+    ensure!(took < Duration::from_secs(5), "it ended {took:?} later");
+    Ok(audit.check()?)
+}
+
 fn killed(context: &Context) -> Result<()> {
     let told = context.work().join("told");
     let audit = context.audit();
-    let mut child = hanging(context, &told)?;
+    let mut child = hanging(context, &told, "hangs")?;
     end(&mut child, Signal::SIGKILL)?;
     Ok(audit.check()?)
 }

@@ -1,9 +1,10 @@
 //! Every way that a test can end is told as the fixture's table says, with a sandbox for each binary and for each test.
 
-use std::{collections::BTreeMap, fs, time::Duration};
+use std::{collections::BTreeMap, env, fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use orbit_tests::{Case, Context, Who};
+use orbit::Sandbox;
+use orbit_tests::{Case, Context, Skip, Who};
 use serde_json::Value;
 
 const DEADLINE: Duration = Duration::from_secs(600);
@@ -29,11 +30,16 @@ pub(crate) fn cases() -> Vec<Case> {
             .who(Who::RANGED)
             .needs_toolchain()
             .deadline(DEADLINE),
+        Case::new("verdicts::of_want_of_memory", of_want_of_memory).who(Who::RANGED),
     ]
 }
 
 /// What is told, by test.
 type Told = BTreeMap<String, String>;
+
+/// A directory with a `cargo` and a `rustc` that repeat what they said elsewhere of the fixture's test `hungry`: set by
+/// the virtual machine, which has no compiler.
+const RECORDED_CARGO: &str = "ORBIT_TESTS_RECORDED_CARGO";
 
 /// Runs the fixture's tests. Its own verdicts are no fault of the run, so its exit code is given back.
 fn run(context: &Context, words: &[&str]) -> Result<(Told, Option<i32>, String)> {
@@ -41,8 +47,13 @@ fn run(context: &Context, words: &[&str]) -> Result<(Told, Option<i32>, String)>
     // The first time is the first of each run.
     let _ = fs::remove_dir_all(&flaky);
     fs::create_dir_all(&flaky)?;
-    let finished = context
-        .orbit("test")?
+    let mut command = context.orbit("test")?;
+    if let Some(directory) = env::var_os(RECORDED_CARGO).map(PathBuf::from) {
+        command = command
+            .env("CARGO", directory.join("cargo"))
+            .env("RUSTC", directory.join("rustc"));
+    }
+    let finished = command
         .args([
             "--no-fail-fast",
             "--offline",
@@ -132,6 +143,31 @@ fn are_as_the_table_says(context: &Context, isolation: &str) -> Result<()> {
     wrong.dedup();
     ensure!(wrong.is_empty(), "{}\n\n{stderr}", wrong.join("\n"));
     ensure!(code == Some(101), "exit code {code:?}\n{stderr}");
+    Ok(())
+}
+
+/// The row of the table that only a host with limits can show.
+fn of_want_of_memory(context: &Context) -> Result<()> {
+    let limited = Sandbox::builder().cmd(["true"]).memory("64M").run();
+    if let Err(error) = limited {
+        ensure!(error.is_limit() || error.is_spec(), "{error}");
+        return Err(Skip::because(
+            "limits cannot be kept here; `cargo xtask vm` runs it where they can",
+        ));
+    }
+    for isolation in ["binary", "test"] {
+        let words = ["--isolate", isolation, "--test", "hungry"];
+        let limited = ["--memory", "64M", "--", "--include-ignored"];
+        let (told, code, stderr) = run(context, &[&words[..], &limited].concat())?;
+        let phrase = told
+            .get("verdicts::hungry eats_memory")
+            .with_context(|| format!("{told:?}\n{stderr}"))?;
+        ensure!(
+            phrase.starts_with("killed by the memory limit of 64 MiB, peak "),
+            "{isolation}: {phrase}\n{stderr}"
+        );
+        ensure!(code == Some(101), "exit code {code:?}\n{stderr}");
+    }
     Ok(())
 }
 
