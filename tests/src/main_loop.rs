@@ -34,6 +34,8 @@ const SKIPPED: u8 = 77;
 const WITHOUT_TOOLCHAIN: &str = "ORBIT_TESTS_WITHOUT_TOOLCHAIN";
 /// How many times its deadline a case may take, where the machine is that much slower than others.
 const PATIENCE: &str = "ORBIT_TESTS_PATIENCE";
+/// Set where each case runs as one identity alone: an ordinary user, where it may run as one.
+const ONCE: &str = "ORBIT_TESTS_ONCE";
 /// What of the caller's environment a case sees.
 const INHERITED: [&str; 6] = [
     "RUST_BACKTRACE",
@@ -64,8 +66,14 @@ pub fn run(cases: Vec<Case>) -> ExitCode {
         }
     };
     let mut trials = Vec::new();
+    let once = env::var_os(ONCE).is_some();
     for case in cases {
-        for &who in case.who {
+        let every: &[Who] = if once {
+            Who::one_of(case.who)
+        } else {
+            case.who
+        };
+        for &who in every {
             let (stage, case) = (Arc::clone(&stage), case.clone());
             trials.push(Trial::ignorable_test(case.name_as(who), move || {
                 let stage = stage.as_ref().as_ref().ok_or("listing only")?;
@@ -77,6 +85,12 @@ pub fn run(cases: Vec<Case>) -> ExitCode {
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
     ExitCode::from(if conclusion.has_failed() { 101 } else { 0 })
+}
+
+/// How many times as long as elsewhere things may take on this machine.
+pub fn patience() -> u32 {
+    let times = env::var(PATIENCE).ok();
+    times.and_then(|times| times.parse().ok()).unwrap_or(1)
 }
 
 /// What all cases share, made before the first thread starts.
@@ -104,10 +118,7 @@ impl Stage {
         Ok(Self {
             exe: env::current_exe()?,
             cargo_orbit,
-            patience: env::var(PATIENCE)
-                .ok()
-                .and_then(|times| times.parse().ok())
-                .unwrap_or(1),
+            patience: patience(),
             toolchain,
         })
     }

@@ -36,6 +36,13 @@ impl Who {
         }
     }
 
+    /// Of those that a case runs as, an ordinary user where there is one.
+    pub fn one_of(every: &'static [Self]) -> &'static [Self] {
+        let user = every.iter().position(|&who| who != Self::Root);
+        let first = user.unwrap_or(0);
+        every.get(first..=first).unwrap_or(every)
+    }
+
     /// The reverse of [`Who::suffix`].
     pub fn from_suffix(suffix: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|who| who.suffix() == suffix)
@@ -128,6 +135,14 @@ impl fmt::Display for Who {
 #[cfg(test)]
 mod tests {
     use super::Who;
+
+    #[test]
+    fn one_is_an_ordinary_user_where_it_can_be() {
+        assert_eq!(Who::one_of(Who::ALL), [Who::User]);
+        assert_eq!(Who::one_of(&[Who::Single]), [Who::Single]);
+        assert_eq!(Who::one_of(&[Who::Root]), [Who::Root]);
+        assert!(Who::one_of(&[]).is_empty());
+    }
 
     #[test]
     fn suffixes_name_one_identity_each() {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use orbit::{Bytes, Note, OutputStream};
-use orbit_tests::{Case, Context};
+use orbit_tests::{Case, Context, main_loop::patience};
 
 use crate::kit::{View, own_status, status_field};
 
@@ -55,8 +55,7 @@ fn a_gigabyte_is_kept_in_part(_: &Context) -> Result<()> {
 
 /// An emulated processor needs minutes for a GiB; a sixteenth is still more than what is kept.
 fn gigabyte() -> u64 {
-    let slow = std::env::var_os("ORBIT_TESTS_PATIENCE").is_some();
-    if slow { 64 << 20 } else { 1 << 30 }
+    if patience() > 1 { 64 << 20 } else { 1 << 30 }
 }
 
 /// A figure of `/proc/self/status`, in KiB.
