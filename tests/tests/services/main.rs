@@ -1,11 +1,13 @@
 //! What a test does with a service that runs: further programs, logs, readiness, files, pauses, restarts, async.
 
 mod asynchronous;
+mod disk;
 mod exec;
 mod files;
 mod handle;
 mod logs;
 mod ready;
+mod redis;
 mod support;
 
 use std::process::ExitCode;
@@ -23,6 +25,8 @@ fn main() -> ExitCode {
             ready::cases(),
             files::cases(),
             handle::cases(),
+            disk::cases(),
+            redis::cases(),
             asynchronous::cases(),
         ]
         .concat(),
