@@ -9,6 +9,7 @@ mod logs;
 mod ready;
 mod redis;
 mod support;
+mod web;
 
 use std::process::ExitCode;
 
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
             handle::cases(),
             disk::cases(),
             redis::cases(),
+            web::cases(),
             asynchronous::cases(),
         ]
         .concat(),
