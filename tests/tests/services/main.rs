@@ -2,6 +2,7 @@
 
 mod asynchronous;
 mod disk;
+mod examples;
 mod exec;
 mod files;
 mod handle;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
             disk::cases(),
             redis::cases(),
             web::cases(),
+            examples::cases(),
             asynchronous::cases(),
         ]
         .concat(),
