@@ -7,7 +7,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{MemfdFlags, OFlags},
+    fs::{MemfdFlags, Mode, OFlags},
     pipe::PipeFlags,
 };
 
@@ -70,6 +70,9 @@ pub(crate) fn output(
         Output::Null => (Stream::Owned(null(OFlags::WRONLY)?), None),
         Output::Capture => {
             let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+            // Whoever the program runs as may open /dev/stdout anew, as servers do for their logs. It is reached
+            // through the descriptors of a process that has it, and no others'.
+            rustix::fs::fchmod(&writer, Mode::from_raw_mode(0o622))?;
             (Stream::Owned(writer), Some(Capture::new(reader, limit)?))
         }
     })
@@ -79,7 +82,7 @@ fn null(flags: OFlags) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(
         "/dev/null",
         flags | OFlags::CLOEXEC,
-        rustix::fs::Mode::empty(),
+        Mode::empty(),
     )?)
 }
 

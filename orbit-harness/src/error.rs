@@ -10,7 +10,7 @@ use crate::{
     net::addresses::Subnet,
     publish::PublishError,
     spec::SpecFault,
-    supervisor::{Cause, Failure, FileFault, SupervisorError},
+    supervisor::{Cause, Failure, FileFault, SupervisorError, Writer},
     sys::{ExecFailure, ExecStep},
     wait::NotReady,
 };
@@ -267,7 +267,23 @@ fn file_text(fault: &FileFault) -> String {
         FileFault::NotAFile => "it is no regular file".to_owned(),
         FileFault::Owner(fault) => fault.to_string(),
         FileFault::Malformed => "the copy broke off".to_owned(),
+        FileFault::Busy(writers) => busy_text(writers),
     }
+}
+
+fn busy_text(writers: &[Writer]) -> String {
+    let named: Vec<String> = writers
+        .iter()
+        .map(|writer| format!("{} in {}", writer.path.display(), writer.process))
+        .collect();
+    let named = match &named[..] {
+        [] => String::new(),
+        named => format!(" ({})", named.join(", ")),
+    };
+    format!(
+        "a file is open for writing{named}, which the kernel does not take away: end or restart what holds it, or let the \
+         disk be full instead"
+    )
 }
 
 fn cause_text(failure: &Failure, step: &str) -> String {

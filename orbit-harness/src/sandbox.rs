@@ -3,6 +3,7 @@
 #[cfg(feature = "tokio")]
 mod asynchronous;
 mod core;
+mod disk;
 mod exec;
 mod files;
 mod http;
@@ -756,15 +757,19 @@ impl Sandbox {
 
 /// The answer of a process that read a sandbox's files.
 pub(crate) fn written<T: DeserializeOwned>(reply: &Channel) -> Result<T, Error> {
-    let heard = reply.recv::<Result<T, Fault>>();
+    Ok(answered::<Result<T, Fault>>(reply)?.map_err(Kind::Layer)?)
+}
+
+/// The answer of a process that the supervisor started for something.
+fn answered<T: DeserializeOwned>(reply: &Channel) -> Result<T, Error> {
     let cannot = |error| {
         Error::io(
-            "cannot hear from the process that reads a sandbox's files",
+            "cannot hear from the process that is at work on a sandbox's files",
             error,
         )
     };
-    match heard.map_err(cannot)? {
-        Some((answer, _)) => Ok(answer.map_err(Kind::Layer)?),
+    match reply.recv::<T>().map_err(cannot)? {
+        Some((answer, _)) => Ok(answer),
         None => Err(cannot(io::Error::other("it ended without an answer"))),
     }
 }

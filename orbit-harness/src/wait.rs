@@ -337,6 +337,27 @@ pub(crate) struct NotReady {
     pub(crate) waits: Vec<Progress>,
     /// The last lines that the program wrote.
     pub(crate) tail: String,
+    /// Why this host has few ids to give, where it has.
+    pub(crate) few_ids: Option<String>,
+}
+
+impl NotReady {
+    /// Why there are so few ids, where the program may have ended over that, as far as its last words tell: who may not
+    /// become another user, or give a file to one, is told so by the kernel, and tells it in words of its own.
+    fn lacks_ids(&self) -> Option<&str> {
+        const WORDS: [&str; 6] = [
+            "invalid argument",
+            "not permitted",
+            "uid",
+            "gid",
+            "groups",
+            "privileges",
+        ];
+        let ended = matches!(&self.why, Why::Ended(status, _) if *status != Status::Exited(0));
+        let tail = self.tail.to_lowercase();
+        let told = ended && WORDS.iter().any(|word| tail.contains(word));
+        self.few_ids.as_deref().filter(|_| told)
+    }
 }
 
 impl std::error::Error for NotReady {}
@@ -366,7 +387,14 @@ impl fmt::Display for NotReady {
         if self.tail.is_empty() {
             f.write_str("\nIt wrote nothing that was captured.")
         } else {
-            write!(f, "\nThe last it wrote:\n{}", self.tail.trim_end())
+            write!(f, "\nThe last it wrote:\n{}", self.tail.trim_end())?;
+            match self.lacks_ids() {
+                Some(why) => write!(
+                    f,
+                    "\nThis sandbox has one id only, if the program wanted another user's: {why}"
+                ),
+                None => Ok(()),
+            }
         }
     }
 }

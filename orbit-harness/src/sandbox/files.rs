@@ -216,6 +216,16 @@ impl Core {
         Ok(channel)
     }
 
+    /// Asks for a job with the sandbox's mounts, in its mount namespace.
+    pub(super) fn change_mounts(&self, doing: &'static str, job: FileJob) -> Result<(), Error> {
+        let root = Path::new("/");
+        let handles = self.handles(&format!("{doing} `/`"))?;
+        // Where there are none, the program is process 1, by which the supervisor gets in.
+        let namespace = handles.get(1);
+        let channel = self.files(doing, root, job, namespace)?;
+        answer(&channel).map(drop).map_err(failed(doing, root))
+    }
+
     /// Whether something is at `path`.
     pub(super) fn has_file(&self, path: &Path) -> Result<bool, Error> {
         let job = FileJob::Find { path: path.into() };

@@ -236,6 +236,7 @@ impl Readiness {
             after: self.started.elapsed(),
             waits,
             tail: tail.unwrap_or_default(),
+            few_ids: sandbox.core.few_ids.clone(),
         }
         .into()
     }

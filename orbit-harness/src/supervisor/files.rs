@@ -20,6 +20,7 @@ use rustix::{
 
 use super::{
     channel::Channel,
+    disk,
     protocol::{FileAnswer, FileFault, FileJob, FileMeta, Piece},
     transfer::{self, Destination},
 };
@@ -106,6 +107,9 @@ fn act(
         }
         FileJob::CopyOut { path } => {
             transfer::send_tree(reply, &open_to_read(root, &path)?).map(|()| None)
+        }
+        FileJob::ReadOnly { at, read_only } => {
+            disk::set_read_only(root, content, &at, read_only).map(|()| None)
         }
     }
 }

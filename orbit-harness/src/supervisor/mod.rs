@@ -13,6 +13,7 @@
 mod broker;
 mod channel;
 mod client;
+mod disk;
 mod enter;
 mod files;
 mod home;
@@ -33,7 +34,7 @@ pub(crate) use channel::Channel;
 pub(crate) use client::{Supervisor, SupervisorError};
 pub(crate) use protocol::{
     Answer, Cause, Control, Event, ExecEvent, ExecOrder, Exit, Failure, FileAnswer, FileFault,
-    FileJob, FileMeta, Gone, Piece, Request,
+    FileJob, FileMeta, Gone, Piece, Request, Room, Writer,
 };
 pub(crate) use start::run;
 pub(crate) use transfer::{Destination, receive_tree, send_tree};

@@ -88,6 +88,8 @@ pub(crate) enum Request {
     },
     /// Start the broker. Descriptor: its control channel, on which it says when it is ready.
     Broker,
+    /// Let the writable layers of a sandbox have this much room. Descriptors: as for `Changes`.
+    Resize(Room),
     /// Read what was written to a sandbox. Descriptors: the reply channel, the filesystem of its writable layers.
     Changes(Box<Writable>),
     /// Copy what was written to a sandbox into an empty directory. Descriptors: as for `Changes`.
@@ -242,6 +244,24 @@ pub(crate) enum FileJob {
     },
     /// Send what is at this path, on the reply channel.
     CopyOut { path: PathBuf },
+    /// Make the mounts at these paths read-only, or writable again. The content is the sandbox's mount namespace, where
+    /// its init gave one.
+    ReadOnly { at: Vec<PathBuf>, read_only: bool },
+}
+
+/// How much the writable layers of a sandbox may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Room {
+    Bytes(Bytes),
+    /// What they hold now.
+    None,
+}
+
+/// A process that has a file open for writing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Writer {
+    pub(crate) process: String,
+    pub(crate) path: PathBuf,
 }
 
 /// What a file is to be, beside its content.
@@ -264,6 +284,8 @@ pub(crate) enum FileFault {
     Owner(SpecFault),
     /// A tree that is no tree.
     Malformed,
+    /// These, as far as they could be seen, have something open for writing on a mount that was to be read-only.
+    Busy(Vec<Writer>),
 }
 
 /// How a job with files ended.

@@ -181,6 +181,9 @@ impl Supervisor {
                 job,
             } => self.files(sandbox, has_root, job, fds)?,
             Request::Broker => self.start_broker(fds)?,
+            Request::Resize(room) => {
+                self.work(fds, |mut fds| super::disk::resize(fds.pop(), room))?;
+            }
             Request::Changes(writable) => {
                 self.work(fds, |mut fds| super::written::changes(&writable, fds.pop()))?;
             }

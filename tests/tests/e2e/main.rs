@@ -20,6 +20,7 @@ mod run;
 mod runner;
 mod shell;
 mod snapshots;
+mod squeeze;
 mod support;
 mod verdicts;
 
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
             output::cases(),
             changes::cases(),
             snapshots::cases(),
+            squeeze::cases(),
             postgres::cases(),
             shell::cases(),
             hostile::cases(),

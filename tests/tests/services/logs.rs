@@ -8,15 +8,19 @@ use std::{
 
 use anyhow::{Result, ensure};
 use orbit::LogStream;
-use orbit_tests::{Case, Context};
+use orbit_tests::{Case, Context, Who};
 
-use crate::support::{ROLE, VIEWS, View, case, has, until};
+use crate::support::{ROLE, VIEWS, View, case, describe, has, until};
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
         case(
             "logs::lines_come_as_they_are_written",
             lines_come_as_they_are_written,
+        ),
+        case(
+            "logs::whoever_it_runs_as_may_open_its_outputs",
+            whoever_it_runs_as_may_open_its_outputs,
         ),
         case(
             "logs::a_program_that_writes_much_is_not_held_up",
@@ -58,6 +62,25 @@ fn lines_come_as_they_are_written(_: &Context) -> Result<()> {
         let outcome = sandbox.wait()?;
         ensure!(logs.next().is_some_and(|line| line.text == "three") && logs.next().is_none());
         ensure!(outcome.stdout_text() == "one\nthree" && outcome.stderr_text() == "two\n");
+    }
+    Ok(())
+}
+
+/// A server opens its log by this name, and is another user than who made the pipe behind it.
+fn whoever_it_runs_as_may_open_its_outputs(context: &Context) -> Result<()> {
+    let script = "id -u; echo one >> /dev/stdout; echo two >> /dev/stderr";
+    let users: &[&str] = match context.who {
+        Who::Single => &["root"],
+        Who::Root | Who::User => &["root", "user"],
+    };
+    for user in users {
+        let outcome = View::Image.sh(script)?.user(user).run()?;
+        ensure!(outcome.success(), "{user}: {}", describe(&outcome));
+        has(&outcome.stdout_text(), &["one\n"])?;
+        ensure!(outcome.stderr_text() == "two\n");
+        let sandbox = View::Image.idle()?;
+        let outcome = sandbox.exec(["sh", "-c", script]).user(user).run()?;
+        ensure!(outcome.success(), "{user}: {}", describe(&outcome));
     }
     Ok(())
 }

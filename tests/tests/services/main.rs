@@ -1,12 +1,16 @@
 //! What a test does with a service that runs: further programs, logs, readiness, files, pauses, restarts, async.
 
 mod asynchronous;
+mod disk;
+mod examples;
 mod exec;
 mod files;
 mod handle;
 mod logs;
 mod ready;
+mod redis;
 mod support;
+mod web;
 
 use std::process::ExitCode;
 
@@ -23,6 +27,10 @@ fn main() -> ExitCode {
             ready::cases(),
             files::cases(),
             handle::cases(),
+            disk::cases(),
+            redis::cases(),
+            web::cases(),
+            examples::cases(),
             asynchronous::cases(),
         ]
         .concat(),

@@ -1,0 +1,32 @@
+//! The examples for people to read, run as they are.
+
+use std::env;
+
+use anyhow::Result;
+use orbit_tests::{Case, Who};
+
+#[path = "../../examples/nginx.rs"]
+mod nginx;
+#[path = "../../examples/postgres.rs"]
+mod postgres;
+#[path = "../../examples/redis.rs"]
+mod redis;
+
+pub(crate) fn cases() -> Vec<Case> {
+    let examples: [(&str, fn() -> Result<()>); 3] = [
+        ("nginx", nginx::main),
+        ("postgres", postgres::main),
+        ("redis", redis::main),
+    ];
+    examples
+        .into_iter()
+        .map(|(name, main)| {
+            Case::new(format!("examples::{name}"), move |_| {
+                // Where their images are found.
+                env::set_current_dir(orbit_tests::workspace())?;
+                main()
+            })
+            .who(Who::RANGED)
+        })
+        .collect()
+}
