@@ -1,4 +1,5 @@
-//! What a test does with a service that runs: further programs, logs, readiness, files, pauses, restarts, async.
+//! What a test does with a service that runs: further programs, logs, readiness, files, pauses, restarts, async,
+//! and with several of them, or one for many tests.
 
 mod asynchronous;
 mod exec;
@@ -6,6 +7,8 @@ mod files;
 mod handle;
 mod logs;
 mod ready;
+mod scenario;
+mod shared;
 mod support;
 
 use std::process::ExitCode;
@@ -24,6 +27,8 @@ fn main() -> ExitCode {
             files::cases(),
             handle::cases(),
             asynchronous::cases(),
+            scenario::cases(),
+            shared::cases(),
         ]
         .concat(),
     )
