@@ -258,7 +258,7 @@ fn dependents_end_before_what_they_need(_: &Context) -> Result<()> {
     let scenario = |network: &Network| -> Result<ScenarioBuilder> {
         let lost = Arc::clone(&lost);
         let app = View::Image
-            .sh("(sleep 1000 | nc server 80; echo lost) & sleep 0.1; echo up; wait")?
+            .sh("mkfifo /p; sleep 1000 >/p & (nc server 80 </p; echo lost) & sleep 0.1; echo up; wait")?
             .wait_for(Wait::log("up"))
             .on_log(move |line| {
                 if line.text == "lost" {
