@@ -3,6 +3,8 @@
 pub use crate::{
     attribute::{Inside, Keys, Passed, Test, enter, passed},
     checked::check,
+    dependencies::check_dependencies,
     meeting::session::SessionDirectory,
+    sandbox::start_with,
     variables::{SANDBOX_OF, SANDBOX_OF_TEST, is_passed},
 };

@@ -633,6 +633,12 @@ impl SandboxBuilder {
         self
     }
 
+    /// Names it for people, where it has no name.
+    pub(crate) fn name_unless_named(mut self, name: &str) -> Self {
+        self.spec.name.get_or_insert_with(|| name.to_owned());
+        self
+    }
+
     fn parse<T: FromStr<Err = SpecFault>>(&mut self, text: &str) -> Option<T> {
         text.parse().map_err(|fault| self.faults.push(fault)).ok()
     }

@@ -2,10 +2,11 @@
 //!
 //! Modules have private kinds of their own; this file gathers them, and says of a failed step what to do.
 
-use std::{fmt, io};
+use std::{error::Error as StdError, fmt, io, sync::Arc};
 
 use crate::{
     bridge::BridgeError,
+    dependencies::DependencyFault,
     meeting::MeetingError,
     net::addresses::Subnet,
     publish::PublishError,
@@ -81,13 +82,102 @@ pub(crate) enum Kind {
     Unsupported { doing: String, why: &'static str },
     #[error(transparent)]
     NotReady(#[from] NotReady),
+    #[error("{0}")]
+    Scenario(ScenarioFaults),
+    #[error("{0}")]
+    Service(ScenarioFailure),
+    #[error("the shared service `{}` could not be started: {}", .0.name, .0.cause)]
+    Shared(SharedFailure),
     #[error(
         "the sandbox vanished while it was being made: its supervisor process ended. Was it killed?"
     )]
     Vanished,
 }
 
+/// What is wrong with a scenario, of which nothing was started.
+#[derive(Debug)]
+pub(crate) struct ScenarioFaults {
+    pub(crate) dependencies: Vec<DependencyFault>,
+    /// By service.
+    pub(crate) services: Vec<(String, SpecFault)>,
+}
+
+/// A service that failed, and its scenario with it.
+#[derive(Debug)]
+pub(crate) struct ScenarioFailure {
+    pub(crate) service: String,
+    pub(crate) cause: Error,
+    /// Others that ended before, how, and the end of their logs.
+    pub(crate) ended: Vec<(String, String)>,
+    pub(crate) stopped: Vec<String>,
+    pub(crate) broken_off: Vec<String>,
+    pub(crate) not_started: Vec<String>,
+}
+
+/// A service of many that did not start: each of them is told.
+#[derive(Debug)]
+pub(crate) struct SharedFailure {
+    pub(crate) name: &'static str,
+    pub(crate) cause: Arc<dyn StdError + Send + Sync>,
+}
+
+impl fmt::Display for ScenarioFaults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let dependencies = self.dependencies.iter().map(ToString::to_string);
+        let services = self.services.iter();
+        let services = services.map(|(name, fault)| format!("service `{name}`: {fault}"));
+        let lines: Vec<String> = dependencies.chain(services).collect();
+        match &lines[..] {
+            [one] => write!(f, "invalid scenario: {one}"),
+            many => write!(
+                f,
+                "{} things are wrong with this scenario:\n  - {}",
+                many.len(),
+                many.join("\n  - ")
+            ),
+        }
+    }
+}
+
+impl fmt::Display for ScenarioFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "the service `{}` failed, and the scenario with it: {}",
+            self.service, self.cause
+        )?;
+        for (name, how) in &self.ended {
+            write!(
+                f,
+                "\nThe service `{name}`, which was ready, had ended by itself: {how}"
+            )?;
+        }
+        for (what, names) in [
+            ("Stopped", &self.stopped),
+            ("Broken off while starting", &self.broken_off),
+            ("Not started", &self.not_started),
+        ] {
+            if !names.is_empty() {
+                write!(f, "\n{what}: {}.", names.join(", "))?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Error {
+    /// What is the matter with the one sandbox that this is about.
+    fn kind(&self) -> &Kind {
+        match &*self.0 {
+            Kind::Service(failure) => failure.cause.kind(),
+            Kind::Shared(failure) => match failure.cause.downcast_ref::<Self>() {
+                Some(cause) => cause.kind(),
+                None => &self.0,
+            },
+            kind => kind,
+        }
+    }
+
     pub(crate) fn spec(faults: Vec<SpecFault>) -> Self {
         Kind::Spec(faults).into()
     }
@@ -102,33 +192,33 @@ impl Error {
 
     /// Whether the spec itself is at fault: nothing was created.
     pub fn is_spec(&self) -> bool {
-        matches!(*self.0, Kind::Spec(_))
+        matches!(self.kind(), Kind::Spec(_) | Kind::Scenario(_))
     }
 
     /// Whether a port of the host that was to be published is another program's.
     pub fn is_port_taken(&self) -> bool {
-        matches!(&*self.0, Kind::Publish(error) if error.is_port_taken())
+        matches!(self.kind(), Kind::Publish(error) if error.is_port_taken())
     }
 
     /// Whether nobody listens on the port of the sandbox that was to be connected to: perhaps not yet.
     pub fn is_connection_refused(&self) -> bool {
-        matches!(&*self.0, Kind::Connect { source, .. } if source.kind() == io::ErrorKind::ConnectionRefused)
+        matches!(self.kind(), Kind::Connect { source, .. } if source.kind() == io::ErrorKind::ConnectionRefused)
     }
 
     /// Whether the spec is in order, and this host cannot keep one of its limits: nothing runs.
     pub fn is_limit(&self) -> bool {
-        matches!(*self.0, Kind::Limit(_))
+        matches!(self.kind(), Kind::Limit(_))
     }
 
     /// Whether the sandbox started, and then was not ready: what it was waited for did not come in time, or its
     /// program ended before.
     pub fn is_not_ready(&self) -> bool {
-        matches!(*self.0, Kind::NotReady(_))
+        matches!(self.kind(), Kind::NotReady(_))
     }
 
     /// Whether the sandbox had ended when something was asked of it.
     pub fn is_ended(&self) -> bool {
-        match &*self.0 {
+        match self.kind() {
             Kind::Ended { .. } => true,
             Kind::Enter { failure, .. } => failure.cause == Cause::Errno(libc::ESRCH),
             Kind::File { fault, .. } => matches!(fault, FileFault::Errno(libc::ESRCH, _)),
@@ -139,7 +229,7 @@ impl Error {
     /// Whether a file of the sandbox is not there.
     pub fn is_file_not_found(&self) -> bool {
         matches!(
-            &*self.0,
+            self.kind(),
             Kind::File {
                 fault: FileFault::Errno(libc::ENOENT, _),
                 ..
@@ -159,7 +249,7 @@ impl Error {
     }
 
     fn exec_errno(&self) -> Option<i32> {
-        match &*self.0 {
+        match self.kind() {
             Kind::Exec {
                 failure:
                     ExecFailure {

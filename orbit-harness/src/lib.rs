@@ -54,6 +54,8 @@ mod host;
 
 mod names;
 
+mod dependencies;
+
 mod cgroup;
 
 mod step;
@@ -94,6 +96,10 @@ mod sandbox;
 #[cfg(feature = "images")]
 mod snapshot;
 
+mod scenario;
+
+mod shared;
+
 mod wire;
 
 mod variables;
@@ -126,6 +132,8 @@ pub use outcome::{
 };
 pub use publish::Port;
 pub use sandbox::{Exec, ExecBuilder, Inspect, Killer, Paused, Sandbox, State};
+pub use scenario::{Scenario, ScenarioBuilder};
+pub use shared::{Shared, SharedGuard};
 #[cfg(feature = "images")]
 #[doc(hidden)]
 pub use snapshot::kept;

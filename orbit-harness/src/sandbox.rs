@@ -28,6 +28,9 @@ use std::{
 use rustix::event::{PollFd, PollFlags, Timespec};
 use serde::de::DeserializeOwned;
 
+#[cfg(feature = "tokio")]
+pub(crate) use self::asynchronous::blocking;
+pub use self::launch::start_with;
 #[cfg(feature = "images")]
 pub(crate) use self::launch::surroundings;
 use self::{core::Core, reader::Reader};
@@ -612,8 +615,31 @@ impl Sandbox {
         }
     }
 
+    /// Whether its end was seen, by whoever started it or waited for it.
+    pub(crate) fn is_known_to_be_over(&self) -> bool {
+        self.exit.is_some() || self.gone.is_some()
+    }
+
+    /// Where its program has ended: how, and the last that it wrote.
+    pub(crate) fn end_by_itself(&mut self) -> Option<String> {
+        // A supervisor that is gone has said what there is to say to whoever failed.
+        let has_ended = self.collect(Some(Instant::now())).unwrap_or(false);
+        let status = self.exit.as_ref().filter(|_| has_ended)?.status;
+        let tail = self
+            .reader
+            .as_ref()
+            .map(|reader| reader.log().tail(SHOWN_LINES));
+        Some(match tail.filter(|tail| !tail.is_empty()) {
+            Some(tail) => format!(
+                "its program {status}. The last it wrote:\n{}",
+                tail.trim_end()
+            ),
+            None => format!("its program {status}. It wrote nothing that was captured"),
+        })
+    }
+
     /// Writes the end of the log to standard error: through the macro that a test's runner captures.
-    fn show_log(&self) {
+    pub(crate) fn show_log(&self) {
         if let Some(reader) = &self.reader {
             let tail = reader.log().tail(SHOWN_LINES);
             let title = self.title();

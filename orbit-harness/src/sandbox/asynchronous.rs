@@ -17,7 +17,7 @@ use super::{Exec, ExecBuilder, Sandbox};
 use crate::{builder::SandboxBuilder, error::Error, outcome::Outcome, spec::Content, sys};
 
 /// Runs `work` where it may block.
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
     match tokio::task::spawn_blocking(work).await {

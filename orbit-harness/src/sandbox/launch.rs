@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{
-    Origin, Outputs, Sandbox,
+    Killer, Origin, Outputs, Sandbox,
     core::{Core, next_key},
     random_id,
     reader::Reader,
@@ -99,7 +99,15 @@ impl SandboxBuilder {
     /// # Errors
     /// As [`run`](Self::run); where it was not ready in time ([`Error::is_not_ready`]).
     pub fn start(self) -> Result<Sandbox, Error> {
+        self.start_with(None)
+    }
+
+    /// The same; `begun` is given what ends the sandbox, as soon as there is something to end: it may be waited for.
+    pub(crate) fn start_with(self, begun: Option<&dyn Fn(Killer)>) -> Result<Sandbox, Error> {
         let (mut sandbox, ready) = self.launch()?;
+        if let Some(begun) = begun {
+            begun(sandbox.killer()?);
+        }
         sandbox.follow(ready.consumers.0)?;
         sandbox.get_ready(&ready.waits, ready.limit)?;
         sandbox.waits = ready.waits;
@@ -249,6 +257,14 @@ impl SandboxBuilder {
         };
         Ok((sandbox, ready))
     }
+}
+
+/// As [`SandboxBuilder::start`]; `begun` is given what ends the sandbox, before it is waited for.
+///
+/// # Errors
+/// As [`SandboxBuilder::start`].
+pub fn start_with(sandbox: SandboxBuilder, begun: &dyn Fn(Killer)) -> Result<Sandbox, Error> {
+    sandbox.start_with(Some(begun))
 }
 
 /// What is left to do once the program runs.

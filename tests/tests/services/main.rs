@@ -1,4 +1,5 @@
-//! What a test does with a service that runs: further programs, logs, readiness, files, pauses, restarts, async.
+//! What a test does with a service that runs: further programs, logs, readiness, files, pauses, restarts, async,
+//! and with several of them, or one for many tests.
 
 mod asynchronous;
 mod disk;
@@ -9,6 +10,8 @@ mod handle;
 mod logs;
 mod ready;
 mod redis;
+mod scenario;
+mod shared;
 mod support;
 mod web;
 
@@ -32,6 +35,8 @@ fn main() -> ExitCode {
             web::cases(),
             examples::cases(),
             asynchronous::cases(),
+            scenario::cases(),
+            shared::cases(),
         ]
         .concat(),
     )

@@ -104,6 +104,7 @@ pub(crate) fn play(role: &str) -> ExitCode {
         "descriptors" => descriptors(),
         "panic" => panic_with_a_sandbox(),
         "late-port" => late_port(),
+        "shared" => crate::shared::end_with_a_service(argument),
         _ => Err(anyhow::anyhow!("no role {role}")),
     };
     match done {
