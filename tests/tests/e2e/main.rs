@@ -20,6 +20,7 @@ mod run;
 mod runner;
 mod shell;
 mod snapshots;
+mod structure;
 mod support;
 mod verdicts;
 
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
             verdicts::cases(),
             engine::cases(),
             published::cases(),
+            structure::cases(),
         ]
         .concat(),
     )
