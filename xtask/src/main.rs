@@ -4,6 +4,7 @@
 //! failed is named above it. Nothing is skipped silently, and a suite that crashes counts as a failure.
 
 mod accounts;
+mod bench;
 mod checks;
 mod images;
 mod licences;
@@ -26,6 +27,7 @@ usage: cargo xtask VERB
   ci      the same: what .ci/run calls
   check   formatting, lints, documentation, licences
   images  build the test images
+  bench [--slow] [WORD]...      measure against peers: one table, and docs/benchmarks.md
   vm [FILTER]...                run the tests of limits, and of sandboxes, in a virtual machine with cgroup v2
   vm systemd                    those that ask the user's systemd for a scope, alone
   vm --once PROGRAM [ARG]...    run a program once in it, as root; ORBIT_VM_EXTRA names other paths it needs
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         ["test" | "ci"] => test(&mut tally),
         ["check"] => checks::all(&mut tally),
         ["images"] => images::build(&mut tally),
+        ["bench", words @ ..] => bench::run(&mut tally, words),
         ["vm", "--once", program, arguments @ ..] => {
             suites::once_in_vm(&mut tally, program.as_ref(), arguments);
             Ok(())

@@ -1,4 +1,5 @@
-//! The Debian packages that building and testing need: `tests/packages.txt`, which says why each.
+//! The Debian packages that building and testing need: `tests/packages.txt`, which says why each; those of the
+//! benchmarks are in `tests/packages-bench.txt`.
 
 use std::path::Path;
 
@@ -7,10 +8,11 @@ use anyhow::Result;
 use crate::{is_root, run};
 
 const TABLE: &str = include_str!("../../tests/packages.txt");
+const BENCHES: &str = include_str!("../../tests/packages-bench.txt");
 
 /// Package, a file it installs, why.
-fn table() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
-    TABLE
+fn rows(table: &'static str) -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
+    table
         .lines()
         .filter(|line| !line.starts_with('#'))
         .filter_map(|line| {
@@ -23,7 +25,18 @@ fn table() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
 /// Installs what is missing, as root on Debian. Elsewhere it says what is missing: the tests that need it
 /// are then skipped by name.
 pub(crate) fn install() -> Result<()> {
-    let missing: Vec<_> = table()
+    install_from(&[TABLE])
+}
+
+/// The same for what the benchmarks use: peers, and what times them.
+pub(crate) fn install_for_benches() -> Result<()> {
+    install_from(&[TABLE, BENCHES])
+}
+
+fn install_from(tables: &[&'static str]) -> Result<()> {
+    let missing: Vec<_> = tables
+        .iter()
+        .flat_map(|table| rows(table))
         .filter(|(_, file, _)| !Path::new(file).exists())
         .collect();
     if missing.is_empty() {
@@ -35,7 +48,7 @@ pub(crate) fn install() -> Result<()> {
     let names: Vec<&str> = missing.iter().map(|(package, ..)| *package).collect();
     if !is_root() || !Path::new("/usr/bin/apt-get").exists() {
         println!(
-            "tests that need them are skipped; to run them: apt-get install {}",
+            "what needs them is skipped; to run them: apt-get install {}",
             names.join(" ")
         );
         return Ok(());
@@ -55,12 +68,12 @@ pub(crate) fn install() -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::table;
+    use super::{BENCHES, TABLE, rows};
 
     #[test]
     fn every_package_has_a_file_and_a_reason() {
-        assert!(table().count() > 10);
-        for (package, file, why) in table() {
+        assert!(rows(TABLE).count() > 10);
+        for (package, file, why) in rows(TABLE).chain(rows(BENCHES)) {
             assert!(file.starts_with('/') && why.contains(' '), "{package}");
         }
     }

@@ -21,6 +21,7 @@ mod runner;
 mod shell;
 mod snapshots;
 mod squeeze;
+mod structure;
 mod support;
 mod verdicts;
 
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
             verdicts::cases(),
             engine::cases(),
             published::cases(),
+            structure::cases(),
         ]
         .concat(),
     )

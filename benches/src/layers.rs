@@ -1,0 +1,105 @@
+//! Starts of an image of sixty layers, in turns with one of two.
+
+use std::{fmt::Write as _, fs, path::Path};
+
+use anyhow::{Result, ensure};
+use orbit::{Output, PullPolicy, Sandbox};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use crate::{Stage, samples::Samples};
+
+const FEW: usize = 2;
+const MANY: usize = 60;
+const ROUNDS: usize = 150;
+
+pub(crate) fn all(stage: &Stage) -> Result<()> {
+    let mut figures = Vec::new();
+    for count in [FEW, MANY] {
+        let layout = stage.0.join(format!("layers-{count}"));
+        write_image(&layout, &stage.rootfs(), count)?;
+        let reference = format!("oci:{}", layout.display());
+        // Unpacked ahead, which is no part of a start.
+        orbit::images::pull(&reference, PullPolicy::Missing)?;
+        figures.push((count, reference, Samples::default()));
+    }
+    for _ in 0..ROUNDS {
+        for (_, reference, samples) in &mut figures {
+            samples.time(|| {
+                let sandbox = Sandbox::builder()
+                    .image(reference)
+                    .stdout(Output::Null)
+                    .stderr(Output::Null);
+                let outcome = sandbox.run()?;
+                ensure!(outcome.success(), "{}", outcome.status);
+                Ok(())
+            })?;
+        }
+    }
+    for (count, _, samples) in figures {
+        samples.tell(&format!("{count} layers"));
+    }
+    Ok(())
+}
+
+/// An OCI layout whose first layer has the program, and each other one a file of its own.
+///
+/// Source: OCI image specification, "Image Layout", "Image Manifest", "Image Configuration".
+fn write_image(layout: &Path, rootfs: &Path, count: usize) -> Result<()> {
+    let blobs = layout.join("blobs/sha256");
+    fs::create_dir_all(&blobs)?;
+    let (mut layers, mut diff_ids) = (Vec::new(), Vec::new());
+    for number in 0..count {
+        let mut tar = tar::Builder::new(Vec::new());
+        if number == 0 {
+            tar.append_path_with_name(rootfs.join("bin/true"), "bin/true")?;
+        } else {
+            let text = format!("of layer {number}\n");
+            let mut header = tar::Header::new_gnu();
+            header.set_size(text.len() as u64);
+            header.set_mode(0o644);
+            header.set_uid(0);
+            header.set_gid(0);
+            header.set_mtime(0);
+            tar.append_data(&mut header, format!("layers/{number}"), text.as_bytes())?;
+        }
+        let kind = "application/vnd.oci.image.layer.v1.tar";
+        let layer = write_blob(&blobs, kind, &tar.into_inner()?)?;
+        diff_ids.push(layer["digest"].clone());
+        layers.push(layer);
+    }
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    let config = json!({
+        "architecture": architecture,
+        "os": "linux",
+        "config": { "Cmd": ["/bin/true"] },
+        "rootfs": { "type": "layers", "diff_ids": diff_ids },
+    });
+    let kind = "application/vnd.oci.image.config.v1+json";
+    let config = write_blob(&blobs, kind, config.to_string().as_bytes())?;
+    let kind = "application/vnd.oci.image.manifest.v1+json";
+    let manifest =
+        json!({ "schemaVersion": 2, "mediaType": kind, "config": config, "layers": layers });
+    let manifest = write_blob(&blobs, kind, manifest.to_string().as_bytes())?;
+    let index = json!({ "schemaVersion": 2, "manifests": [manifest] });
+    fs::write(layout.join("index.json"), index.to_string())?;
+    fs::write(
+        layout.join("oci-layout"),
+        r#"{"imageLayoutVersion":"1.0.0"}"#,
+    )?;
+    Ok(())
+}
+
+/// Writes a blob, and gives its descriptor.
+fn write_blob(blobs: &Path, kind: &str, content: &[u8]) -> Result<Value> {
+    let mut digest = String::new();
+    for byte in Sha256::digest(content) {
+        write!(digest, "{byte:02x}")?;
+    }
+    fs::write(blobs.join(&digest), content)?;
+    Ok(json!({ "mediaType": kind, "digest": format!("sha256:{digest}"), "size": content.len() }))
+}

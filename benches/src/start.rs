@@ -1,0 +1,111 @@
+//! From start to end of a program that does nothing: plain, in a sandbox, and under the C floor.
+
+use std::{
+    io::{BufRead as _, BufReader, Lines, Write as _},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    sync::{Arc, Barrier},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::{
+    Stage,
+    samples::{Samples, plain_spawn},
+};
+
+const WARM_UP: usize = 20;
+const ROUNDS: usize = 300;
+
+/// From a process as small as they get.
+pub(crate) fn small(stage: &Stage) -> Result<()> {
+    rounds(stage, "")
+}
+
+/// From a process with a gibibyte in memory, and 64 threads.
+pub(crate) fn large(stage: &Stage) -> Result<()> {
+    const BYTES: usize = 1 << 30;
+    const THREADS: usize = 64;
+    let memory = vec![1_u8; BYTES];
+    let done = Arc::new(Barrier::new(THREADS + 1));
+    for _ in 0..THREADS {
+        let done = Arc::clone(&done);
+        thread::spawn(move || done.wait());
+    }
+    rounds(stage, "large ")?;
+    done.wait();
+    // It was there until now.
+    ensure!(std::hint::black_box(memory)[BYTES - 1] == 1);
+    Ok(())
+}
+
+fn rounds(stage: &Stage, of: &str) -> Result<()> {
+    let rootfs = stage.rootfs();
+    let mut floor = Floor::start(stage)?;
+    let (mut plain, mut beneath, mut ours) =
+        (Samples::default(), Samples::default(), Samples::default());
+    for round in 0..WARM_UP + ROUNDS {
+        if round == WARM_UP {
+            (plain, beneath, ours) = Default::default();
+        }
+        plain.time(|| plain_spawn(&rootfs))?;
+        beneath.add(floor.launch()?);
+        ours.time(|| run(stage))?;
+    }
+    plain.tell(&format!("{of}plain spawn"));
+    beneath.tell(&format!("{of}floor"));
+    ours.tell(&format!("{of}sandbox"));
+    floor.end()
+}
+
+/// One sandbox, from asking for it to its end, with nothing of it left.
+pub(crate) fn run(stage: &Stage) -> Result<()> {
+    let outcome = stage.sandbox("/bin/true").run()?;
+    ensure!(outcome.success(), "{}", outcome.status);
+    Ok(())
+}
+
+/// The C program that does the same steps, and times them itself.
+struct Floor {
+    child: Child,
+    asks: ChildStdin,
+    answers: Lines<BufReader<ChildStdout>>,
+}
+
+impl Floor {
+    fn start(stage: &Stage) -> Result<Self> {
+        let mut child = Command::new(stage.0.join("floor"))
+            .arg(stage.rootfs())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("start the floor")?;
+        let asks = child.stdin.take().context("it is piped")?;
+        let answers = BufReader::new(child.stdout.take().context("it is piped")?).lines();
+        Ok(Self {
+            child,
+            asks,
+            answers,
+        })
+    }
+
+    fn launch(&mut self) -> Result<Duration> {
+        self.asks.write_all(b"x").context("ask the floor")?;
+        let line = self
+            .answers
+            .next()
+            .context("the floor ended; it says above why")??;
+        Ok(Duration::from_nanos(line.parse()?))
+    }
+
+    fn end(self) -> Result<()> {
+        let Self {
+            mut child, asks, ..
+        } = self;
+        drop(asks);
+        let status = child.wait()?;
+        ensure!(status.success(), "the floor: {status}");
+        Ok(())
+    }
+}
