@@ -5,6 +5,7 @@ mod disk;
 mod examples;
 mod exec;
 mod files;
+mod guide;
 mod handle;
 mod logs;
 mod ready;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
             redis::cases(),
             web::cases(),
             examples::cases(),
+            guide::cases(),
             asynchronous::cases(),
         ]
         .concat(),
