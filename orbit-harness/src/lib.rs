@@ -148,3 +148,8 @@ pub use wire::{IntoRate, WireBuilder};
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 struct Readme;
+
+/// And so do those of the guide for who comes from testcontainers.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/testcontainers.md")]
+struct Testcontainers;

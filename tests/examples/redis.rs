@@ -28,7 +28,8 @@ pub(crate) fn main() -> anyhow::Result<()> {
     // A server that hangs: its connections stay open, and nobody answers.
     client.set_read_timeout(Some(Duration::from_millis(100)))?;
     server.pause()?;
-    let hung = client.get::<_, String>("greeting").unwrap_err();
+    let hung = client.get::<_, String>("greeting");
+    let hung = hung.expect_err("nobody answers");
     assert!(hung.is_timeout());
     println!("paused: {hung}");
     server.unpause()?;
@@ -37,7 +38,8 @@ pub(crate) fn main() -> anyhow::Result<()> {
     let mut client = redis::Client::open(format!("redis://{address}"))?.get_connection()?;
     server.fill_disk()?;
     assert_eq!(save(&mut client)?, "err");
-    let refused = client.set::<_, _, ()>("greeting", "bye").unwrap_err();
+    let refused = client.set::<_, _, ()>("greeting", "bye");
+    let refused = refused.expect_err("it could not save");
     assert_eq!(refused.code(), Some("MISCONF"));
     println!("full: {refused:?}");
     server.free_disk()?;

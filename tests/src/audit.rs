@@ -427,11 +427,14 @@ fn nft_rules() -> Vec<String> {
     rules
 }
 
+/// All but the leaf that Orbit makes once where it divides a group: it stays, as the processes do that it found there.
 fn cgroups() -> Vec<String> {
+    const CALLERS: &str = "orbit-callers";
     let (mut found, mut ahead) = (Vec::new(), vec![(PathBuf::from("/sys/fs/cgroup"), 0)]);
     while let Some((directory, depth)) = ahead.pop() {
         for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) && depth < CGROUP_DEPTH_MAX {
+            let is_group = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            if is_group && entry.file_name() != CALLERS && depth < CGROUP_DEPTH_MAX {
                 found.push(entry.path().display().to_string());
                 ahead.push((entry.path(), depth + 1));
             }

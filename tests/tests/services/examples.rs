@@ -13,20 +13,18 @@ mod postgres;
 mod redis;
 
 pub(crate) fn cases() -> Vec<Case> {
-    let examples: [(&str, fn() -> Result<()>); 3] = [
-        ("nginx", nginx::main),
-        ("postgres", postgres::main),
-        ("redis", redis::main),
-    ];
-    examples
-        .into_iter()
-        .map(|(name, main)| {
-            Case::new(format!("examples::{name}"), move |_| {
-                // Where their images are found.
-                env::set_current_dir(orbit_tests::workspace())?;
-                main()
-            })
-            .who(Who::RANGED)
-        })
-        .collect()
+    vec![
+        example("nginx", nginx::main),
+        example("postgres", postgres::main),
+        example("redis", redis::main),
+    ]
+}
+
+fn example(name: &str, main: fn() -> Result<()>) -> Case {
+    Case::new(format!("examples::{name}"), move |_| {
+        // Where their images are found.
+        env::set_current_dir(orbit_tests::workspace())?;
+        main()
+    })
+    .who(Who::RANGED)
 }

@@ -6,6 +6,7 @@ mod disk;
 mod examples;
 mod exec;
 mod files;
+mod guide;
 mod handle;
 mod logs;
 mod ready;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
             redis::cases(),
             web::cases(),
             examples::cases(),
+            guide::cases(),
             asynchronous::cases(),
             scenario::cases(),
             shared::cases(),
