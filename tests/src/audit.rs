@@ -435,7 +435,10 @@ fn cgroups() -> Vec<String> {
         for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
             let is_group = entry.file_type().is_ok_and(|kind| kind.is_dir());
             if is_group && entry.file_name() != CALLERS && depth < CGROUP_DEPTH_MAX {
-                found.push(entry.path().display().to_string());
+                let path = entry.path().display().to_string();
+                if own.as_ref() != Some(&path) {
+                    found.push(path);
+                }
                 ahead.push((entry.path(), depth + 1));
             }
         }

@@ -49,9 +49,9 @@ fn run(context: &Context, words: &[&str]) -> Result<(Told, Option<i32>, String)>
     fs::create_dir_all(&flaky)?;
     let mut command = context.orbit("test")?;
     if let Some(directory) = env::var_os(RECORDED_CARGO).map(PathBuf::from) {
-        command = command
-            .env("CARGO", directory.join("cargo"))
-            .env("RUSTC", directory.join("rustc"));
+        let system = env::var_os("PATH").unwrap_or_default();
+        let first = env::join_paths([directory].into_iter().chain(env::split_paths(&system)))?;
+        command = command.env("PATH", first);
     }
     let finished = command
         .args([
