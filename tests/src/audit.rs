@@ -435,10 +435,7 @@ fn cgroups() -> Vec<String> {
         for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
             let is_group = entry.file_type().is_ok_and(|kind| kind.is_dir());
             if is_group && entry.file_name() != CALLERS && depth < CGROUP_DEPTH_MAX {
-                let path = entry.path().display().to_string();
-                if own.as_ref() != Some(&path) {
-                    found.push(path);
-                }
+                found.push(entry.path().display().to_string());
                 ahead.push((entry.path(), depth + 1));
             }
         }
