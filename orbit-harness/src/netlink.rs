@@ -66,10 +66,7 @@ impl Netlink {
             LinkAttribute::Address(hardware(address).to_vec()),
             LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]),
         ];
-        self.ask(
-            RouteNetlinkMessage::NewLink(link),
-            NLM_F_CREATE | NLM_F_EXCL,
-        )?;
+        self.add_link(link)?;
         self.index(name)
     }
 
@@ -91,15 +88,11 @@ impl Netlink {
             LinkAttribute::NetNsFd(peer_in.as_raw_fd()),
             LinkAttribute::Address(hardware(peer_address).to_vec()),
         ];
-        let mut link = up(LinkMessage::default());
-        link.attributes = vec![
-            LinkAttribute::IfName(name.to_owned()),
-            LinkAttribute::Controller(bridge),
-            LinkAttribute::LinkInfo(vec![
-                LinkInfo::Kind(InfoKind::Veth),
-                LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
-            ]),
-        ];
+        self.add_link(up(veth_in_bridge(name, bridge, peer)))
+    }
+
+    /// EEXIST where there is one of that name.
+    fn add_link(&self, link: LinkMessage) -> io::Result<()> {
         self.ask(
             RouteNetlinkMessage::NewLink(link),
             NLM_F_CREATE | NLM_F_EXCL,
@@ -139,19 +132,7 @@ impl Netlink {
     ) -> io::Result<(u32, u32)> {
         let mut peer = LinkMessage::default();
         peer.attributes = vec![LinkAttribute::IfName(peer_name.to_owned())];
-        let mut link = LinkMessage::default();
-        link.attributes = vec![
-            LinkAttribute::IfName(name.to_owned()),
-            LinkAttribute::Controller(bridge),
-            LinkAttribute::LinkInfo(vec![
-                LinkInfo::Kind(InfoKind::Veth),
-                LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
-            ]),
-        ];
-        self.ask(
-            RouteNetlinkMessage::NewLink(link),
-            NLM_F_CREATE | NLM_F_EXCL,
-        )?;
+        self.add_link(veth_in_bridge(name, bridge, peer))?;
         let (near, far) = (self.index(name)?, self.index(peer_name)?);
         for index in [near, far] {
             let mut link = LinkMessage::default();
@@ -355,6 +336,20 @@ fn as_port(attributes: Vec<InfoBridgePort>) -> LinkAttribute {
         LinkInfo::PortKind(InfoPortKind::Bridge),
         LinkInfo::PortData(InfoPortData::BridgePort(attributes)),
     ])
+}
+
+/// A pair of links of which `name` is in the bridge of number `bridge`, and `peer` the other.
+fn veth_in_bridge(name: &str, bridge: u32, peer: LinkMessage) -> LinkMessage {
+    let mut link = LinkMessage::default();
+    link.attributes = vec![
+        LinkAttribute::IfName(name.to_owned()),
+        LinkAttribute::Controller(bridge),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+        ]),
+    ];
+    link
 }
 
 fn up(mut link: LinkMessage) -> LinkMessage {

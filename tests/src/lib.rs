@@ -5,7 +5,7 @@
 //! them; an ordinary user runs the ones for ordinary users, and names the others as skipped.
 //!
 //! Nothing here isolates anything: these helpers must find what Orbit leaves behind, so they use the
-//! machine's own tools and never Orbit itself.
+//! machine's own tools and never Orbit itself; but for [`view`], which makes what is tested.
 
 #![forbid(unsafe_code)]
 
@@ -20,6 +20,7 @@ pub mod process;
 pub mod published;
 pub mod registry;
 pub mod toolchain;
+pub mod view;
 pub mod who;
 pub mod world;
 

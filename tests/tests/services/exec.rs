@@ -101,7 +101,7 @@ fn is_confined_as_the_first_program(_: &Context) -> Result<()> {
             .cmd(["sh", "-c", "exec sleep 1000"])
             .start()?;
         let exe = if view == View::Image {
-            "/services".into()
+            orbit_tests::view::BINARY.into()
         } else {
             std::env::current_exe()?
         };

@@ -1,7 +1,7 @@
-//! What the cases share: both kinds of root filesystem, and this binary as a payload or a harness.
+//! What the cases share beside [`view`](orbit_tests::view), and this binary as a payload or a harness.
 
 use std::{
-    env, fs,
+    fs,
     os::unix::fs::symlink,
     path::Path,
     process::ExitCode,
@@ -9,54 +9,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use orbit::{Mount, Outcome, Sandbox, SandboxBuilder};
-use orbit_tests::{Case, Context, images};
-
-/// Set where this binary is to be something else than the tests.
-pub(crate) const ROLE: &str = "ORBIT_TESTS_ROLE";
-
-/// Where a sandbox's files come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum View {
-    Host,
-    Image,
-}
-
-pub(crate) const VIEWS: [View; 2] = [View::Host, View::Image];
-
-impl View {
-    pub(crate) fn sandbox(self) -> Result<SandboxBuilder> {
-        Ok(match self {
-            Self::Host => Sandbox::builder(),
-            Self::Image => Sandbox::builder().image(&images::reference("busybox")?),
-        })
-    }
-
-    pub(crate) fn sh(self, script: &str) -> Result<SandboxBuilder> {
-        Ok(self.sandbox()?.cmd(["sh", "-c", script]))
-    }
-
-    /// One that does nothing until it is ended.
-    pub(crate) fn idle(self) -> Result<Sandbox> {
-        Ok(self.sh("exec sleep 1000")?.start()?)
-    }
-
-    /// A sandbox whose program is this binary in `role`. Over an image it comes with the host's libraries.
-    pub(crate) fn role(self, role: &str) -> Result<SandboxBuilder> {
-        let exe = env::current_exe()?;
-        let sandbox = self.sandbox()?.env(ROLE, role);
-        Ok(match self {
-            Self::Host => sandbox.cmd([exe]),
-            Self::Image => ["/lib", "/lib64", "/usr/lib"]
-                .into_iter()
-                .filter(|path| fs::metadata(path).is_ok())
-                .fold(sandbox.cmd(["/services"]), |sandbox, path| {
-                    sandbox.mount(Mount::bind_read_only(path, path))
-                })
-                .mount(Mount::bind_read_only(exe, "/services")),
-        })
-    }
-}
+use orbit::Sandbox;
+pub(crate) use orbit_tests::view::{ROLE, VIEWS, View, describe, has};
+use orbit_tests::{Case, Context};
 
 pub(crate) fn case(name: &str, run: fn(&Context) -> Result<()>) -> Case {
     Case::new(name, run).deadline(Duration::from_secs(60))
@@ -67,23 +22,6 @@ pub(crate) fn read(sandbox: &Sandbox, script: &str) -> Result<String> {
     let outcome = sandbox.exec(["sh", "-c", script]).run()?;
     ensure!(outcome.success(), "{script}: {}", describe(&outcome));
     Ok(outcome.stdout_text())
-}
-
-pub(crate) fn describe(outcome: &Outcome) -> String {
-    format!(
-        "{}\n--- stdout\n{}\n--- stderr\n{}",
-        outcome.status,
-        outcome.stdout_text(),
-        outcome.stderr_text()
-    )
-}
-
-/// That `text` has every one of `words`.
-pub(crate) fn has(text: &str, words: &[&str]) -> Result<()> {
-    for word in words {
-        ensure!(text.contains(word), "no `{word}` in: {text}");
-    }
-    Ok(())
 }
 
 /// Waits until `done`, for some seconds.
