@@ -51,7 +51,7 @@ struct Running {
 }
 
 /// The services that a test needs, all of them ready.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Needed<'a> {
     services: Vec<Arc<Running>>,
     network: Option<&'a Network>,

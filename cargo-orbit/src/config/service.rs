@@ -92,14 +92,44 @@ pub(crate) const OWN: &[Key] = &[
         "Services that have to be ready before this one starts, and are needed by whoever needs this one."),
 ];
 
-/// Those that no key of the table is like.
-pub(crate) const OTHERS: &[(&str, &str)] = &[
-    ("ports", "[6379]"),
-    (
-        "wait",
-        "[{ log = \"ready\" }, { http = \"/health\", port = 8080 }]",
-    ),
+/// A key that is read by hand. What the schema and the page say of it, tests write.
+#[derive(Debug)]
+pub(crate) struct Other {
+    pub(crate) name: &'static str,
+    #[cfg(test)]
+    pub(crate) default: &'static str,
+    pub(crate) example: &'static str,
+    #[cfg(test)]
+    pub(crate) help: &'static str,
+}
+
+/// Those that no form of the table is like.
+pub(crate) const OTHERS: &[Other] = &[
+    Other {
+        name: "ports",
+        #[cfg(test)]
+        default: "none",
+        example: "[6379]",
+        #[cfg(test)]
+        help: "The TCP ports that it listens on; `ORBIT_SERVICE_NAME_ADDR` is of the first.",
+    },
+    Other {
+        name: "wait",
+        #[cfg(test)]
+        default: "each port listens",
+        example: "[{ log = \"ready\" }, { http = \"/health\", port = 8080 }]",
+        #[cfg(test)]
+        help: "When it is ready, all of it: `port`, `log` (a regular expression), `http` (a path), `exec` (a program \
+               that succeeds), `file`, `healthcheck = true`.",
+    },
 ];
+
+/// What the key `name` of [`OTHERS`] is for.
+#[cfg(test)]
+pub(crate) fn help(name: &str) -> &'static str {
+    let found = OTHERS.iter().find(|other| other.name == name);
+    found.map_or("", |other| other.help)
+}
 
 /// Keys of tests' sandboxes that a service has as well.
 pub(crate) const SHARED: &[&str] = &[
@@ -128,7 +158,7 @@ const WAITS: &[&str] = &["port", "log", "http", "exec", "file", "healthcheck"];
 /// Every name that may stand in `[[service]]`.
 pub(crate) fn names() -> impl Iterator<Item = &'static str> {
     let own = OWN.iter().map(|key| key.name);
-    let others = OTHERS.iter().map(|(name, _)| *name);
+    let others = OTHERS.iter().map(|other| other.name);
     own.chain(others).chain(SHARED.iter().copied())
 }
 
@@ -198,7 +228,7 @@ impl Reader<'_> {
                     .text
                     .origin(key.span().start, Some(Arc::clone(&within)));
                 self.shared(name, value, origin, &mut service)
-            } else if OTHERS.iter().any(|(other, _)| *other == name) {
+            } else if OTHERS.iter().any(|other| other.name == name) {
                 other(name, value.get_ref(), &mut service)
             } else {
                 let why = unknown(name);
@@ -282,10 +312,8 @@ fn take(
 
 /// `ports` and `wait`.
 fn other(name: &str, value: &DeValue<'_>, service: &mut Service) -> Result<(), BadValue> {
-    let example = OTHERS
-        .iter()
-        .find(|(other, _)| *other == name)
-        .map_or("", |(_, example)| example);
+    let found = OTHERS.iter().find(|other| other.name == name);
+    let example = found.map_or("", |other| other.example);
     let expected = format!("`{name}` is a list, such as {name} = {example}");
     let items = value.as_array().ok_or_else(|| bad(&expected))?;
     if name == "ports" {
