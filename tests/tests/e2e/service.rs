@@ -34,6 +34,10 @@ pub(crate) fn cases() -> Vec<Case> {
         case("one_that_fails_fails_its_tests_and_no_others", failing),
         case("nothing_is_left_however_the_run_ends", ended),
         case("what_is_wrong_is_told_before_anything_is_run", wrong),
+        case(
+            "under_the_runner_each_program_has_its_own",
+            under_the_runner,
+        ),
     ]
 }
 
@@ -259,6 +263,67 @@ fn ended(context: &Context) -> Result<()> {
         audit.check().with_context(|| format!("after {signal}"))?;
     }
     ensure!(starts(&copy)? == 2);
+    Ok(())
+}
+
+/// Under cargo one binary is one program; under nextest one test is.
+fn under_the_runner(context: &Context) -> Result<()> {
+    let copy = fixture(context)?;
+    let printed = context
+        .orbit("env")?
+        .args(["--format", "github"])
+        .run()?
+        .success()?;
+    let (name, value) = printed
+        .stdout
+        .trim_end()
+        .split_once('=')
+        .context("NAME=VALUE")?;
+    let cargo = |words: &[&str]| -> Result<_> {
+        Ok(context
+            .cargo()?
+            .args(words)
+            .current_dir(&copy)
+            .env("CARGO_TARGET_DIR", context.work().join("target"))
+            .env("CARGO_NET_OFFLINE", "true")
+            .env("RUST_BACKTRACE", "0")
+            .env(name, value)
+            .deadline(DEADLINE))
+    };
+    // On the host's network it would be told of the host's ports, but a binary has one sandbox for all its tests.
+    let skip = [
+        "test",
+        "--test",
+        "shop",
+        "--",
+        "--skip",
+        "on_the_hosts_network",
+    ];
+    cargo(&skip)?.run()?.success()?;
+    ensure!(starts(&copy)? == 1, "{:?}", seen(&copy)?);
+    cargo(&["test", "--test", "plain"])?.run()?.success()?;
+    ensure!(starts(&copy)? == 1, "{:?}", seen(&copy)?);
+    let broken = cargo(&["test", "--test", "broken"])?.run()?;
+    for part in ["orbit: the service `broken`", "stderr| no such table"] {
+        ensure!(
+            !broken.status.success() && broken.stderr.contains(part),
+            "{broken}"
+        );
+    }
+    let mourning = cargo(&["test", "--test", "mourning"])?.run()?;
+    ensure!(mourning.stderr.contains("out of ink"), "{mourning}");
+
+    if orbit_tests::Program::new("cargo-nextest")
+        .arg("--version")
+        .run()
+        .is_err()
+    {
+        return Ok(());
+    }
+    cargo(&["nextest", "run", "--test", "shop", "--test", "plain"])?
+        .run()?
+        .success()?;
+    ensure!(starts(&copy)? == 4, "{:?}", seen(&copy)?);
     Ok(())
 }
 
