@@ -73,7 +73,7 @@ const fn own(
     }
 }
 
-/// The keys that services alone have, but for those that are read in [`Reader::other`].
+/// The keys that services alone have, but for those of [`OTHERS`].
 #[rustfmt::skip]
 pub(crate) const OWN: &[Key] = &[
     own("name", Form::Text, "none; it has to be given", "\"db\"",
