@@ -215,7 +215,7 @@ fn heading(text: &mut String, members: &[&Binary], test: Option<&str>, profile: 
     };
 }
 
-/// A line for each key: its value, and who said so.
+/// A line for each key, and each service that is needed: its value, and who said so.
 fn table(settings: &Settings, all: bool) -> String {
     let rows: Vec<(&str, String, String)> = KEYS
         .iter()
@@ -227,6 +227,10 @@ fn table(settings: &Settings, all: bool) -> String {
             None if all => Some((key.name, key.default.to_owned(), "default".to_owned())),
             None => None,
         })
+        .chain(settings.services.iter().map(|service| {
+            let origin = service.origin.to_string();
+            ("service", service.name.clone(), origin)
+        }))
         .collect();
     if rows.is_empty() {
         return "  nothing is set; the defaults hold (--all shows them)\n".to_owned();

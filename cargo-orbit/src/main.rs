@@ -16,6 +16,7 @@ mod images;
 mod report;
 mod run;
 mod runner;
+mod services;
 mod shell;
 mod signals;
 mod test;

@@ -39,6 +39,7 @@ pub fn check(key: &str, text: &str) -> Result<(), String> {
         },
         "cap_add" | "cap_drop" if text.eq_ignore_ascii_case("all") => Ok(()),
         "cap_add" | "cap_drop" => plain::<Capability>(text),
+        "log" => plain::<regex_lite::Regex>(text),
         "hostname" => names::check_host(text).map_err(str::to_owned),
         "pids" => match text.parse::<u64>() {
             Ok(0) => Err("it is not more than zero".to_owned()),

@@ -652,6 +652,11 @@ impl Sandbox {
     }
 }
 
+/// How the program of `sandbox` ended, and the last that it wrote, where it has ended.
+pub fn end_by_itself(sandbox: &mut Sandbox) -> Option<String> {
+    sandbox.end_by_itself()
+}
+
 /// How much of a log is shown where something failed.
 const SHOWN_LINES: usize = 40;
 

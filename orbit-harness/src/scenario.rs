@@ -7,7 +7,7 @@ use std::{
     fmt, mem,
     ops::Index,
     sync::{
-        Arc, Mutex, PoisonError,
+        Mutex, PoisonError,
         mpsc::{self, Sender},
     },
     thread::{self, Scope},
@@ -112,15 +112,15 @@ impl ScenarioBuilder {
     /// As [`start`](Self::start).
     #[cfg(feature = "tokio")]
     pub async fn start_async(self) -> Result<Scenario, Error> {
-        struct GivenUp(Arc<Halt>);
+        struct GivenUp(std::sync::Arc<Halt>);
         impl Drop for GivenUp {
             fn drop(&mut self) {
                 self.0.end_all();
             }
         }
         // When all have started, it ends nothing any more.
-        let given_up = GivenUp(Arc::default());
-        let halt = Arc::clone(&given_up.0);
+        let given_up = GivenUp(std::sync::Arc::default());
+        let halt = std::sync::Arc::clone(&given_up.0);
         crate::sandbox::blocking(move || {
             let scenario = self.start_under(&halt);
             halt.forget();

@@ -11,6 +11,7 @@ use toml::{
 use super::{
     fault::{Fault, Origin, Text},
     keys::{self, KEYS, nearest},
+    service,
     value::{BadValue, Value},
 };
 
@@ -63,6 +64,7 @@ impl FilterText {
 pub(crate) struct File {
     pub(crate) text: Text,
     pub(crate) sections: Vec<Section>,
+    pub(crate) services: Vec<service::Read>,
     /// What is wrong with it.
     pub(crate) faults: Vec<Fault>,
 }
@@ -76,6 +78,7 @@ impl File {
             .iter()
             .map(|error| text.fault(error.span().unwrap_or_default(), error.message()))
             .collect::<Vec<_>>();
+        let mut services = Vec::new();
         let mut reader = Reader {
             text: &text,
             base,
@@ -91,6 +94,7 @@ impl File {
             }
             if let Some(table) = found {
                 reader.top(table);
+                services = service::read(&text, base, table, &mut reader.faults);
             }
         }
         let (sections, mut faults) = (reader.sections, reader.faults);
@@ -99,6 +103,7 @@ impl File {
         Self {
             text,
             sections,
+            services,
             faults,
         }
     }
@@ -112,7 +117,7 @@ struct Reader<'a> {
 }
 
 /// What stands beside the keys of settings.
-const TOP: &[&str] = &["reset", "override", "profile"];
+const TOP: &[&str] = &["reset", "override", "profile", "service"];
 const PROFILE: &[&str] = &["reset", "override"];
 const OVERRIDE: &[&str] = &["reset", "filter"];
 

@@ -18,6 +18,7 @@ pub(crate) mod file;
 pub(crate) mod keys;
 #[cfg(test)]
 mod schema;
+pub(crate) mod service;
 pub(crate) mod settings;
 pub(crate) mod value;
 
@@ -32,8 +33,9 @@ use std::{
 use self::{
     args::SettingsArgs,
     fault::{ConfigError, Fault, Origin, Text},
-    file::{Entry, File},
+    file::{Entry, File, FilterText},
     keys::{Form, KEYS, nearest},
+    service::Service,
     settings::{Set, Settings},
     value::Value,
 };
@@ -62,8 +64,19 @@ pub(crate) struct Config {
     pub(crate) profile: Option<String>,
     /// From the weakest to the strongest.
     blocks: Vec<Block>,
-    /// By which blocks hold: thousands of tests share a few.
+    services: Vec<Placed>,
+    /// By which blocks hold, and which services are needed: thousands of tests share a few.
     resolved: Mutex<HashMap<Vec<usize>, Arc<Settings>>>,
+}
+
+/// A service, and who needs it.
+#[derive(Debug)]
+struct Placed {
+    service: Arc<Service>,
+    /// `None`: tests of every package.
+    package_id: Option<String>,
+    /// `None`: every test.
+    filter: Option<Filter>,
 }
 
 /// Keys that hold under the same condition.
@@ -130,6 +143,7 @@ impl Config {
             faults.extend(no_such_profile(name, said, &files));
         }
         let profile = profile.map(|(name, _)| name);
+        let services = services(&files, workspace, &mut faults);
         let mut blocks = blocks(files, profile.as_deref(), workspace, &mut faults);
         blocks.push(of_variables(&variables, &workspace.root, &mut faults));
         match args.entries() {
@@ -140,6 +154,7 @@ impl Config {
             Ok(Self {
                 profile,
                 blocks,
+                services,
                 resolved: Mutex::default(),
             })
         } else {
@@ -149,27 +164,45 @@ impl Config {
 
     /// What holds for a test, or with [`TestFacts::test`] absent for all tests of a binary.
     pub(crate) fn settings(&self, facts: &TestFacts<'_>) -> Arc<Settings> {
-        let holds = |block: &Block| {
-            block
-                .package_id
+        let is_meant = |package_id: &Option<String>, filter: &Option<Filter>| {
+            package_id
                 .as_deref()
                 .is_none_or(|id| id == facts.package_id)
-                && block
-                    .filter
-                    .as_ref()
-                    .is_none_or(|filter| filter.matches(facts))
+                && filter.as_ref().is_none_or(|filter| filter.matches(facts))
         };
-        let held: Vec<usize> = (0..self.blocks.len())
-            .filter(|index| holds(&self.blocks[*index]))
+        let blocks = self.blocks.iter().enumerate();
+        let blocks = blocks.filter(|(_, block)| is_meant(&block.package_id, &block.filter));
+        let services = self.services.iter().enumerate();
+        let services = services.filter(|(_, placed)| is_meant(&placed.package_id, &placed.filter));
+        let first_service = self.blocks.len();
+        let held: Vec<usize> = blocks
+            .map(|(index, _)| index)
+            .chain(services.map(|(index, _)| first_service + index))
             .collect();
         // What a panicking thread left is whole: a map is only added to.
         let mut resolved = self.resolved.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(settings) = resolved.get(&held) {
             return settings.clone();
         }
-        let settings = Arc::new(resolve(held.iter().map(|index| &self.blocks[*index])));
+        let (held_blocks, needed) = held.split_at(held.partition_point(|it| *it < first_service));
+        let mut settings = resolve(held_blocks.iter().map(|index| &self.blocks[*index]));
+        settings.services = needed
+            .iter()
+            .map(|index| self.services[index - first_service].service.clone())
+            .collect();
+        let settings = Arc::new(settings);
         resolved.insert(held, settings.clone());
         settings
+    }
+}
+
+impl Config {
+    /// Every service that any test may need.
+    pub(crate) fn services(&self) -> Vec<Arc<Service>> {
+        self.services
+            .iter()
+            .map(|placed| placed.service.clone())
+            .collect()
     }
 }
 
@@ -295,6 +328,68 @@ fn no_such_profile(name: &str, said: &str, files: &[(Place, File)]) -> Option<Fa
     Some(Fault::new(said, why))
 }
 
+/// The services of all files.
+fn services(
+    files: &[(Place, File)],
+    workspace: &Workspace,
+    faults: &mut Vec<Fault>,
+) -> Vec<Placed> {
+    let all = || {
+        files.iter().flat_map(|(place, file)| {
+            let services = file.services.iter();
+            services.map(move |read| (place, file, read))
+        })
+    };
+    // Names of a service that could not be read are not missed.
+    if faults.is_empty() {
+        faults.extend(service::faults(
+            all().map(|(_, file, read)| (&file.text, read)),
+        ));
+    }
+    let mut services = Vec::new();
+    for (place, file, read) in all() {
+        let filter = match read_filter(read.filter.as_ref(), place, &file.text, workspace) {
+            Ok(filter) => filter,
+            Err(found) => {
+                faults.extend(found);
+                continue;
+            }
+        };
+        services.push(Placed {
+            service: read.service.clone(),
+            package_id: place.package_id.clone(),
+            filter,
+        });
+    }
+    services
+}
+
+/// The filter of a section or a service: `None` where it has none.
+///
+/// # Errors
+/// What is wrong with it; nothing where the file is the user's own and speaks of what this workspace has not.
+fn read_filter(
+    text: Option<&FilterText>,
+    place: &Place,
+    file: &Text,
+    workspace: &Workspace,
+) -> Result<Option<Filter>, Vec<Fault>> {
+    let Some(text) = text else {
+        return Ok(None);
+    };
+    match Filter::parse(&text.text, workspace) {
+        Ok(filter) => Ok(Some(filter)),
+        Err(error) if error.only_absent && place.is_general => Err(Vec::new()),
+        Err(error) => {
+            let faults = error.faults.into_iter().map(|fault| {
+                let span = text.span_in(file, fault.span);
+                file.fault(span, fault.why)
+            });
+            Err(faults.collect())
+        }
+    }
+}
+
 /// The sections of all files in the order in which they hold.
 fn blocks(
     files: Vec<(Place, File)>,
@@ -305,19 +400,12 @@ fn blocks(
     let mut blocks: Vec<(u8, Block)> = Vec::new();
     for (place, file) in files {
         for section in file.sections {
-            let filter = match &section.filter {
-                None => None,
-                Some(text) => match Filter::parse(&text.text, workspace) {
-                    Ok(filter) => Some(filter),
-                    Err(error) if error.only_absent && place.is_general => continue,
-                    Err(error) => {
-                        faults.extend(error.faults.into_iter().map(|fault| {
-                            let span = text.span_in(&file.text, fault.span);
-                            file.text.fault(span, fault.why)
-                        }));
-                        continue;
-                    }
-                },
+            let filter = match read_filter(section.filter.as_ref(), &place, &file.text, workspace) {
+                Ok(filter) => filter,
+                Err(found) => {
+                    faults.extend(found);
+                    continue;
+                }
             };
             if section.profile.is_some() && section.profile.as_deref() != profile {
                 continue;

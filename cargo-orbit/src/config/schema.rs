@@ -3,7 +3,10 @@
 
 use serde_json::{Map, Value, json};
 
-use super::keys::{BACKOFF, Form, KEYS, Key};
+use super::{
+    keys::{BACKOFF, Form, KEYS, Key},
+    service,
+};
 
 const TIME: &str = r"^[0-9]+(\.[0-9]+)? *(ms|s|m|min|h)$";
 
@@ -16,6 +19,7 @@ fn of_key(key: &Key) -> Value {
         "mount" => json!({"type": "string", "pattern": "^[^:]+:/"}),
         "ulimit" => json!({"type": "string", "pattern": "^[a-z]+="}),
         "io_max" => json!({"type": "string", "pattern": "^[^ ]+ "}),
+        "cmd" | "entrypoint" => json!({"type": "string"}),
         "pass_env" => json!({"type": "string", "pattern": "^[^=]+$"}),
         _ => json!({"type": "string", "minLength": 1}),
     };
@@ -82,6 +86,85 @@ fn table(more: Value) -> Value {
     json!({"type": "object", "additionalProperties": false, "properties": properties})
 }
 
+/// A table of `[[service]]`.
+fn service() -> Value {
+    let name = "^[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?$";
+    let port = || json!({"type": "integer", "minimum": 1, "maximum": 65535});
+    let text = || json!({"type": "string", "minLength": 1});
+    let one_of = |properties: Value, required: &str| {
+        json!({
+            "type": "object",
+            "additionalProperties": false,
+            "properties": properties,
+            "required": [required],
+        })
+    };
+    let mut properties: Map<String, Value> = service::OWN
+        .iter()
+        .map(|key| (key.name.to_owned(), of_key(key)))
+        .chain(service::SHARED.iter().map(|name| {
+            let reference = format!("#/$defs/{name}");
+            ((*name).to_owned(), json!({"$ref": reference}))
+        }))
+        .collect();
+    properties["name"]["pattern"] = name.into();
+    properties.insert(
+        "ports".into(),
+        json!({"type": "array", "items": port(), "description": service::help("ports")}),
+    );
+    let waits = [
+        one_of(json!({"port": port()}), "port"),
+        one_of(json!({"log": text()}), "log"),
+        one_of(
+            json!({"http": {"type": "string", "pattern": "^/"}, "port": port()}),
+            "http",
+        ),
+        one_of(
+            json!({"exec": {"type": "array", "minItems": 1, "items": text()}}),
+            "exec",
+        ),
+        one_of(json!({"file": text()}), "file"),
+        one_of(json!({"healthcheck": {"const": true}}), "healthcheck"),
+    ];
+    properties.insert(
+        "wait".into(),
+        json!({"type": "array", "items": {"oneOf": waits}, "description": service::help("wait")}),
+    );
+    json!({
+        "type": "object",
+        "additionalProperties": false,
+        "properties": properties,
+        "required": ["name"],
+    })
+}
+
+/// The keys of services as the page has them.
+fn services_page() -> String {
+    let own = service::OWN.iter().map(|key| {
+        let (name, about) = (key.name, key.help);
+        format!(
+            "| `{name}` | {about} | {} | `{name} = {}` |\n",
+            key.default, key.example
+        )
+    });
+    let others = service::OTHERS.iter().map(|other| {
+        let (name, about) = (other.name, other.help);
+        format!(
+            "| `{name}` | {about} | {} | `{name} = {}` |\n",
+            other.default, other.example
+        )
+    });
+    let shared: Vec<String> = service::SHARED
+        .iter()
+        .map(|name| format!("`{name}`"))
+        .collect();
+    format!(
+        "\n| Key | | Default | Example |\n|---|---|---|---|\n{}\nAnd of the keys below, for the service's own sandbox: {}.\n\n",
+        own.chain(others).collect::<String>(),
+        shared.join(", "),
+    )
+}
+
 fn schema() -> Value {
     let names: Vec<&str> = KEYS.iter().map(|key| key.name).collect();
     let mut defs: Map<String, Value> = KEYS
@@ -107,6 +190,7 @@ fn schema() -> Value {
     let overrides = json!({"$ref": "#/$defs/overrides"});
     let mut schema = table(json!({
         "override": overrides,
+        "service": {"type": "array", "items": service()},
         "profile": {
             "type": "object",
             "additionalProperties": table(json!({"override": overrides})),
@@ -194,16 +278,28 @@ mod tests {
     fn the_page_has_every_key() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md");
         let text = fs::read_to_string(path).unwrap();
+        let text = with_services(&text);
         let begin = text.find("<!-- made from").unwrap();
         let keys = begin + text[begin..].find("-->\n").unwrap() + 4;
         if std::env::var_os("ORBIT_UPDATE_SCHEMA").is_some() {
             fs::write(path, format!("{}{}", &text[..keys], page())).unwrap();
         } else {
             assert!(
-                text[keys..] == page(),
+                text[keys..] == page() && text == fs::read_to_string(path).unwrap(),
                 "{path} is old; run this test with ORBIT_UPDATE_SCHEMA=1"
             );
         }
+    }
+
+    /// The page with the keys of services as they are.
+    fn with_services(page: &str) -> String {
+        let (before, rest) = page.split_once("<!-- services: made from").unwrap();
+        let (comment, rest) = rest.split_once("-->\n").unwrap();
+        let (_, after) = rest.split_once("<!-- end of services -->").unwrap();
+        let keys = services_page();
+        format!(
+            "{before}<!-- services: made from{comment}-->\n{keys}<!-- end of services -->{after}"
+        )
     }
 
     /// The examples of the page are read as they stand.
@@ -268,6 +364,22 @@ mod tests {
             "[[override]]\nfilter = 'all()'\nreset = ['mount']\nslow_timeout = '1s:3'".into(),
         );
         good.push(String::new());
+        let own = service::OWN
+            .iter()
+            .map(|key| format!("{} = {}", key.name, key.example));
+        let others = service::OTHERS
+            .iter()
+            .map(|key| format!("{} = {}", key.name, key.example));
+        let shared = KEYS
+            .iter()
+            .filter(|key| service::SHARED.contains(&key.name));
+        let shared = shared.map(|key| format!("{} = {}", key.name, key.example));
+        let all_of_service: Vec<String> = own.chain(others).chain(shared).collect();
+        good.push(format!("[[service]]\n{}", all_of_service.join("\n")));
+        good.push(
+            "[[service]]\nname = 'a'\nwait = [{ exec = ['a'] }, { port = 1 }, { file = '/a' }]"
+                .into(),
+        );
         for text in good {
             assert!(is_read(&text), "{text}");
             assert!(is_valid(&text), "{text}");
@@ -293,6 +405,17 @@ mod tests {
                 "mount = '/a:/b'",
                 "mount = ['/a']",
                 "pass_env = ['A=1']",
+                "service = 1",
+                "[[service]]\nports = [1]",
+                "[[service]]\nname = 'a b'",
+                "[[service]]\nname = 'a'\nport = 1",
+                "[[service]]\nname = 'a'\nports = [0]",
+                "[[service]]\nname = 'a'\nisolate = 'test'",
+                "[[service]]\nname = 'a'\nwait = ['port']",
+                "[[service]]\nname = 'a'\nwait = [{}]",
+                "[[service]]\nname = 'a'\nwait = [{ log = 'a', file = '/b' }]",
+                "[[service]]\nname = 'a'\nwait = [{ healthcheck = false }]",
+                "[profile.ci]\nservice = []",
             ]
             .map(str::to_owned),
         );

@@ -7,6 +7,7 @@ use orbit::{Mount, NetworkMode, SandboxBuilder};
 use super::{
     fault::Origin,
     keys::{self, KEYS},
+    service::Service,
     value::{Backoff, Value},
 };
 use crate::variables::Variable;
@@ -27,6 +28,8 @@ pub(crate) struct Set {
 pub(crate) struct Settings {
     /// As [`KEYS`].
     pub(super) sets: Vec<Option<Arc<Set>>>,
+    /// What has to run beside the test.
+    pub(crate) services: Vec<Arc<Service>>,
 }
 
 /// What gets a sandbox of its own.
@@ -63,7 +66,13 @@ impl Settings {
     pub(super) fn new() -> Self {
         Self {
             sets: vec![None; KEYS.len()],
+            services: Vec::new(),
         }
+    }
+
+    /// Says the key at `index` of [`KEYS`].
+    pub(super) fn set(&mut self, index: usize, set: Set) {
+        self.sets[index] = Some(Arc::new(set));
     }
 
     /// What was said of a key. `None`: nothing, so that its default holds.

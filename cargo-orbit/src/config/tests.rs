@@ -255,3 +255,38 @@ fn the_users_file_lies_where_xdg_says() {
     );
     assert_eq!(file(&[]), None);
 }
+
+#[test]
+fn a_test_needs_the_services_that_ask_for_it() {
+    let services = |test: Option<&str>| {
+        let files = [
+            (
+                "w/.config/orbit.toml",
+                "[[service]]\nname = 'all'\n[[service]]\nname = 'one'\nfilter = 'test(=a::b)'\nafter = ['none']\n\
+                 [[service]]\nname = 'none'\nfilter = 'none()'\n",
+            ),
+            // Of another workspace, and so of no test here.
+            (
+                "home/.config/orbit/config.toml",
+                "[[service]]\nname = 'elsewhere'\nfilter = 'package(=no-such-package)'\n",
+            ),
+        ];
+        let (workspace, config) = load_in(&files, &[], &[]).unwrap();
+        assert_eq!(config.services().len(), 3);
+        let settings = config.settings(&facts(&workspace, test));
+        let names = settings.services.iter().map(|service| service.name.clone());
+        names.collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(services(Some("a::b")), "all one");
+    assert_eq!(services(Some("a::c")), "all");
+    assert_eq!(services(None), "all");
+    let twice = [
+        ("w/.config/orbit.toml", "[[service]]\nname = 'db'\n"),
+        (
+            "home/.config/orbit/config.toml",
+            "[[service]]\nname = 'db'\n",
+        ),
+    ];
+    let error = load_in(&twice, &[], &[]).unwrap_err();
+    assert!(error.contains("there is a service `db` at"), "{error}");
+}

@@ -26,7 +26,9 @@ use super::{end_by_signal, host, kept, which::Which};
 use crate::{
     config::{Config, args::SettingsArgs, settings::Settings},
     env::is_runner,
-    exit, signals,
+    exit,
+    services::{Needed, Services},
+    signals,
     test::{
         environment,
         isolate::{self, Program, View},
@@ -44,6 +46,21 @@ pub(super) fn run(through: Vec<OsString>, command: Vec<OsString>) -> anyhow::Res
     let config = Config::load(&known.workspace, &SettingsArgs::default(), env::vars_os())?;
     let which = Which::find(&known.workspace, &package, &binary, &command[1..]);
     let settings = config.settings(&which.facts());
+    let services = Services::new(config.services());
+    // Whoever only lists its tests needs nothing for it.
+    let is_listing = command.iter().any(|word| word == "--list");
+    let needed = if is_listing || which.is_doctest() {
+        Needed::default()
+    } else {
+        // A signal ends this process meanwhile, and with it what it has started.
+        match services.need(&settings, &|_| Box::new(|| ())) {
+            Ok(needed) => needed,
+            Err(why) => {
+                eprintln!("orbit: {why}");
+                return Ok(exit::SETUP_FAILED.into());
+            }
+        }
+    };
 
     let given: Vec<(OsString, OsString)> = env::vars_os()
         .filter(|(name, value)| !is_runner(name, value))
@@ -58,13 +75,22 @@ pub(super) fn run(through: Vec<OsString>, command: Vec<OsString>) -> anyhow::Res
         binary,
         working_dir: here,
     };
-    let mut sandbox = sandbox_over(&known.view, &settings, program);
+    let sandbox = sandbox_over(&known.view, &settings, program);
+    let mut sandbox = needed.give_to(sandbox, &settings);
     // Of several tests nobody knows here which is running.
     if let (Some(limit), Some(_)) = (settings.timeout(), &which.test) {
         sandbox = sandbox.timeout(limit);
     }
     match to_its_end(sandbox, &signals) {
-        Ok(outcome) => Ok(report(&outcome, &settings).into()),
+        Ok(outcome) => {
+            if !outcome.success() {
+                needed
+                    .ended()
+                    .iter()
+                    .for_each(|how| eprintln!("orbit: {how}"));
+            }
+            Ok(report(&outcome, &settings).into())
+        }
         Err(Failed::Orbit(error)) => {
             eprintln!("orbit: {error}");
             Ok(exit::of_error(&error).into())

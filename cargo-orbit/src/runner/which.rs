@@ -33,6 +33,10 @@ impl Which {
         }
     }
 
+    pub(crate) fn is_doctest(&self) -> bool {
+        self.kind == "doc"
+    }
+
     /// Of `binary`, which is started in `package` with `arguments`. A program that is none of the workspace's has
     /// the settings that hold for all.
     pub(crate) fn find(

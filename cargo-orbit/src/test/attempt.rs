@@ -18,7 +18,11 @@ use super::{
     event::{Attempt, Denied, Used, Verdict},
     isolate::{Program, View},
 };
-use crate::{config::settings::Settings, runner::alone::sandbox_over};
+use crate::{
+    config::settings::Settings,
+    runner::alone::sandbox_over,
+    services::{Needed, Services},
+};
 
 /// What is the same for every sandbox of a run.
 #[derive(Debug)]
@@ -30,6 +34,8 @@ pub(crate) struct Ground {
     /// When the run began.
     pub(crate) began: Instant,
     pub(crate) running: Running,
+    /// What tests need beside them.
+    pub(crate) services: Services,
     /// Sandboxes of failed tests are kept.
     pub(crate) keep_failed: bool,
     /// What each test wrote is listed.
@@ -70,6 +76,38 @@ impl Ground {
         } else {
             sandbox.record_denied(true)
         }
+    }
+}
+
+impl Ground {
+    /// What a test with these settings needs, started and ready: else how it has not run.
+    pub(crate) fn need(&self, settings: &Settings) -> Result<Needed<'_>, Box<Attempt>> {
+        let started = self.began.elapsed();
+        let starting = |killer: Killer| -> Box<dyn FnOnce()> {
+            let running = self.running.clone();
+            let place = running.enter(Target::Sandbox(killer));
+            Box::new(move || running.leave(place))
+        };
+        self.services.need(settings, &starting).map_err(|why| {
+            let was_ended = self.running.was_ended();
+            let verdict = if was_ended {
+                Verdict::Interrupted
+            } else {
+                Verdict::SetupFailed { why }
+            };
+            Box::new(Attempt {
+                started,
+                wall_time: self.began.elapsed().saturating_sub(started),
+                ..Attempt::new(verdict, Used::default())
+            })
+        })
+    }
+}
+
+/// Says of an attempt that failed which of its services has ended.
+pub(crate) fn blame(attempt: &mut Attempt, needed: &Needed<'_>) {
+    if !attempt.verdict.passed() && attempt.verdict != Verdict::Interrupted {
+        attempt.notes.extend(needed.ended());
     }
 }
 

@@ -1,7 +1,7 @@
 //! The engine: takes binaries as they are built, lists their tests, runs them in sandboxes, and tells what happens.
 //!
 //! One thread decides; each running job has a thread that waits for its sandbox, and reports back. What is next
-//! is decided in [`schedule`](super::schedule), what a sandbox showed in [`attempt`] and
+//! is decided in [`schedule`](super::schedule), what a sandbox showed in [`attempt`](super::attempt) and
 //! [`together`](super::together), what is printed in [`crate::report`]. [`jobs`] is what those threads do, [`waiting`] what is
 //! to run, [`verdicts`] what becomes of a test.
 

@@ -66,6 +66,7 @@ use crate::{
     exit,
     filter::{Filter, Platform, TestFacts, Workspace},
     report::{Reports, colour, github, html, human, json, junit},
+    services::Services,
 };
 
 /// Builds and runs the tests that `args` ask for.
@@ -108,6 +109,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         through: through.clone(),
         began,
         running: attempt::Running::default(),
+        services: Services::new(choice.config.services()),
         keep_failed: args.run.keep_failed,
         diff: args.run.diff,
     };
@@ -169,6 +171,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         engine.run(&messages, doctests, &stop_build)
     });
     signals.close();
+    drop(ground);
     drop(meeting);
     let not_run = host.reports()?;
     if !not_run.is_empty() {

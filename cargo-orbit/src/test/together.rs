@@ -110,11 +110,16 @@ impl Group {
 impl Gone {
     fn not_run(ground: &Ground, error: &io::Error) -> Self {
         let why = format!("cannot read what the tests say: {error}");
+        Self::of(Attempt {
+            started: ground.began.elapsed(),
+            ..Attempt::new(Verdict::SetupFailed { why }, super::event::Used::default())
+        })
+    }
+
+    /// Of which nothing was heard.
+    pub(crate) fn of(attempt: Attempt) -> Self {
         Self {
-            attempt: Attempt {
-                started: ground.began.elapsed(),
-                ..Attempt::new(Verdict::SetupFailed { why }, super::event::Used::default())
-            },
+            attempt,
             told: Told::default(),
             times: BTreeMap::new(),
         }

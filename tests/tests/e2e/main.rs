@@ -18,6 +18,7 @@ mod registry;
 mod roles;
 mod run;
 mod runner;
+mod service;
 mod shell;
 mod snapshots;
 mod squeeze;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
             run::cases(),
             runner::cases(),
             verdicts::cases(),
+            service::cases(),
             engine::cases(),
             published::cases(),
             structure::cases(),

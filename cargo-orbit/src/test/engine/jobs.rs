@@ -116,6 +116,10 @@ pub(super) fn list(
 
 /// Runs one test in a sandbox of its own.
 pub(super) fn alone(ground: &Ground, options: &Options, task: &Task) -> Attempt {
+    let needed = match ground.need(&task.settings) {
+        Ok(needed) => needed,
+        Err(attempt) => return *attempt,
+    };
     let mut arguments: Vec<OsString> = Vec::new();
     if task.is_listed {
         arguments.extend(["--exact", &task.id.name, "--nocapture"].map(OsString::from));
@@ -126,7 +130,8 @@ pub(super) fn alone(ground: &Ground, options: &Options, task: &Task) -> Attempt 
         arguments.push("--ignored".into());
     }
     arguments.extend(options.arguments.iter().cloned());
-    let mut sandbox = ground.sandbox(&task.binary, &task.settings, arguments);
+    let sandbox = ground.sandbox(&task.binary, &task.settings, arguments);
+    let mut sandbox = needed.give_to(sandbox, &task.settings);
     if let Some(limit) = task.settings.timeout() {
         sandbox = sandbox.timeout(limit);
     }
@@ -147,6 +152,7 @@ pub(super) fn alone(ground: &Ground, options: &Options, task: &Task) -> Attempt 
         attempt.stdout = output;
     }
     by_policy(&mut attempt, &task.settings);
+    attempt::blame(&mut attempt, &needed);
     attempt
 }
 
@@ -159,10 +165,15 @@ pub(super) fn together(
     lane: usize,
     sender: &Sender<Message>,
 ) -> Gone {
-    let binary = &tasks[0].binary;
+    let (binary, settings) = (&tasks[0].binary, &tasks[0].settings);
+    let needed = match ground.need(settings) {
+        Ok(needed) => needed,
+        Err(attempt) => return Gone::of(*attempt),
+    };
     let mut arguments = group.arguments();
     arguments.extend(options.arguments.iter().cloned());
-    let sandbox = ground.sandbox(binary, &tasks[0].settings, arguments);
+    let sandbox = ground.sandbox(binary, settings, arguments);
+    let sandbox = needed.give_to(sandbox, settings);
     let by_name: BTreeMap<&str, &Task> = tasks
         .iter()
         .map(|task| (task.id.name.as_str(), task))
@@ -190,5 +201,6 @@ pub(super) fn together(
         },
     );
     gone.attempt.lane = lane;
+    attempt::blame(&mut gone.attempt, &needed);
     gone
 }
