@@ -14,6 +14,7 @@ mod alive;
 mod first;
 mod layers;
 mod ports;
+mod postgres;
 mod samples;
 mod start;
 mod together;
@@ -66,6 +67,7 @@ fn run(group: &str, stage: &Stage) -> Result<()> {
         "alive" => alive::all(stage),
         "layers" => layers::all(stage),
         "ports" => ports::all(stage),
+        "postgres" => postgres::all(stage),
         "serve" => ports::serve(),
         _ => bail!("there is no such group"),
     }

@@ -37,9 +37,10 @@ const PATIENCE: &str = "ORBIT_TESTS_PATIENCE";
 /// Set where each case runs as one identity alone: an ordinary user, where it may run as one.
 const ONCE: &str = "ORBIT_TESTS_ONCE";
 /// What of the caller's environment a case sees.
-const INHERITED: [&str; 6] = [
+const INHERITED: [&str; 7] = [
     "RUST_BACKTRACE",
     PATIENCE,
+    "ORBIT_TESTS_RECORDED_CARGO",
     "ORBIT_IMAGES_DIR",
     "TERM",
     "LANG",

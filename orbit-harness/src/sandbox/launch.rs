@@ -1,7 +1,8 @@
 //! From a builder to a running sandbox: what is looked up, claimed and opened before the supervisor is asked.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read as _},
     os::fd::AsFd as _,
     path::{Path, PathBuf},
     sync::{
@@ -513,7 +514,10 @@ pub(crate) fn surroundings() -> Surroundings {
 
 /// The mask of this process, read where no thread can see it change meanwhile. Source: proc_pid_status(5).
 fn umask() -> u32 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    // It is in the second line: one read is enough, where reading to the end takes eight.
+    let mut head = [0; 512];
+    let read = fs::File::open("/proc/self/status").and_then(|mut file| file.read(&mut head));
+    let status = String::from_utf8_lossy(&head[..read.unwrap_or(0)]);
     let value = status.lines().find_map(|line| line.strip_prefix("Umask:"));
     value
         .and_then(|octal| u32::from_str_radix(octal.trim(), 8).ok())

@@ -4,6 +4,7 @@
 //! lock. A message too long for a socket's buffer travels in a memfd.
 
 use std::{
+    cell::Cell,
     fs::File,
     io::{self, IoSlice, IoSliceMut, Read as _, Seek as _, Write as _},
     mem::MaybeUninit,
@@ -28,6 +29,12 @@ pub(crate) const MAX_FDS: usize = 64;
 /// The first byte of a message: where the rest is.
 const INLINE: u8 = 0;
 const IN_MEMFD: u8 = 1;
+
+thread_local! {
+    /// Where messages are received, kept from one to the next: a fresh one would be set to zero each time, and in a
+    /// supervisor that has just forked, each of its pages be copied for that.
+    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
 
 /// One end of a connection.
 #[derive(Debug)]
@@ -101,14 +108,25 @@ impl Channel {
     /// # Errors
     /// What the kernel answers; an invalid message.
     pub(crate) fn recv<T: DeserializeOwned>(&self) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
-        let mut buffer = vec![0; INLINE_BYTES + 1];
+        // A sandbox may be dropped by a thread that ends, and has no such values any more.
+        let mut buffer = BUFFER.try_with(Cell::take).unwrap_or_default();
+        let received = self.recv_into(&mut buffer);
+        let _ = BUFFER.try_with(|kept| kept.set(buffer));
+        received
+    }
+
+    fn recv_into<T: DeserializeOwned>(
+        &self,
+        buffer: &mut Vec<u8>,
+    ) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+        buffer.resize(INLINE_BYTES + 1, 0);
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut receive = || {
             rustix::io::retry_on_intr(|| {
                 rustix::net::recvmsg(
                     &self.0,
-                    &mut [IoSliceMut::new(&mut buffer)],
+                    &mut [IoSliceMut::new(buffer)],
                     &mut control,
                     RecvFlags::CMSG_CLOEXEC,
                 )
@@ -143,9 +161,10 @@ impl Channel {
                 return Err(io::Error::other("a message without its memfd"));
             }
             Some((_, _)) => {
-                buffer.clear();
-                File::from(fds.remove(0)).read_to_end(&mut buffer)?;
-                &buffer
+                let mut long = Vec::new();
+                File::from(fds.remove(0)).read_to_end(&mut long)?;
+                let message = postcard::from_bytes(&long).map_err(io::Error::other)?;
+                return Ok(Some((message, fds)));
             }
         };
         Ok(Some((

@@ -95,7 +95,8 @@ impl Program<'_> {
         const STACK_BYTES: usize = 64 * 1024;
 
         self.with_prepared(|prepared| {
-            let mut stack = vec![0u128; STACK_BYTES / size_of::<u128>()];
+            // Not set to zero: each page of it that is touched is a fault, and the child needs few.
+            let mut stack = Box::<[u128]>::new_uninit_slice(STACK_BYTES / size_of::<u128>());
             let top = stack.as_mut_ptr_range().end;
             // SAFETY: the stack is 64 KiB, aligned to 16, grows down from its end and lives until the call
             // returns, which with CLONE_VFORK is when the child has executed or is gone. `child` gets a

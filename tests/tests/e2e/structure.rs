@@ -10,7 +10,7 @@ use orbit_tests::{Case, Context, Program, Who};
 use crate::kit::{ROLE, View};
 
 /// System calls of one sandbox over an image, of whoever asks for it, the supervisor, the init and the program.
-const MAX_SYSTEM_CALLS: usize = 302;
+const MAX_SYSTEM_CALLS: usize = 295;
 /// The init and the program.
 const MAX_PROCESSES: usize = 2;
 

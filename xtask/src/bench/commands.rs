@@ -1,6 +1,10 @@
 //! How each group of figures is measured.
 
-use std::{fs, path::Path, process::Stdio};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -11,13 +15,14 @@ use super::{
     samples::{Timed, Turns, time},
     stage::{BINARIES, Stage},
 };
-use crate::run;
+use crate::{run, workspace};
 
 pub(crate) fn measure(group: Group, stage: &Stage, figures: &mut Figures) -> Result<()> {
     match group {
         Group::Run => commands(stage, figures),
         Group::Tests => tests(stage, figures),
         Group::Binaries => binaries(stage, figures),
+        Group::Postgres => postgres(stage, figures),
         Group::Build => super::build::measure(stage, figures),
         Group::StartLarge => {
             inside(Group::Start, stage, figures)?;
@@ -43,6 +48,20 @@ pub(crate) fn measure(group: Group, stage: &Stage, figures: &mut Figures) -> Res
             inside(group, stage, figures)
         }
     }
+}
+
+/// Over the image that `cargo xtask images` builds.
+fn postgres(stage: &Stage, figures: &mut Figures) -> Result<()> {
+    let images = std::env::var_os("ORBIT_IMAGES_DIR")
+        .map_or_else(|| workspace().join("target/images"), PathBuf::from);
+    let image = images.join("postgres");
+    if !image.join("index.json").exists() {
+        let why = format!("no image {}: run cargo xtask images", image.display());
+        figures.skip("cloned PostgreSQL", why);
+        return Ok(());
+    }
+    std::os::unix::fs::symlink(image, stage.root.join("postgres"))?;
+    inside(Group::Postgres, stage, figures)
 }
 
 /// Runs the program in `benches/`.
@@ -84,16 +103,57 @@ fn commands(stage: &Stage, figures: &mut Figures) -> Result<()> {
         Ok(line) => timed.push(Timed::new("runc run", line)),
         Err(why) => figures.skip("runc run", format!("{why:#}")),
     }
-    figures.skip(
-        "docker run",
-        "not built yet: needs a dockerd started by hand",
-    );
+    match docker(stage) {
+        Ok(line) => timed.push(Timed::new("docker run", line)),
+        Err(why) => figures.skip("docker run", format!("{why:#}")),
+    }
     let turns = Turns {
         count: 5,
         runs: 40,
         warm_up: 4,
     };
-    time(stage, &stage.root, &timed, &turns, figures)
+    time(stage, &stage.root, &timed, &turns, figures)?;
+    remove_docker_image(stage);
+    Ok(())
+}
+
+const DOCKER_IMAGE: &str = "orbit-bench";
+
+/// An image of the same root filesystem, and the command that runs it, where a dockerd runs: none is started here.
+fn docker(stage: &Stage) -> Result<String> {
+    ensure!(is_there("docker"), "docker is not installed");
+    let answers = stage.command("docker").arg("info").output()?;
+    ensure!(answers.status.success(), "no dockerd answers");
+    let archive = stage.root.join("rootfs.tar");
+    let mut tar = stage.command("tar");
+    tar.arg("--create")
+        .arg("--file")
+        .arg(&archive)
+        .arg("--directory");
+    run::success(tar.arg(stage.rootfs()).arg("."))?;
+    let mut import = stage.command("docker");
+    run::success(import.arg("import").arg(&archive).arg(DOCKER_IMAGE))?;
+    let line = format!("docker run --rm {DOCKER_IMAGE} /bin/true");
+    let tried = stage
+        .command("docker")
+        .args(["run", "--rm", DOCKER_IMAGE, "/bin/true"])
+        .output()?;
+    ensure!(
+        tried.status.success(),
+        "does not run here: {}",
+        String::from_utf8_lossy(&tried.stderr).trim()
+    );
+    Ok(line)
+}
+
+fn remove_docker_image(stage: &Stage) {
+    if is_there("docker") {
+        // Where there is no dockerd, there is no image.
+        let _ = stage
+            .command("docker")
+            .args(["image", "rm", DOCKER_IMAGE])
+            .output();
+    }
 }
 
 /// A bundle over the same root filesystem, and the command that runs it; that it can is tried once.

@@ -84,7 +84,7 @@ pub(crate) fn page(table: &str, figures: &Figures, stage: &Stage) -> String {
          cargo xtask bench --slow     # clean builds too\n\
          cargo xtask bench run start  # these groups, or rows that contain the words; writes no page\n\
          ```\n\n\
-         Groups: run, start, start-large, first, together, alive, layers, ports, tests, binaries, build. As root, on\n\
+         Groups: run, start, start-large, first, together, alive, layers, ports, postgres, tests, binaries, build. As root, on\n\
          Debian, missing peers are installed first: see `tests/packages-bench.txt`; cargo-nextest comes by `cargo install`.\n"
     )
 }
@@ -125,6 +125,18 @@ fn limits(figures: &Figures) -> String {
              its supervisor, of its {}.",
             show(help, Unit::Time),
             show(run, Unit::Time)
+        );
+    }
+    if let (Some(floor), Some(spawn), Some(bwrap)) = (
+        figures.get("floor"),
+        figures.get("plain spawn of a command"),
+        figures.get("bwrap --unshare-all"),
+    ) {
+        let _ = writeln!(
+            text,
+            "- A command that did nothing but start and be the C floor would take {:.2} of bubblewrap's time: one plain spawn and \
+             one floor.",
+            (floor + spawn) / bwrap
         );
     }
     if let Some(ratio) = pair("large plain spawn", "plain spawn") {
