@@ -241,6 +241,11 @@ impl Log {
         self.lock().line_from(number)
     }
 
+    /// How many whole lines there were: the number of the next.
+    pub(crate) fn count(&self) -> usize {
+        self.lock().count
+    }
+
     /// What is kept of each stream, and how much is not.
     pub(crate) fn parts(&self) -> [(Vec<u8>, Option<Bytes>); 2] {
         let state = self.lock();

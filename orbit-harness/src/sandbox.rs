@@ -107,6 +107,8 @@ pub struct Sandbox {
     /// How that ended.
     main_end: Option<Outcome>,
     outputs: [Outputs; 2],
+    /// The number of the first line of its log that this program can have written: not the one before a restart.
+    first_line: usize,
     /// What it was waited for, and is again after a restart.
     waits: Vec<Wait>,
     startup_timeout: Duration,

@@ -229,6 +229,7 @@ impl SandboxBuilder {
             limited,
             is_on_bridge: spec.network == NetworkMode::Bridge,
             name: spec.name.clone(),
+            first_line: 0,
             _claim: claim,
             network: None,
             record: Record::default(),

@@ -258,7 +258,7 @@ impl Node {
                     stream: *stream,
                     times: *times,
                     count: 0,
-                    next_line: 0,
+                    next_line: sandbox.first_line,
                 };
                 (leaf, PORT_PAUSES)
             }

@@ -103,6 +103,7 @@ impl Sandbox {
         let [stdout, stderr] = streams;
         if let Some(old) = &mut self.reader {
             let consumers = old.finish();
+            self.first_line = old.log().count();
             let reader = Reader::start(old.log().clone(), stdout, stderr, consumers);
             self.reader = Some(reader.map_err(cannot)?);
         } else {
