@@ -60,20 +60,11 @@ impl fmt::Display for Status {
                 process,
             } => write!(
                 f,
-                "killed by the memory limit of {}, peak {}, process `{process}`",
-                whole(*limit),
+                "killed by the memory limit of {limit:#}, peak {}, process `{process}`",
                 tenths(*peak)
             ),
         }
     }
-}
-
-/// `64 MiB`: the largest unit that divides it.
-fn whole(bytes: Bytes) -> String {
-    let text = bytes.to_string();
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    format!("{number} {unit}")
 }
 
 /// `64.0 MiB`: in mebibytes, to a tenth.
@@ -237,7 +228,7 @@ impl fmt::Display for Note {
             }
             Self::Throttled { time } => write!(f, "the CPU limit held it back for {time:?}"),
             Self::DiskFull { size } => {
-                write!(f, "its writable layer of {} is full", whole(*size))
+                write!(f, "its writable layer of {size:#} is full")
             }
             Self::OutputCut { stream, left_out } => write!(
                 f,

@@ -39,15 +39,17 @@ impl Bytes {
     }
 }
 
-/// Prints the largest binary unit that divides the amount, so that what is printed parses to the same value.
+/// Prints the largest binary unit that divides the amount, so that what is printed parses to the same value: `64MiB`, or
+/// `64 MiB` for a sentence with `{:#}`.
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let space = if f.alternate() { " " } else { "" };
         for (shift, unit) in [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")] {
             if self.0 != 0 && self.0.trailing_zeros() >= shift {
-                return write!(f, "{}{unit}", self.0 >> shift);
+                return write!(f, "{}{space}{unit}", self.0 >> shift);
             }
         }
-        write!(f, "{}B", self.0)
+        write!(f, "{}{space}B", self.0)
     }
 }
 

@@ -294,8 +294,8 @@ impl fmt::Display for Verdict {
                 process,
             } => write!(
                 f,
-                "killed by the memory limit of {}, peak {}, process `{process}`",
-                mebibytes(*limit_bytes),
+                "killed by the memory limit of {:#}, peak {}, process `{process}`",
+                orbit::Bytes::new(*limit_bytes),
                 mebibytes(*peak_bytes)
             ),
             Self::SetupFailed { why } => write!(f, "has not run: {why}"),

@@ -218,7 +218,11 @@ fn selection(context: &Context) -> Result<()> {
     )?;
     check(
         &["--ignored"],
-        &["verdicts tests::is_ignored", "verdicts::hungry eats_memory"],
+        &[
+            "verdicts tests::is_ignored",
+            "verdicts::hungry eats_memory",
+            "verdicts::violent heeds_no_signal",
+        ],
     )?;
 
     let violent = ["--test", "violent", "-E", "test(passes)"];

@@ -81,7 +81,10 @@ fn said_by_cargo(directory: &Path) -> String {
     format!(
         "#!/bin/sh\n\
          case $1 in\n\
-         metadata) exec sed \"s|{TARGET_DIRECTORY}|$CARGO_TARGET_DIR|g\" '{directory}/metadata.json' ;;\n\
+         metadata)\n\
+         # `cargo test` makes it, which has it among its arguments.\n\
+         mkdir -p \"$CARGO_TARGET_DIR\"\n\
+         exec sed \"s|{TARGET_DIRECTORY}|$CARGO_TARGET_DIR|g\" '{directory}/metadata.json' ;;\n\
          test) exec cat '{directory}/built.json' ;;\n\
          -vV | --version) exec cat '{directory}/cargo-version' ;;\n\
          *) echo \"cargo was not asked for this when it was recorded: $*\" >&2; exit 101 ;;\n\
