@@ -61,6 +61,7 @@ fn run(group: &str, stage: &Stage) -> Result<()> {
     match group {
         "start" => start::small(stage),
         "start-large" => start::large(stage),
+        "ahead" => start::ahead(stage),
         "first" => first::all(stage),
         "first-one" => first::one(stage),
         "together" => together::all(stage),

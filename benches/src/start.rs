@@ -59,6 +59,29 @@ fn rounds(stage: &Stage, of: &str) -> Result<()> {
     floor.end()
 }
 
+/// One of those that are prepared ahead, with a pause before each in which it is, and before each plain spawn as well: a
+/// machine that has been idle takes a little longer for everything.
+pub(crate) fn ahead(stage: &Stage) -> Result<()> {
+    const PAUSE: Duration = Duration::from_millis(10);
+    let (mut plain, mut ours) = (Samples::default(), Samples::default());
+    for round in 0..WARM_UP + ROUNDS {
+        if round == WARM_UP {
+            (plain, ours) = Default::default();
+        }
+        thread::sleep(PAUSE);
+        plain.time(|| plain_spawn(&stage.rootfs()))?;
+        thread::sleep(PAUSE);
+        ours.time(|| {
+            let outcome = stage.sandbox("/bin/true").prepare_ahead(2).run()?;
+            ensure!(outcome.success(), "{}", outcome.status);
+            Ok(())
+        })?;
+    }
+    plain.tell("plain spawn after a pause");
+    ours.tell("prepared sandbox");
+    Ok(())
+}
+
 /// One sandbox, from asking for it to its end, with nothing of it left.
 pub(crate) fn run(stage: &Stage) -> Result<()> {
     let outcome = stage.sandbox("/bin/true").run()?;

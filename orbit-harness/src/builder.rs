@@ -572,6 +572,30 @@ impl SandboxBuilder {
         self
     }
 
+    /// From the first that is started, keeps `count` sandboxes like this one prepared: with namespaces, init, root
+    /// filesystem, `/proc` and `/dev`, and without a program. A start then takes one of them, which saves more than half of
+    /// its time. Each is used once, and replaced when the supervisor has had nothing else to do for 3 ms. They take
+    /// a small process each (at most 64 of a kind, and four kinds), and end with the test process.
+    ///
+    /// A sandbox is like another where they differ in the program alone: its arguments, environment, user, working
+    /// directory, streams, capabilities, ports and timeout. The files under it (`dir:`, the host's, bound directories)
+    /// are those that were there when it was prepared: do not replace them meanwhile. With limits of a control group, on a
+    /// network, and with egress, this is an error.
+    ///
+    /// ```
+    /// use orbit::Sandbox;
+    ///
+    /// let shell = |script: &str| Sandbox::builder().prepare_ahead(4).cmd(["sh", "-c", script]);
+    /// assert!(shell("true").run()?.success());
+    /// assert!(!shell("touch /tmp/here; false").run()?.success()); // perhaps in one that was prepared
+    /// assert!(shell("test ! -e /tmp/here").run()?.success());     // always in a fresh one
+    /// # Ok::<(), orbit::Error>(())
+    /// ```
+    pub fn prepare_ahead(mut self, count: usize) -> Self {
+        self.spec.ahead = count;
+        self
+    }
+
     /// Kills everything in the sandbox when the program runs longer than this.
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.spec.timeout = Some(limit);

@@ -22,6 +22,7 @@ use crate::{
     host::{Cgroups, Host},
     image::Image,
     net::{
+        egress::Policy,
         names,
         ports::{self, PortMap, Published},
     },
@@ -48,6 +49,8 @@ pub(crate) struct Plan {
     pub(crate) cgroup: Option<Vec<Setting>>,
     /// What was asked as best it can be kept, and cannot be.
     pub(crate) warnings: Vec<String>,
+    /// How many more of this kind are made before they are asked for.
+    pub(crate) ahead: usize,
 }
 
 /// Whether something is the sandbox's own or the host's.
@@ -102,6 +105,9 @@ const DEFAULT_DISK: Bytes = Bytes::mib(4096);
 /// What a tmpfs mount takes unless its size is asked for.
 const DEFAULT_TMPFS: Bytes = Bytes::mib(64);
 
+/// The most sandboxes of a kind that are made ahead.
+const MAX_AHEAD: usize = 64;
+
 /// Plans `spec` over `image`, which is the resolved form of `spec.image`, on `host`.
 ///
 /// # Errors
@@ -137,6 +143,9 @@ pub(crate) fn plan(
             image => format!("no program was given, and {image} names none itself"),
         };
         faults.push(SpecFault::new("cmd", "", why));
+    }
+    if let Some(why) = cannot_be_ahead(spec, cgroup.is_some()) {
+        faults.push(SpecFault::new("prepare_ahead", spec.ahead.to_string(), why));
     }
     if !faults.is_empty() {
         return Err(faults);
@@ -184,6 +193,7 @@ pub(crate) fn plan(
         clock_offset: spec.clock_offset,
         cgroup,
         warnings,
+        ahead: spec.ahead,
     })
 }
 
@@ -313,6 +323,25 @@ fn steps(
     steps.extend(way_out.helper);
     steps.extend(way_out.gate);
     steps
+}
+
+/// What a sandbox that is made before it is asked for cannot have: somebody's name or address, or a place among limits
+/// that it would have to be born in.
+fn cannot_be_ahead(spec: &Spec, is_limited: bool) -> Option<String> {
+    let lets_out = matches!(spec.egress, Some(Policy::All | Policy::Allow(_)));
+    if spec.ahead == 0 {
+        None
+    } else if spec.ahead > MAX_AHEAD {
+        Some(format!("at most {MAX_AHEAD} are kept"))
+    } else if is_limited {
+        Some("a sandbox with limits of a control group is born in it, and cannot be made ahead; leave out one of the two".to_owned())
+    } else if !spec.links.is_empty() || spec.network == NetworkMode::Bridge {
+        Some("a sandbox on a network has an address of its own there, and cannot be made ahead; leave out one of the two".to_owned())
+    } else if lets_out {
+        Some("the way out of a sandbox is not made ahead; leave out `egress` or this".to_owned())
+    } else {
+        None
+    }
 }
 
 /// What is wrong with single fields.
@@ -602,6 +631,15 @@ impl Plan {
         self.steps.retain(|step| !matches!(step, Step::Cgroup));
     }
 
+    /// Whether a sandbox that was made for one serves the other: they differ at most in the program, and in what is done
+    /// when that runs.
+    pub(crate) fn is_of_kind(&self, other: &Self) -> bool {
+        self.network == other.network
+            && self.clock_offset == other.clock_offset
+            && self.cgroup == other.cgroup
+            && self.steps == other.steps
+    }
+
     /// Whether the program may come to see its control group as one that it can write to: it may make namespaces
     /// and mounts, and as a user the group's files are its own. Then it lives in a group below the one whose limits
     /// hold, beyond which it cannot see.
@@ -687,4 +725,4 @@ impl Plan {
 #[cfg(test)]
 mod limits_tests;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -81,6 +81,8 @@ pub(crate) struct Spec {
     pub(crate) clock_offset: Option<Duration>,
     /// Whether the outcome says which files were written.
     pub(crate) record_changes: bool,
+    /// How many more of this kind are made before they are asked for.
+    pub(crate) ahead: usize,
 }
 
 /// What a sandbox over the host's files sees beyond the system, and what it does not.

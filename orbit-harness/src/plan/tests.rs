@@ -78,7 +78,7 @@ fn image() -> Image {
     }
 }
 
-fn planned(builder: SandboxBuilder, uid: u32) -> Result<Plan, Vec<SpecFault>> {
+pub(crate) fn planned(builder: SandboxBuilder, uid: u32) -> Result<Plan, Vec<SpecFault>> {
     let SandboxBuilder {
         spec, mut faults, ..
     } = builder;
@@ -327,4 +327,33 @@ proptest! {
             .mount(Mount::tmpfs(path));
         let _ = planned(builder, 1000);
     }
+}
+
+#[test]
+fn what_cannot_be_made_ahead_is_refused() {
+    use crate::Egress;
+
+    let sandbox = || Sandbox::builder().cmd(["true"]).prepare_ahead(2);
+    let why = |builder| planned(builder, 1000).unwrap_err()[0].to_string();
+    assert!(planned(sandbox().egress(Egress::none()), 1000).is_ok());
+    assert!(planned(sandbox().expose(80).timeout(Duration::from_secs(1)), 1000).is_ok());
+    for (builder, word) in [
+        (sandbox().prepare_ahead(65), "at most 64"),
+        (sandbox().egress(Egress::all()), "egress"),
+        (sandbox().network(NetworkMode::Bridge), "network"),
+    ] {
+        let why = why(builder);
+        assert!(
+            why.starts_with("prepare_ahead `") && why.contains(word),
+            "{why}"
+        );
+    }
+    let mut limited = host(1000);
+    limited.cgroups = Cgroups::V2;
+    let SandboxBuilder { spec, .. } = sandbox().memory("64M");
+    let faults = plan(&spec, &Image::default(), &limited, &around()).unwrap_err();
+    assert!(
+        faults[0].to_string().contains("control group"),
+        "{faults:?}"
+    );
 }

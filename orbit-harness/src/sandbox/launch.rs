@@ -1,12 +1,13 @@
 //! From a builder to a running sandbox: what is looked up, claimed and opened before the supervisor is asked.
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::{self, Read as _},
     os::fd::AsFd as _,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -191,6 +192,9 @@ impl SandboxBuilder {
                 Channel::pair().map_err(|error| Error::io("cannot join the bridge", error))?;
             connectors.push(init);
             on_bridge = Some((place, ours));
+        }
+        if spec.ahead > 0 {
+            keep_image(&spec.image, &held);
         }
         let key = next_key();
         let events = supervisor.launch(
@@ -445,6 +449,14 @@ fn join(addresses: Vec<Address>, spec: &Spec) -> Result<(Vec<Membership>, Vec<Ch
         .into_iter()
         .map(|address| address.join(id, &names))
         .collect()
+}
+
+/// Keeps the layers of an image where they are until this process ends: they lie under sandboxes that are made ahead.
+fn keep_image(image: &ImageRef, held: &Held) {
+    static KEPT: Mutex<BTreeMap<String, Held>> = Mutex::new(BTreeMap::new());
+
+    let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    kept.insert(image.to_string(), held.clone());
 }
 
 fn claim_name(spec: &mut Spec) -> Result<Option<Claim>, Error> {

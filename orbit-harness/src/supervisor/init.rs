@@ -21,6 +21,7 @@ use super::{
     make::{Helper, Maker},
     program::Ready,
     protocol::{Answer, Cause, Control, Event, Exit, Failure},
+    serve::{FilterError, Filters, filter},
 };
 use crate::{
     netfilter::Netfilter,
@@ -82,18 +83,63 @@ pub(super) fn run(single_threaded: SingleThreaded, plan: &Plan, given: Given<'_>
     let ran = sys::close_inherited(&mut keep)
         .map_err(|error| failure(0, &error))
         .and_then(|()| {
-            let program = prepare(
-                plan,
-                stdio,
-                (networks, helper),
-                given.caller_namespace,
-                given.filter,
-            )?;
-            match plan.program.init {
-                Init::Orbit => run_under(single_threaded, plan, program, &events),
-                Init::Program => become_program(single_threaded, plan, &program, &events),
-            }
+            let made = make(plan, networks, helper)?;
+            let namespace = given.caller_namespace;
+            let program = made.ready(plan, stdio, namespace, given.filter)?;
+            begin(single_threaded, plan, program, &events)
         });
+    end(ran, &events)
+}
+
+/// Makes a sandbox like that of `plan`, and runs it to its end once a program is given on `post`. Descriptors of that
+/// message, which is a plan: the event channel, then standard input, output and error.
+///
+/// One that cannot be made ends, without a word: the next that is asked for is made by itself, and says what is wrong.
+pub(super) fn run_ahead(
+    single_threaded: SingleThreaded,
+    plan: &Plan,
+    post: Channel,
+    caller_namespace: Option<BorrowedFd<'_>>,
+    filters: &mut Filters,
+) -> ! {
+    let mut keep = vec![post.as_fd().as_raw_fd()];
+    keep.extend(caller_namespace.as_ref().map(AsRawFd::as_raw_fd));
+    let made = sys::close_inherited(&mut keep)
+        .ok()
+        .and_then(|()| make(plan, Vec::new(), None).ok());
+    let Some(made) = made.filter(|_| post.send(&(), &[]).is_ok()) else {
+        sys::exit_now(0)
+    };
+    let Ok(Some((plan, mut fds))) = post.recv::<Plan>() else {
+        sys::exit_now(0)
+    };
+    drop(post);
+    if fds.len() != 4 {
+        sys::exit_now(0); // Its event channel is closed by that, which says enough.
+    }
+    let stdio = fds.split_off(1);
+    let events = Channel::from_fd(fds.remove(0));
+    let ran = filter(filters, &plan.program)
+        .map_err(|error| no_filter(&plan, &error))
+        .and_then(|filter| made.ready(&plan, stdio, caller_namespace, filter))
+        .and_then(|program| begin(single_threaded, &plan, program, &events));
+    end(ran, &events)
+}
+
+/// Runs the program of a sandbox that is made.
+fn begin(
+    single_threaded: SingleThreaded,
+    plan: &Plan,
+    program: Ready<'_>,
+    events: &Channel,
+) -> Result<(), Failure> {
+    match plan.program.init {
+        Init::Orbit => run_under(single_threaded, plan, program, events),
+        Init::Program => become_program(single_threaded, plan, &program, events),
+    }
+}
+
+fn end(ran: Result<(), Failure>, events: &Channel) -> ! {
     if let Err(failure) = ran {
         // Nobody to tell: the sandbox was let go meanwhile.
         let _ = events.send(&Event::Failed(failure), &[]);
@@ -102,14 +148,14 @@ pub(super) fn run(single_threaded: SingleThreaded, plan: &Plan, given: Given<'_>
     sys::exit_now(0)
 }
 
-/// Carries out the steps of the plan, and readies the program.
-fn prepare<'a>(
-    plan: &Plan,
-    stdio: Vec<OwnedFd>,
-    (networks, helper): (Vec<Channel>, Option<Helper>),
-    caller_namespace: Option<BorrowedFd<'a>>,
-    filter: &'a [SockFilter],
-) -> Result<Ready<'a>, Failure> {
+/// A sandbox without a program.
+struct Made {
+    maker: Maker,
+    network: Option<fs::File>,
+}
+
+/// Carries out the steps of the plan.
+fn make(plan: &Plan, networks: Vec<Channel>, helper: Option<Helper>) -> Result<Made, Failure> {
     // Opened here, where /proc is the supervisor's, and for the test process: no program has it.
     let network = match plan.network {
         Isolation::Own => Some(fs::File::open("/proc/self/ns/net").map_err(|e| failure(0, &e))?),
@@ -135,27 +181,49 @@ fn prepare<'a>(
             cause,
         })?;
     }
-    let record = maker.take_record();
-    let namespace =
-        caller_namespace.filter(|_| matches!(plan.program.user, UserPlan::Caller { .. }));
-    Ready::new(
-        &plan.program,
-        stdio,
-        maker.take_terminal(),
-        namespace,
-        filter,
-    )
-    .map(|mut ready| {
-        ready.network = network.map(OwnedFd::from);
-        ready.scratch = maker.take_scratch();
-        ready.unrecorded = record.unrecorded;
-        ready.record = record.netfilter.map(Netfilter::into_fd);
-        ready
-    })
-    .map_err(|cause| Failure {
+    Ok(Made { maker, network })
+}
+
+impl Made {
+    /// Readies the program for it.
+    fn ready<'a>(
+        self,
+        plan: &Plan,
+        stdio: Vec<OwnedFd>,
+        caller_namespace: Option<BorrowedFd<'a>>,
+        filter: &'a [SockFilter],
+    ) -> Result<Ready<'a>, Failure> {
+        let Self { mut maker, network } = self;
+        let record = maker.take_record();
+        let namespace =
+            caller_namespace.filter(|_| matches!(plan.program.user, UserPlan::Caller { .. }));
+        Ready::new(
+            &plan.program,
+            stdio,
+            maker.take_terminal(),
+            namespace,
+            filter,
+        )
+        .map(|mut ready| {
+            ready.network = network.map(OwnedFd::from);
+            ready.scratch = maker.take_scratch();
+            ready.unrecorded = record.unrecorded;
+            ready.record = record.netfilter.map(Netfilter::into_fd);
+            ready
+        })
+        .map_err(|cause| Failure {
+            line: plan.steps.len() + 1,
+            cause,
+        })
+    }
+}
+
+/// A failure to compile the filter of the program's system calls.
+pub(super) fn no_filter(plan: &Plan, error: &FilterError) -> Failure {
+    Failure {
         line: plan.steps.len() + 1,
-        cause,
-    })
+        cause: Cause::Filter(error.to_string()),
+    }
 }
 
 /// Sets the clocks ahead that what this process executes will see. Source: time_namespaces(7).

@@ -10,6 +10,7 @@
 //! The starter lives as long as it takes to write the id maps. The supervisor is process 1 of a pid namespace
 //! that holds all sandboxes, so that its end is theirs.
 
+mod ahead;
 mod broker;
 mod channel;
 mod client;

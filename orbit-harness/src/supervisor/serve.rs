@@ -4,6 +4,7 @@ use std::{
     collections::{HashMap, hash_map::Entry},
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    rc::Rc,
     time::{Duration, Instant},
 };
 
@@ -13,6 +14,7 @@ use rustix::{
 };
 
 use super::{
+    ahead::Pool,
     broker,
     channel::Channel,
     enter, files, init,
@@ -39,6 +41,15 @@ const FIRST_ID: u64 = 2;
 /// Set in the tag of a sandbox's pidfd, clear in that of its event channel.
 const PROCESS: u64 = 1 << 63;
 
+/// Set in the tag of the channel on which a sandbox that is made ahead says that it is ready.
+const READY: u64 = 1 << 62;
+
+/// How long nothing is to happen before a sandbox is made ahead: longer than one that ends at once takes.
+const LULL: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 3_000_000,
+};
+
 struct Supervisor {
     single_threaded: SingleThreaded,
     control: Channel,
@@ -48,10 +59,13 @@ struct Supervisor {
     /// Inits that ended while somebody was still at work in their sandboxes.
     ended: HashMap<u64, (Child, Waited)>,
     ids: HashMap<i32, u64>,
-    /// Compiled filters, by capabilities and whether user namespaces are allowed.
-    filters: HashMap<(u64, SeccompPlan), Program>,
+    filters: Filters,
     next_id: u64,
+    pool: Pool,
 }
+
+/// Compiled filters, by capabilities and whether user namespaces are allowed.
+pub(super) type Filters = HashMap<(u64, SeccompPlan), Program>;
 
 /// An init, or a worker.
 struct Child {
@@ -84,6 +98,8 @@ enum Role {
     WayOut {
         sandbox: u64,
     },
+    /// Process 1 of a sandbox that nobody has asked for yet.
+    Ahead,
     Other,
 }
 
@@ -94,7 +110,7 @@ impl Role {
             Self::Exec { sandbox } | Self::Files { sandbox } | Self::WayOut { sandbox } => {
                 Some(sandbox)
             }
-            Self::Init { .. } | Self::Other => None,
+            Self::Init { .. } | Self::Ahead | Self::Other => None,
         }
     }
 }
@@ -133,11 +149,16 @@ fn try_serve(
         ids,
         filters,
         next_id: FIRST_ID,
+        pool: Pool::default(),
     };
     let mut events = Vec::with_capacity(64);
     loop {
         events.clear();
-        let timeout = supervisor.until_next_timeout();
+        let next_ahead = supervisor.pool.next();
+        let mut timeout = supervisor.until_next_timeout();
+        if next_ahead.is_some() {
+            timeout = Some(timeout.map_or(LULL, |it| it.min(LULL)));
+        }
         match epoll::wait(
             &supervisor.epoll,
             rustix::buffer::spare_capacity(&mut events),
@@ -155,10 +176,14 @@ fn try_serve(
                     }
                 }
                 tag if tag & PROCESS != 0 => supervisor.reap()?,
+                tag if tag & READY != 0 => supervisor.pool.hear(tag & !READY),
                 id => supervisor.let_go(id),
             }
         }
         supervisor.end_timed_out();
+        if let Some(plan) = next_ahead.filter(|_| events.is_empty()) {
+            supervisor.make_ahead(plan)?;
+        }
     }
 }
 
@@ -219,6 +244,12 @@ impl Supervisor {
         if fds.len() < first_network {
             return Ok(()); // As an invalid message.
         }
+        for outdated in self.pool.note(plan) {
+            self.let_go(outdated);
+        }
+        if fds.len() == 4 && self.launch_prepared(key, plan, &mut fds)? {
+            return Ok(());
+        }
         let networks = fds.split_off(first_network);
         let networks = networks.into_iter().map(Channel::from_fd).collect();
         let cgroup = plan.cgroup.as_ref().and_then(|_| fds.pop());
@@ -246,9 +277,7 @@ impl Supervisor {
         let filter = match filter(&mut self.filters, &plan.program) {
             Ok(filter) => filter,
             Err(error) => {
-                let cause = Cause::Filter(error.to_string());
-                let line = plan.steps.len() + 1;
-                let _ = events.send(&Event::Failed(Failure { line, cause }), &[]);
+                let _ = events.send(&Event::Failed(init::no_filter(plan, &error)), &[]);
                 return Ok(());
             }
         };
@@ -282,6 +311,74 @@ impl Supervisor {
             Err(error) => {
                 let cause = Cause::Errno(error.raw_os_error().unwrap_or(0));
                 let _ = events.send(&Event::Failed(Failure { line: 0, cause }), &[]);
+                Ok(())
+            }
+        }
+    }
+
+    /// Gives the program to a sandbox that stands ready for it, where there is one, and takes the event channel.
+    fn launch_prepared(
+        &mut self,
+        key: u64,
+        plan: &Plan,
+        fds: &mut Vec<OwnedFd>,
+    ) -> io::Result<bool> {
+        let Some((id, post)) = self.pool.take(plan) else {
+            return Ok(false);
+        };
+        let _ = epoll::delete(&self.epoll, &post);
+        let given: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+        let Some(child) = self.children.get_mut(&id) else {
+            return Ok(false);
+        };
+        if post.send(plan, &given).is_err() {
+            return Ok(false); // It has ended meanwhile, and is reaped as others are.
+        }
+        let events = Channel::from_fd(fds.remove(0));
+        epoll::add(
+            &self.epoll,
+            &events,
+            epoll::EventData::new_u64(id),
+            epoll::EventFlags::RDHUP,
+        )?;
+        child.role = Role::Init { key };
+        child.events = Some(events);
+        child.started = Instant::now();
+        child.timeout = plan.timeout;
+        Ok(true)
+    }
+
+    /// Begins to make a sandbox for which there is no program yet.
+    fn make_ahead(&mut self, plan: Rc<Plan>) -> io::Result<()> {
+        let mut namespaces = libc::CLONE_NEWNS
+            | libc::CLONE_NEWPID
+            | libc::CLONE_NEWIPC
+            | libc::CLONE_NEWUTS
+            | libc::CLONE_NEWCGROUP;
+        if plan.network == Isolation::Own {
+            namespaces |= libc::CLONE_NEWNET;
+        }
+        let made = Channel::pair().and_then(|pair| {
+            let fork = self.single_threaded.fork(namespaces, None)?;
+            Ok((pair, fork))
+        });
+        match made {
+            Ok(((_, post), Fork::Child)) => {
+                let caller_namespace = self.caller_namespace.as_ref().map(AsFd::as_fd);
+                let filters = &mut self.filters;
+                init::run_ahead(self.single_threaded, &plan, post, caller_namespace, filters)
+            }
+            Ok(((post, _), Fork::Parent { pid, pidfd })) => {
+                let id = self.adopt(Child::unwatched(pid, pidfd, Role::Ahead))?;
+                let once = epoll::EventFlags::IN | epoll::EventFlags::ONESHOT;
+                let tag = epoll::EventData::new_u64(id | READY);
+                epoll::add(&self.epoll, &post, tag, once)?;
+                self.pool.add(id, plan, post);
+                Ok(())
+            }
+            // The next launch says what is wrong.
+            Err(_) => {
+                self.pool.give_up(&plan);
                 Ok(())
             }
         }
@@ -477,6 +574,7 @@ impl Supervisor {
             // What is not among them is an orphan that this process inherited, as every process 1 does.
             let id = self.ids.remove(&waited.pid);
             if let Some((id, child)) = id.and_then(|id| Some((id, self.children.remove(&id)?))) {
+                self.pool.lose(id);
                 self.take_end(id, child, waited);
             }
         }
@@ -530,7 +628,7 @@ fn init_of(children: &HashMap<u64, Child>, key: u64) -> Option<(u64, &Child)> {
 
 /// Why there is no filter: a sandbox without one is not started.
 #[derive(Debug, thiserror::Error)]
-enum FilterError {
+pub(super) enum FilterError {
     #[error("no list of system calls exists for this architecture")]
     Architecture,
     #[error(transparent)]
@@ -538,8 +636,8 @@ enum FilterError {
 }
 
 /// The filter of the program `plan`, compiled with the first that needs it.
-fn filter<'a>(
-    filters: &'a mut HashMap<(u64, SeccompPlan), Program>,
+pub(super) fn filter<'a>(
+    filters: &'a mut Filters,
     plan: &ProgramPlan,
 ) -> Result<&'a [SockFilter], FilterError> {
     let ProgramPlan {

@@ -1,5 +1,6 @@
 //! The end-to-end tests: one module for each subject, each with its table of cases.
 
+mod ahead;
 mod attribute;
 mod changes;
 mod engine;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
             inside::cases(),
             host_view::cases(),
             library::cases(),
+            ahead::cases(),
             output::cases(),
             changes::cases(),
             snapshots::cases(),

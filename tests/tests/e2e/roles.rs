@@ -18,7 +18,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use orbit::{Sandbox, Stdin};
 
-use crate::{kit::View, raw, snapshots, structure};
+use crate::{ahead, kit::View, raw, snapshots, structure};
 
 pub(crate) fn run(role: &str) -> ExitCode {
     let (role, argument) = role.split_once(' ').unwrap_or((role, ""));
@@ -46,6 +46,7 @@ pub(crate) fn run(role: &str) -> ExitCode {
             std::process::exit(3)
         }),
         "harness-abort" => harness_sandboxes(3).map(|_held| std::process::abort()),
+        "harness-ahead" => ahead::stand_by(),
         "harness-panic" => harness_panic(),
         "launch" => structure::launch(argument.parse().unwrap_or(1)),
         "harness-files" => harness_files(argument),

@@ -44,7 +44,7 @@ pub(crate) fn measure(group: Group, stage: &Stage, figures: &mut Figures) -> Res
             figures.add("added latency", added);
             Ok(())
         }
-        Group::Start | Group::First | Group::Together | Group::Layers => {
+        Group::Start | Group::Ahead | Group::First | Group::Together | Group::Layers => {
             inside(group, stage, figures)
         }
     }

@@ -1,0 +1,195 @@
+//! Sandboxes that are made before they are asked for: each is used once, is as fresh as any other, and ends with its owner.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use orbit::{SandboxBuilder, Status, Stdin};
+use orbit_tests::{Case, Context, Who};
+
+use crate::kit::{VIEWS, View, describe, harness, printed};
+
+/// Long enough for one or two to be made, also where everything is slow.
+const A_WHILE: Duration = Duration::from_millis(500);
+
+pub(crate) fn cases() -> Vec<Case> {
+    let case = |name: &str, run: fn(&Context) -> Result<()>| {
+        Case::new(format!("ahead::{name}"), run).deadline(Duration::from_secs(60))
+    };
+    vec![
+        case("it_was_there_before_it_was_asked_for", it_was_there_before),
+        case("each_is_used_once", each_is_used_once),
+        case("many_at_once", many_at_once),
+        case("programs_differ", programs_differ).who(&[Who::Root, Who::User]),
+        case("it_is_a_sandbox_like_others", it_is_a_sandbox_like_others),
+        case(
+            "another_kind_is_not_mistaken_for_it",
+            another_kind_is_not_mistaken_for_it,
+        ),
+        case("they_end_with_their_owner", they_end_with_their_owner),
+    ]
+}
+
+fn sh(view: View, script: &str) -> Result<SandboxBuilder> {
+    Ok(view.sh(script)?.prepare_ahead(2))
+}
+
+/// How much older process 1 is than the program, in clock ticks, of which a second has 100. Source: proc_pid_stat(5),
+/// `starttime`; of a name without spaces.
+fn age_of_init(view: View) -> Result<u64> {
+    let script = "read -r a < /proc/1/stat; read -r b < /proc/self/stat; echo \"$a\"; echo \"$b\"";
+    let text = printed(sh(view, script)?)?;
+    let started = |line: Option<&str>| -> Result<u64> {
+        let field = line.and_then(|line| line.rsplit_once(')')?.1.split_whitespace().nth(19));
+        Ok(field.context(text.clone())?.parse()?)
+    };
+    let mut lines = text.lines();
+    let init = started(lines.next())?;
+    Ok(started(lines.next())? - init)
+}
+
+fn it_was_there_before(_: &Context) -> Result<()> {
+    for view in VIEWS {
+        let first = age_of_init(view)?;
+        thread::sleep(2 * A_WHILE);
+        let second = age_of_init(view)?;
+        ensure!(
+            first < 50 && second >= 50,
+            "{view:?}: process 1 was {first} ticks old, and then {second}"
+        );
+    }
+    Ok(())
+}
+
+fn each_is_used_once(_: &Context) -> Result<()> {
+    for view in VIEWS {
+        for round in 0..6 {
+            let text = printed(sh(
+                view,
+                "ls -A /tmp /dev/shm; touch /tmp/here /dev/shm/here; hostname",
+            )?)?;
+            ensure!(!text.contains("here"), "{view:?}, round {round}: {text}");
+            if round % 2 == 0 {
+                thread::sleep(A_WHILE / 5);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn many_at_once(_: &Context) -> Result<()> {
+    printed(sh(View::Image, "true")?)?;
+    for _ in 0..3 {
+        thread::sleep(A_WHILE / 5);
+        thread::scope(|scope| {
+            let all: Vec<_> = (0..8)
+                .map(|number| {
+                    scope.spawn(move || {
+                        printed(sh(View::Image, &format!("echo {number}; ls /tmp"))?)
+                    })
+                })
+                .collect();
+            for (number, one) in all.into_iter().enumerate() {
+                let text = one.join().expect("no panic")?;
+                ensure!(text.trim() == number.to_string(), "{number}: {text}");
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// What is the program's own is not of the sandbox that was made.
+fn programs_differ(_: &Context) -> Result<()> {
+    printed(sh(View::Image, "true")?)?;
+    thread::sleep(A_WHILE);
+    let text = printed(
+        sh(
+            View::Image,
+            "id -u; echo $GREETING; pwd; ulimit -n; grep CapBnd /proc/self/status",
+        )?
+        .user("1")
+        .env("GREETING", "hello")
+        .cap_drop("ALL")
+        .ulimit("nofile", 33, 33),
+    )?;
+    ensure!(
+        text == "1\nhello\n/\n33\nCapBnd:\t0000000000000000\n",
+        "{text}"
+    );
+    thread::sleep(A_WHILE);
+    let outcome = sh(View::Image, "cat; exec sleep 1000")?
+        .stdin(Stdin::Bytes(b"typed".into()))
+        .timeout(Duration::from_millis(300))
+        .run()?;
+    ensure!(
+        matches!(outcome.status, Status::TimedOut(_)) && outcome.stdout_text() == "typed",
+        "{}",
+        describe(&outcome)
+    );
+    // Well beyond the time that it stood and waited: what counts is the program's.
+    ensure!(outcome.wall_time < Duration::from_secs(20), "{outcome:?}");
+    thread::sleep(A_WHILE);
+    let error = View::Image
+        .sandbox()?
+        .prepare_ahead(2)
+        .cmd(["/no/such/program"])
+        .run()
+        .err()
+        .context("it ran")?;
+    ensure!(error.to_string().contains("/no/such/program"), "{error}");
+    Ok(())
+}
+
+fn it_is_a_sandbox_like_others(_: &Context) -> Result<()> {
+    printed(sh(View::Image, "true")?)?;
+    thread::sleep(A_WHILE);
+    let mut sandbox = sh(View::Image, "echo up > /tmp/file; exec sleep 1000")?
+        .wait_for(orbit::Wait::file("/tmp/file"))
+        .start()?;
+    let outcome = sandbox.exec(["cat", "/tmp/file"]).run()?;
+    ensure!(outcome.stdout_text() == "up\n", "{}", describe(&outcome));
+    ensure!(sandbox.read_file("/tmp/file")? == b"up\n");
+    sandbox.pause()?;
+    sandbox.unpause()?;
+    sandbox.restart(Duration::ZERO)?;
+    let outcome = sandbox.stop(Duration::ZERO)?;
+    ensure!(!outcome.success(), "{}", describe(&outcome));
+    Ok(())
+}
+
+fn another_kind_is_not_mistaken_for_it(_: &Context) -> Result<()> {
+    for name in ["one", "two", "three", "four", "five", "one", "two"] {
+        let named = || Ok::<_, anyhow::Error>(sh(View::Image, "hostname")?.hostname(name));
+        for _ in 0..2 {
+            let text = printed(named()?)?;
+            ensure!(text == format!("{name}\n"), "{text}");
+            thread::sleep(A_WHILE / 5);
+        }
+    }
+    Ok(())
+}
+
+fn they_end_with_their_owner(_: &Context) -> Result<()> {
+    // The audit after each case looks for what is left of it.
+    let mut harness = harness("harness-ahead")?;
+    let output = harness.stdout.take().context("it is piped")?;
+    let mut line = String::new();
+    BufReader::new(output).read_line(&mut line)?;
+    ensure!(line == "ready\n", "{line}");
+    harness.kill()?;
+    harness.wait()?;
+    Ok(())
+}
+
+/// In the harness: says when some stand ready, and waits to be killed.
+pub(crate) fn stand_by() -> Result<()> {
+    printed(View::Image.sh("true")?.prepare_ahead(8))?;
+    thread::sleep(A_WHILE);
+    println!("ready");
+    thread::sleep(Duration::from_secs(60));
+    Ok(())
+}
