@@ -5,7 +5,7 @@
 //!
 //! 1. what stays in the namespace is accepted: loopback, and its own addresses;
 //! 2. what goes to networks that sandboxes share is accepted;
-//! 3. on the link that leads out, what is allowed is accepted;
+//! 3. on the link that leads out, what comes from no address is dropped, and what is allowed is accepted;
 //! 4. of the rest each address, port and protocol is counted in a set, as far as that has room, and all of it is
 //!    refused: TCP with a reset, since an ICMP error would be taken for a passing one until the second try, one
 //!    second later; the rest with "port unreachable", beside the EPERM that the sender gets for the drop.
@@ -135,6 +135,9 @@ impl Gate {
                 .iter()
                 .map(|link| Rule::default().by(link).accept()),
         );
+        if let Some((link, _)) = &self.out {
+            rules.push(from_no_address(link));
+        }
         match &self.out {
             None => {}
             Some((link, None)) => rules.push(Rule::default().by(link).accept()),
@@ -180,6 +183,19 @@ fn neighbour_discovery(link: &str) -> Rule {
         .payload(TRANSPORT, 0, 1, REG_1)
         .range(REG_1, &[FIRST], &[LAST])
         .accept()
+}
+
+/// The kernel's own messages before the link has an address to send them from: reports of groups, and whether an
+/// address is taken. Nobody out there waits for them, and pasta takes the source of what it saw last for where the
+/// sandbox is, so that the answers of that moment would go nowhere.
+fn from_no_address(link: &str) -> Rule {
+    const SOURCE: u32 = 8;
+    Rule::default()
+        .by(link)
+        .version(&V6)
+        .payload(NETWORK, SOURCE, V6.bytes, REG_1)
+        .compare(REG_1, EQ, &Ipv6Addr::UNSPECIFIED.octets())
+        .drop()
 }
 
 fn chain() -> Attributes {
@@ -248,7 +264,16 @@ impl Rule {
 
     fn accept(self) -> Self {
         const ACCEPT: u32 = 1;
-        let verdict = Attributes::default().nested(2, Attributes::default().number(1, ACCEPT));
+        self.decide(ACCEPT)
+    }
+
+    fn drop(self) -> Self {
+        const DROP: u32 = 0;
+        self.decide(DROP)
+    }
+
+    fn decide(self, verdict: u32) -> Self {
+        let verdict = Attributes::default().nested(2, Attributes::default().number(1, verdict));
         let data = Attributes::default()
             .number(1, REG_VERDICT)
             .nested(2, verdict);

@@ -77,9 +77,11 @@ pub(super) fn bounded(spec: &Spec, held: CapabilitySet) -> CapabilitySet {
 pub(super) fn plan(spec: &Spec, host: &Host) -> WayOut {
     let policy = spec.egress.as_ref().unwrap_or(&Policy::None);
     let is_needed = matches!(policy, Policy::Allow(_));
-    let recorded = spec
-        .record_denied
-        .unwrap_or(is_needed || spec.egress == Some(Policy::None));
+    // Where there is a way out, the rules also keep pasta from losing sight of the sandbox.
+    let is_wanted = match policy {
+        Policy::None => spec.record_denied.unwrap_or(spec.egress.is_some()),
+        Policy::All | Policy::Allow(_) => true,
+    };
     let link = format!("eth{}", spec.links.len());
     let resolver = Resolver::of(&host.resolv_conf).filter(|_| match policy {
         Policy::None => false,
@@ -101,7 +103,7 @@ pub(super) fn plan(spec: &Spec, host: &Host) -> WayOut {
         out,
     };
     WayOut {
-        gate: (is_needed || recorded).then_some(Step::Gate { gate, is_needed }),
+        gate: is_wanted.then_some(Step::Gate { gate, is_needed }),
         helper: host
             .pasta
             .as_ref()

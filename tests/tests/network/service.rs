@@ -211,6 +211,7 @@ fn ask(questions: &[&str]) {
             let mut answer = String::new();
             if how == "tcp" {
                 let mut stream = TcpStream::connect_timeout(&at, PATIENCE)?;
+                stream.set_read_timeout(Some(PATIENCE))?;
                 stream.read_to_string(&mut answer)?;
             } else {
                 let any = if at.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
