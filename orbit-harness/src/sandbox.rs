@@ -30,9 +30,9 @@ use serde::de::DeserializeOwned;
 
 #[cfg(feature = "tokio")]
 pub(crate) use self::asynchronous::blocking;
-pub use self::launch::start_with;
 #[cfg(feature = "images")]
 pub(crate) use self::launch::surroundings;
+pub use self::launch::{start_with, to_run};
 use self::{core::Core, reader::Reader};
 pub use self::{
     exec::{Exec, ExecBuilder},
@@ -117,6 +117,8 @@ pub struct Sandbox {
     stop_signal: i32,
     /// Whether it does not show its log where a test panics.
     hides_log: bool,
+    /// Whether its init was told to outlive the program, for a restart.
+    is_held: bool,
     name: Option<String>,
     /// What keeps the name this sandbox's own.
     _claim: Option<Claim>,
@@ -383,12 +385,20 @@ impl Sandbox {
     }
 
     /// Reads events and output until the program has ended or the deadline has passed. Whether it has ended.
+    ///
+    /// Nobody sees the output before that, and a pipe holds a good part of it: so this thread does not wake for each
+    /// line, and looks at what is written once in a [`REST`], or when there is much of it.
     fn collect(&mut self, deadline: Option<Instant>) -> Result<bool, Error> {
+        let mut rests = true;
         while self.exit.is_none() && self.gone.is_none() {
             let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-            let timeout = left.and_then(|left| Timespec::try_from(left).ok());
-            let readers = [&self.stdout, &self.stderr]
-                .map(|capture| capture.as_ref().and_then(Capture::reader));
+            let rest = rests.then_some(REST);
+            let timeout = left.into_iter().chain(rest).min();
+            let timeout = timeout.and_then(|left| Timespec::try_from(left).ok());
+            let readers = [&self.stdout, &self.stderr].map(|capture| {
+                let capture = capture.as_ref().filter(|_| !rests);
+                capture.and_then(Capture::reader)
+            });
             let mut polled = vec![PollFd::new(&self.core.events, PollFlags::IN)];
             let main = self.main.as_ref().filter(|_| self.main_end.is_none());
             polled.extend(main.map(|main| PollFd::new(main.end(), PollFlags::IN)));
@@ -403,7 +413,11 @@ impl Sandbox {
                 Err(error) => return Err(Error::io("cannot wait for the sandbox", error)),
             }
             let has_event = !polled[0].revents().is_empty();
+            let before = self.captured();
             self.drain();
+            // After a rest with nothing to read, and after one that was too long for so much, wait for what comes.
+            let taken = self.captured() - before;
+            rests = !rests && taken < MUCH_BYTES;
             self.take_end_of_main(false)?;
             if has_event && !self.take_event()? {
                 return Err(Kind::Vanished.into());
@@ -418,6 +432,12 @@ impl Sandbox {
             reader.finish();
         }
         Ok(true)
+    }
+
+    /// How much was read of what is captured.
+    fn captured(&self) -> u64 {
+        let captures = [&self.stdout, &self.stderr].into_iter().flatten();
+        captures.map(Capture::total).sum()
     }
 
     /// Takes what was written, or a good part of it. Whether that was all.
@@ -597,7 +617,11 @@ fn parse_limit<T: std::str::FromStr<Err: fmt::Display>>(
 /// Ends the sandbox, and returns when nothing of it is left.
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        self.kill();
+        // An init whose program has ended, and that is not to stay, ends by itself: to kill it would only make the
+        // supervisor, and this thread, wait for each other.
+        if self.exit.is_none() || self.is_held {
+            self.kill();
+        }
         while self.gone.is_none() && self.take_event().is_ok_and(|heard| heard) {}
         if let Some(reader) = &mut self.reader {
             reader.finish();
@@ -658,6 +682,12 @@ impl Sandbox {
 pub fn end_by_itself(sandbox: &mut Sandbox) -> Option<String> {
     sandbox.end_by_itself()
 }
+
+/// How long what is written is left where it is, by who only waits for the end.
+const REST: Duration = Duration::from_millis(4);
+
+/// So much at once that the program may have been waiting for it to be read: half of what a pipe holds.
+const MUCH_BYTES: u64 = 32 << 10;
 
 /// How much of a log is shown where something failed.
 const SHOWN_LINES: usize = 40;

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use orbit::{Killer, Outcome, Output, SandboxBuilder, Status, Stdin, kept};
+use orbit::{__private::to_run, Killer, Outcome, Output, SandboxBuilder, Status, Stdin, kept};
 
 use rustix::process::{Signal, pidfd_send_signal};
 
@@ -238,7 +238,7 @@ pub(crate) fn run_with(
         Streams::AsTheyAre => sandbox,
     };
     let started = ground.began.elapsed();
-    let result = sandbox.start().and_then(|mut sandbox| {
+    let result = to_run(sandbox).and_then(|mut sandbox| {
         let place = ground.running.enter(Target::Sandbox(sandbox.killer()?));
         begun(sandbox.killer()?);
         let outcome = sandbox.wait();

@@ -59,6 +59,7 @@ impl Sandbox {
         if self.main.is_none() {
             let hold = self.core.events.send(&Control::Hold, &[]);
             hold.map_err(|_| ended())?;
+            self.is_held = true;
         }
         self.signal(self.stop_signal)?;
         if !self.collect_to_stay(Some(Instant::now() + patience))? {
