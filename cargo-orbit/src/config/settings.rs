@@ -243,7 +243,8 @@ impl Settings {
         if let Some(pids) = self.text("pids").and_then(|text| text.parse().ok()) {
             sandbox = sandbox.pids(pids);
         }
-        let switches: [(&str, Switch); 3] = [
+        let switches: [(&str, Switch); 4] = [
+            ("accounting", SandboxBuilder::accounting),
             ("best_effort", SandboxBuilder::best_effort),
             ("read_only", SandboxBuilder::read_only),
             ("nested", SandboxBuilder::nested),
