@@ -32,7 +32,7 @@ use serde::de::DeserializeOwned;
 pub(crate) use self::asynchronous::blocking;
 #[cfg(feature = "images")]
 pub(crate) use self::launch::surroundings;
-pub use self::launch::{start_with, to_run};
+pub use self::launch::{start_to_wait, start_with};
 use self::{core::Core, reader::Reader};
 pub use self::{
     exec::{Exec, ExecBuilder},

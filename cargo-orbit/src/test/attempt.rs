@@ -8,7 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use orbit::{__private::to_run, Killer, Outcome, Output, SandboxBuilder, Status, Stdin, kept};
+use orbit::{
+    __private::start_to_wait, Killer, Outcome, Output, SandboxBuilder, Status, Stdin, kept,
+};
 
 use rustix::process::{Signal, pidfd_send_signal};
 
@@ -238,7 +240,7 @@ pub(crate) fn run_with(
         Streams::AsTheyAre => sandbox,
     };
     let started = ground.began.elapsed();
-    let result = to_run(sandbox).and_then(|mut sandbox| {
+    let result = start_to_wait(sandbox).and_then(|mut sandbox| {
         let place = ground.running.enter(Target::Sandbox(sandbox.killer()?));
         begun(sandbox.killer()?);
         let outcome = sandbox.wait();

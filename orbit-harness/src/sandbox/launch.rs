@@ -52,11 +52,11 @@ impl SandboxBuilder {
     /// Where the sandbox could not be made or the program not be started. How the program *ended* is no error:
     /// that is in the [`Outcome`].
     pub fn run(self) -> Result<Outcome, Error> {
-        self.to_run()?.wait()
+        self.start_to_wait()?.wait()
     }
 
     /// Starts what is only to be waited for: who waits reads the log, and no thread does.
-    pub(crate) fn to_run(self) -> Result<Sandbox, Error> {
+    pub(crate) fn start_to_wait(self) -> Result<Sandbox, Error> {
         if self.waits.is_empty() && self.consumers.0.is_empty() {
             Ok(self.launch()?.0)
         } else {
@@ -282,8 +282,8 @@ pub fn start_with(sandbox: SandboxBuilder, begun: &dyn Fn(Killer)) -> Result<San
 ///
 /// # Errors
 /// As [`SandboxBuilder::run`].
-pub fn to_run(sandbox: SandboxBuilder) -> Result<Sandbox, Error> {
-    sandbox.to_run()
+pub fn start_to_wait(sandbox: SandboxBuilder) -> Result<Sandbox, Error> {
+    sandbox.start_to_wait()
 }
 
 /// What is left to do once the program runs.
