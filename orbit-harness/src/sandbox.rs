@@ -60,7 +60,7 @@ use crate::{
     supervisor::{Cause, Channel, Control, Event, Exit, Failure, Gone, Request, Supervisor},
     sys,
     units::Bytes,
-    wait::Wait,
+    wait::{Readying, Wait},
     way_out::Record,
 };
 
@@ -355,6 +355,16 @@ impl Sandbox {
     #[cfg(feature = "images")]
     pub(crate) fn made_of(&self) -> (&Origin, &crate::plan::Plan, Option<&OwnedFd>) {
         (&self.origin, &self.core.plan, self.scratch.as_ref())
+    }
+
+    /// When it counted as ready.
+    #[cfg(feature = "images")]
+    pub(crate) fn readying(&self) -> Readying {
+        Readying {
+            waits: self.waits.clone(),
+            startup_timeout: Some(self.startup_timeout),
+            healthcheck: self.healthcheck.clone(),
+        }
     }
 
     /// Whether nothing in the sandbox runs: it has ended, or is paused.
