@@ -60,7 +60,7 @@ use crate::{
     supervisor::{Cause, Channel, Control, Event, Exit, Failure, Gone, Request, Supervisor},
     sys,
     units::Bytes,
-    wait::{Readying, Wait},
+    wait::Wait,
     way_out::Record,
 };
 
@@ -359,8 +359,8 @@ impl Sandbox {
 
     /// When it counted as ready.
     #[cfg(feature = "images")]
-    pub(crate) fn readying(&self) -> Readying {
-        Readying {
+    pub(crate) fn readying(&self) -> crate::wait::Readying {
+        crate::wait::Readying {
             waits: self.waits.clone(),
             startup_timeout: Some(self.startup_timeout),
             healthcheck: self.healthcheck.clone(),
