@@ -359,6 +359,16 @@ impl Sandbox {
         (&self.origin, &self.core.plan, self.scratch.as_ref())
     }
 
+    /// When it counted as ready.
+    #[cfg(feature = "images")]
+    pub(crate) fn readying(&self) -> crate::wait::Readying {
+        crate::wait::Readying {
+            waits: self.waits.clone(),
+            startup_timeout: Some(self.startup_timeout),
+            healthcheck: self.healthcheck.clone(),
+        }
+    }
+
     /// Whether nothing in the sandbox runs: it has ended, or is paused.
     #[cfg(feature = "images")]
     pub(crate) fn is_quiet(&mut self) -> Result<bool, Error> {
@@ -617,6 +627,7 @@ fn parse_limit<T: std::str::FromStr<Err: fmt::Display>>(
 /// Ends the sandbox, and returns when nothing of it is left.
 impl Drop for Sandbox {
     fn drop(&mut self) {
+        let has_failed = self.reader.is_some() && !self.hides_log && self.fails_unseen();
         // An init whose program has ended, and that is not to stay, ends by itself: to kill it would only make the
         // supervisor, and this thread, wait for each other.
         if self.exit.is_none() || self.is_held {
@@ -625,7 +636,7 @@ impl Drop for Sandbox {
         while self.gone.is_none() && self.take_event().is_ok_and(|heard| heard) {}
         if let Some(reader) = &mut self.reader {
             reader.finish();
-            if std::thread::panicking() && !self.hides_log {
+            if !self.hides_log && (has_failed || std::thread::panicking() || shows_all_logs()) {
                 self.show_log();
             }
         }
@@ -639,6 +650,28 @@ impl Sandbox {
             Some(name) => format!("`{name}` ({})", self.id),
             None => format!("{} ({})", self.id, self.origin.spec.image),
         }
+    }
+
+    /// Whether its program has ended by itself, badly, and nobody waited for it. A test that fails by an error looks,
+    /// to who is dropped in it, like one that passes; a service that is gone tells them apart.
+    fn fails_unseen(&mut self) -> bool {
+        if self.outcome.is_some() || !self.collect(Some(Instant::now())).unwrap_or(false) {
+            return false;
+        }
+        self.exit.is_some() && self.wait().is_ok_and(|outcome| !outcome.success())
+    }
+
+    /// How its program ended, where somebody waited for it.
+    fn told_end(&self) -> String {
+        let Some(outcome) = &self.outcome else {
+            return String::new();
+        };
+        let notes = outcome.notes.iter().map(|note| format!("; {note}"));
+        format!(
+            ", whose program {}{}",
+            outcome.status,
+            notes.collect::<String>()
+        )
     }
 
     /// Whether its end was seen, by whoever started it or waited for it.
@@ -668,11 +701,11 @@ impl Sandbox {
     pub(crate) fn show_log(&self) {
         if let Some(reader) = &self.reader {
             let tail = reader.log().tail(SHOWN_LINES);
-            let title = self.title();
+            let title = format!("{}{}", self.title(), self.told_end());
             if tail.is_empty() {
-                eprintln!("--- the sandbox {title} wrote nothing that was captured");
+                eprintln!("--- the sandbox {title}: it wrote nothing that was captured");
             } else {
-                eprintln!("--- the last that the sandbox {title} wrote:\n{tail}---");
+                eprintln!("--- the end of the log of the sandbox {title}:\n{tail}---");
             }
         }
     }
@@ -688,6 +721,12 @@ const REST: Duration = Duration::from_millis(4);
 
 /// So much at once that the program may have been waiting for it to be read: half of what a pipe holds.
 const MUCH_BYTES: u64 = 32 << 10;
+=======
+/// Whether each log is to be shown, for tests that fail by an error: `ORBIT_LOGS=always`.
+fn shows_all_logs() -> bool {
+    std::env::var_os("ORBIT_LOGS").is_some_and(|value| value == "always")
+}
+>>>>>>> cd20896dc10d3f51518498ef381924b26ee4c54e
 
 /// How much of a log is shown where something failed.
 const SHOWN_LINES: usize = 40;
