@@ -63,7 +63,7 @@ impl RetryPolicy {
 }
 
 impl Settings {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             sets: vec![None; KEYS.len()],
             services: Vec::new(),

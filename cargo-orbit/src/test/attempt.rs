@@ -217,16 +217,18 @@ pub(crate) fn run(
     sandbox: SandboxBuilder,
     streams: Streams,
 ) -> Attempt {
-    run_with(ground, title, sandbox, streams, |_| {})
+    run_with(ground, title, sandbox, streams, |_| {}, || true)
 }
 
-/// The same; `begun` is given what ends the sandbox, once it runs.
+/// The same; `begun` is given what ends the sandbox, once it runs, and `is_worth_keeping` says whether it is to be kept where
+/// failed ones are.
 pub(crate) fn run_with(
     ground: &Ground,
     title: &str,
     sandbox: SandboxBuilder,
     streams: Streams,
     begun: impl FnOnce(Killer),
+    is_worth_keeping: impl FnOnce() -> bool,
 ) -> Attempt {
     let sandbox = match streams {
         Streams::Captured => sandbox
@@ -246,7 +248,10 @@ pub(crate) fn run_with(
         let outcome = sandbox.wait();
         ground.running.leave(place);
         let outcome = outcome?;
-        let keep = ground.keep_failed && !outcome.success() && !ground.running.was_ended();
+        let keep = ground.keep_failed
+            && !outcome.success()
+            && !ground.running.was_ended()
+            && is_worth_keeping();
         let kept = keep.then(|| kept::keep(&mut sandbox, title));
         Ok((outcome, kept))
     });
@@ -274,6 +279,14 @@ pub(crate) fn run_with(
                 Used::default(),
             )
         },
+    }
+}
+
+/// Nothing could be run, and why.
+pub(crate) fn not_run(ground: &Ground, why: String) -> Attempt {
+    Attempt {
+        started: ground.began.elapsed(),
+        ..Attempt::new(Verdict::SetupFailed { why }, Used::default())
     }
 }
 
