@@ -721,12 +721,11 @@ const REST: Duration = Duration::from_millis(4);
 
 /// So much at once that the program may have been waiting for it to be read: half of what a pipe holds.
 const MUCH_BYTES: u64 = 32 << 10;
-=======
+
 /// Whether each log is to be shown, for tests that fail by an error: `ORBIT_LOGS=always`.
 fn shows_all_logs() -> bool {
     std::env::var_os("ORBIT_LOGS").is_some_and(|value| value == "always")
 }
->>>>>>> cd20896dc10d3f51518498ef381924b26ee4c54e
 
 /// How much of a log is shown where something failed.
 const SHOWN_LINES: usize = 40;
