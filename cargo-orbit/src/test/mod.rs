@@ -130,7 +130,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut host = Host::new(&session)?;
     let doctests = doctests(args, &words, &metadata, &targets, &host, &options)?;
 
-    let mut reports = reports(args, &words);
+    let mut reports = reports(args, &words, metadata.workspace_root.as_std_path());
     if !options.list {
         reports.on(&Event::RunStarted(run_started(
             &metadata,
@@ -295,7 +295,7 @@ fn filters(texts: &[String], workspace: &Workspace) -> anyhow::Result<Vec<Filter
     texts.iter().map(parse).collect()
 }
 
-fn reports(args: &Args, words: &Words) -> Reports {
+fn reports(args: &Args, words: &Words, root: &Path) -> Reports {
     let mut reports = Reports::default();
     let verbosity = if args.cargo.quiet || words.quiet {
         human::Verbosity::Quiet
@@ -341,7 +341,7 @@ fn reports(args: &Args, words: &Words) -> Reports {
     if on_github {
         reports.add(
             "the report for GitHub",
-            github::Github::new(io::stderr(), |name| env::var_os(name)),
+            github::Github::new(io::stderr(), root, |name| env::var_os(name)),
         );
     }
     reports
