@@ -19,6 +19,8 @@ type Prepare = Arc<dyn Fn(Who) -> Result<()> + Send + Sync>;
 pub struct Case {
     pub(crate) name: String,
     pub(crate) who: &'static [Who],
+    /// Also where every other case runs as one identity alone.
+    pub(crate) always_as_all: bool,
     pub(crate) needs: &'static [&'static str],
     pub(crate) needs_toolchain: bool,
     pub(crate) needs_kernel: Option<((u32, u32), &'static str)>,
@@ -38,6 +40,7 @@ impl Case {
         Self {
             name: name.into(),
             who: Who::ALL,
+            always_as_all: false,
             needs: &[],
             needs_toolchain: false,
             needs_kernel: None,
@@ -52,6 +55,16 @@ impl Case {
     #[must_use]
     pub fn who(self, who: &'static [Who]) -> Self {
         Self { who, ..self }
+    }
+
+    /// Runs it as each of them even where the others run as one alone, as in the virtual machine: for what only that machine
+    /// can show.
+    #[must_use]
+    pub fn always_as_all(self) -> Self {
+        Self {
+            always_as_all: true,
+            ..self
+        }
     }
 
     /// Sets the Debian packages without which it is skipped; each is in `packages.txt`.
@@ -101,6 +114,15 @@ impl Case {
         Self {
             prepare: Some(Arc::new(prepare)),
             ..self
+        }
+    }
+
+    /// Whom it runs as, where others run as one identity alone if `once`.
+    pub(crate) fn identities(&self, once: bool) -> &'static [Who] {
+        if once && !self.always_as_all {
+            Who::one_of(self.who)
+        } else {
+            self.who
         }
     }
 
@@ -204,3 +226,16 @@ impl fmt::Display for Skip {
 }
 
 impl std::error::Error for Skip {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_only_one_machine_can_show_is_shown_as_everyone() {
+        let case = Case::new("x::y", |_| Ok(())).who(Who::RANGED);
+        assert_eq!(case.identities(false), Who::RANGED);
+        assert_eq!(case.identities(true), [Who::User]);
+        assert_eq!(case.always_as_all().identities(true), Who::RANGED);
+    }
+}

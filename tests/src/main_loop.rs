@@ -35,7 +35,8 @@ const SKIPPED: u8 = 77;
 const WITHOUT_TOOLCHAIN: &str = "ORBIT_TESTS_WITHOUT_TOOLCHAIN";
 /// How many times its deadline a case may take, where the machine is that much slower than others.
 const PATIENCE: &str = "ORBIT_TESTS_PATIENCE";
-/// Set where each case runs as one identity alone: an ordinary user, where it may run as one.
+/// Set where each case runs as one identity alone, an ordinary user where it may run as one, but for those that say
+/// otherwise.
 const ONCE: &str = "ORBIT_TESTS_ONCE";
 /// What of the caller's environment a case sees.
 const INHERITED: [&str; 7] = [
@@ -71,11 +72,7 @@ pub fn run(cases: Vec<Case>) -> ExitCode {
     let times = Arc::new(Mutex::new(Vec::new()));
     let once = env::var_os(ONCE).is_some();
     for case in cases {
-        let every: &[Who] = if once {
-            Who::one_of(case.who)
-        } else {
-            case.who
-        };
+        let every = case.identities(once);
         for &who in every {
             let (stage, times, case) = (Arc::clone(&stage), Arc::clone(&times), case.clone());
             trials.push(Trial::ignorable_test(case.name_as(who), move || {

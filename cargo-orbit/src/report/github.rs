@@ -6,7 +6,7 @@
 use std::{
     ffi::OsString,
     fmt::Write as _,
-    fs::OpenOptions,
+    fs::{self, OpenOptions},
     hash::{BuildHasher as _, RandomState},
     io::{self, Write},
     path::{Path, PathBuf},
@@ -62,7 +62,9 @@ impl Guard {
 pub(crate) struct Github<W> {
     out: W,
     /// `GITHUB_WORKSPACE`: annotations name files from there.
-    workspace: Option<PathBuf>,
+    repository: Option<PathBuf>,
+    /// The root of Cargo's workspace, from which the compiler names its files.
+    root: PathBuf,
     /// `GITHUB_STEP_SUMMARY`: a file that other steps' parts may be in.
     summary: Option<PathBuf>,
     errors: Vec<String>,
@@ -90,8 +92,8 @@ impl Rows {
 }
 
 impl<W: Write> Github<W> {
-    /// Annotations go to `out`, the rest where the variables say.
-    pub(crate) fn new(out: W, variable: impl Fn(&str) -> Option<OsString>) -> Self {
+    /// Annotations go to `out`, the rest where the variables say; `root` is Cargo's workspace.
+    pub(crate) fn new(out: W, root: &Path, variable: impl Fn(&str) -> Option<OsString>) -> Self {
         let path = |name| {
             variable(name)
                 .filter(|value| !value.is_empty())
@@ -99,7 +101,8 @@ impl<W: Write> Github<W> {
         };
         Self {
             out,
-            workspace: path("GITHUB_WORKSPACE"),
+            repository: path("GITHUB_WORKSPACE"),
+            root: root.to_owned(),
             summary: path("GITHUB_STEP_SUMMARY"),
             errors: Vec::new(),
             warnings: Vec::new(),
@@ -182,13 +185,18 @@ impl<W: Write> Github<W> {
 
     /// A file as GitHub names it; `None` for files of others, such as the standard library's.
     fn in_repository(&self, file: &str) -> Option<String> {
-        let file = Path::new(file);
-        let file = match &self.workspace {
-            Some(workspace) if file.is_absolute() => file.strip_prefix(workspace).ok()?,
-            _ => file,
+        let Some(repository) = &self.repository else {
+            let is_of_workspace = Path::new(file).is_relative();
+            return is_of_workspace.then(|| file.to_owned());
         };
-        file.is_relative()
-            .then(|| file.to_string_lossy().into_owned())
+        // Cargo has resolved the links in its paths, and the runner need not have.
+        let resolved = fs::canonicalize(repository).ok();
+        let file = self.root.join(file);
+        let named = [Some(repository), resolved.as_ref()]
+            .into_iter()
+            .flatten()
+            .find_map(|repository| file.strip_prefix(repository).ok())?;
+        Some(named.to_string_lossy().into_owned())
     }
 
     /// The step's summary, in at most so many bytes.
@@ -360,8 +368,6 @@ fn markdown(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -372,9 +378,10 @@ mod tests {
         let path = directory.path().join("summary.md");
         fs::write(&path, there).unwrap();
         let mut out = Vec::new();
-        let mut github = Github::new(&mut out, |name| match name {
+        let root = Path::new("/home/runner/work/x/x");
+        let mut github = Github::new(&mut out, root, |name| match name {
             "GITHUB_STEP_SUMMARY" => Some(path.clone().into()),
-            "GITHUB_WORKSPACE" => Some("/home/runner/work/x/x".into()),
+            "GITHUB_WORKSPACE" => Some(root.into()),
             _ => None,
         });
         for event in events {
@@ -417,13 +424,44 @@ mod tests {
 
     #[test]
     fn files_of_others_are_not_named() {
-        let github = Github::new(io::sink(), |name| {
-            (name == "GITHUB_WORKSPACE").then(|| "/w".into())
-        });
-        let named = |file| github.in_repository(file);
-        assert_eq!(named("src/a.rs").as_deref(), Some("src/a.rs"));
-        assert_eq!(named("/w/src/a.rs").as_deref(), Some("src/a.rs"));
-        assert_eq!(named("/rustc/0/library/core/src/option.rs"), None);
+        let named = |root: &str, repository: Option<&Path>, file: &str| {
+            let github = Github::new(io::sink(), Path::new(root), |name| {
+                repository
+                    .filter(|_| name == "GITHUB_WORKSPACE")
+                    .map(Into::into)
+            });
+            github.in_repository(file)
+        };
+        let here = Some(Path::new("/w"));
+        assert_eq!(named("/w", here, "src/a.rs").as_deref(), Some("src/a.rs"));
+        assert_eq!(
+            named("/w", here, "/w/src/a.rs").as_deref(),
+            Some("src/a.rs")
+        );
+        assert_eq!(
+            named("/w", here, "/rustc/0/library/core/src/option.rs"),
+            None
+        );
+        assert_eq!(
+            named("/w", None, "/rustc/0/library/core/src/option.rs"),
+            None
+        );
+        // A workspace below the top of its repository.
+        assert_eq!(
+            named("/w/rust/app", here, "src/a.rs").as_deref(),
+            Some("rust/app/src/a.rs")
+        );
+        assert_eq!(named("/elsewhere", here, "src/a.rs"), None);
+
+        let directory = tempfile::tempdir().unwrap();
+        let (real, link) = (directory.path().join("real"), directory.path().join("link"));
+        fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        let root = fs::canonicalize(&real).unwrap();
+        assert_eq!(
+            named(&root.join("app").to_string_lossy(), Some(&link), "src/a.rs").as_deref(),
+            Some("app/src/a.rs")
+        );
     }
 
     #[test]

@@ -151,7 +151,10 @@ impl Built {
             .without_harness
             .entry(package.id.clone())
             .or_insert_with(|| without_harness(package.manifest_path.as_std_path()));
-        let target = (kind.to_owned(), name.clone());
+        let target = match kind {
+            "lib" | "proc-macro" => LIBRARY.map(str::to_owned).into(),
+            _ => (kind.to_owned(), name.clone()),
+        };
         let has_harness = !without_harness.contains(&target);
         Some(Arc::new(TestBinary {
             has_harness,
@@ -262,6 +265,9 @@ fn kind_of(kinds: &[TargetKind]) -> Option<&'static str> {
     })
 }
 
+/// What a package has one of, whatever it is called.
+const LIBRARY: [&str; 2] = ["lib", ""];
+
 /// The targets for which a manifest says `harness = false`, by kind and name.
 ///
 /// Source: The Cargo Book, "Cargo Targets", the `harness` field.
@@ -276,6 +282,11 @@ fn targets_without_harness(manifest: &str) -> BTreeSet<(String, String)> {
         return BTreeSet::new();
     };
     let mut found = BTreeSet::new();
+    let library = table.get_ref().get("lib").map(Spanned::get_ref);
+    let harness = library.and_then(|it| it.as_table()?.get("harness"));
+    if harness.and_then(|it| it.get_ref().as_bool()) == Some(false) {
+        found.insert(LIBRARY.map(str::to_owned).into());
+    }
     for kind in ["bin", "test", "example", "bench"] {
         let targets = table
             .get_ref()
@@ -353,5 +364,8 @@ mod tests {
         let found = targets_without_harness(manifest);
         assert_eq!(found, [("test".to_owned(), "own".to_owned())].into());
         assert!(targets_without_harness("[[test]").is_empty());
+        let library = targets_without_harness("[lib]\nharness = false\n");
+        assert_eq!(library, [LIBRARY.map(str::to_owned).into()].into());
+        assert!(targets_without_harness("[lib]\nname = 'x'\n").is_empty());
     }
 }

@@ -27,7 +27,8 @@ impl Build {
         let mut cargo = Command::new(cargo::program())
             .arg("test")
             .args(&args.build_options)
-            .args(["--no-run", "--message-format=json-render-diagnostics"])
+            .arg("--no-run")
+            .arg(message_format(args.message_format.as_deref()))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()?;
@@ -82,5 +83,27 @@ impl Build {
             }
         }
         self.cargo.wait()
+    }
+}
+
+/// Of cargo's messages we want those that are for programs; what the compiler says, cargo renders for people as they asked.
+fn message_format(asked: Option<&str>) -> String {
+    let short = asked == Some("short");
+    let also = if short { ",json-diagnostic-short" } else { "" };
+    format!("--message-format=json-render-diagnostics{also}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_diagnostics_stay_short() {
+        let ours = "--message-format=json-render-diagnostics";
+        for asked in [None, Some("human"), Some("json")] {
+            assert_eq!(message_format(asked), ours);
+        }
+        let short = message_format(Some("short"));
+        assert_eq!(short, format!("{ours},json-diagnostic-short"));
     }
 }

@@ -22,8 +22,22 @@ pub(crate) struct History {
     format: u32,
     /// By binary and name, in microseconds.
     took_us: BTreeMap<BinaryId, BTreeMap<String, u64>>,
-    /// Whose last attempt in the last run that had them failed.
+    /// Whose last attempt in the last run that had them failed. Without a name: a binary that failed as a whole.
     failed: BTreeSet<TestId>,
+    /// What this run has shown by now.
+    #[serde(skip)]
+    now: BTreeMap<BinaryId, Now>,
+}
+
+/// What a run has shown of a binary.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Now {
+    /// All its tests; empty where it is no binary that lists them.
+    listed: BTreeSet<String>,
+    /// Those that passed, or are ignored.
+    well: BTreeSet<String>,
+    /// Those of which a repetition failed, or it itself.
+    failed: BTreeSet<String>,
 }
 
 impl History {
@@ -59,24 +73,35 @@ impl History {
         Some(Duration::from_micros(*us))
     }
 
-    /// Those that failed when they last ran.
+    /// Those that failed when they last ran. Without a name: a binary that did, though none of its tests was to blame.
     pub(crate) fn failed(&self) -> &BTreeSet<TestId> {
         &self.failed
     }
 
-    /// Takes note of a test that has ended.
+    /// Takes note of a test that has ended. What failed in one repetition has failed, however the others go.
     pub(crate) fn learn(&mut self, result: &TestResult) {
         let id = TestId {
             repetition: None,
             ..result.id.clone()
         };
+        let now = self.now.entry(id.binary.clone()).or_default();
         match result.class() {
-            Class::Ignored | Class::NotReached => return,
+            Class::NotReached => return,
+            Class::Ignored => {
+                now.well.insert(id.name);
+                self.forgive(&id.binary);
+                return;
+            }
             Class::Failed => {
+                now.failed.insert(id.name.clone());
                 self.failed.insert(id.clone());
             }
             Class::Passed | Class::Flaky => {
-                self.failed.remove(&id);
+                now.well.insert(id.name.clone());
+                if !now.failed.contains(&id.name) {
+                    self.failed.remove(&id);
+                }
+                self.forgive(&id.binary);
             }
         }
         if let Some(last) = result.attempts.last() {
@@ -88,8 +113,25 @@ impl History {
         }
     }
 
-    /// Forgets tests of a binary that are not there any more.
+    /// A binary that failed as a whole has not failed any more once all of its tests have run and nothing was amiss.
+    fn forgive(&mut self, binary: &BinaryId) {
+        let Some(now) = self.now.get(binary) else {
+            return;
+        };
+        if now.failed.is_empty() && !now.listed.is_empty() && now.listed.is_subset(&now.well) {
+            self.failed.remove(&whole(binary));
+        }
+    }
+
+    /// Forgets that something failed as a whole.
+    pub(crate) fn clear(&mut self, binary: &BinaryId) {
+        self.failed.remove(&whole(binary));
+    }
+
+    /// Forgets tests of a binary that are not there any more: `names` are all that it has.
     pub(crate) fn keep(&mut self, binary: &BinaryId, names: &[String]) {
+        let now = self.now.entry(binary.clone()).or_default();
+        now.listed = names.iter().cloned().collect();
         let is_there = |name: &str| name.is_empty() || names.iter().any(|known| known == name);
         if let Some(took) = self.took_us.get_mut(binary) {
             let names: BTreeSet<&str> = names.iter().map(String::as_str).collect();
@@ -97,6 +139,15 @@ impl History {
         }
         self.failed
             .retain(|id| id.binary != *binary || is_there(&id.name));
+    }
+}
+
+/// The name of a binary itself.
+fn whole(binary: &BinaryId) -> TestId {
+    TestId {
+        binary: binary.clone(),
+        name: String::new(),
+        repetition: None,
     }
 }
 
@@ -140,10 +191,53 @@ mod tests {
             Some(Duration::from_millis(3))
         );
         assert_eq!(history.took(&binary, "gone"), None);
-        let failed: Vec<_> = history.failed().iter().map(ToString::to_string).collect();
-        assert_eq!(failed, ["b bad"]);
+        assert_eq!(failed(&history), ["b bad"]);
         history.learn(&result("bad", Verdict::Passed));
         assert!(history.failed().is_empty());
+    }
+
+    fn failed(history: &History) -> Vec<String> {
+        history.failed().iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn one_repetition_that_fails_is_remembered() {
+        let mut history = History::default();
+        let failed_once = Verdict::Failed { code: None };
+        for verdict in [Verdict::Passed, failed_once, Verdict::Passed] {
+            history.learn(&result("sometimes", verdict));
+        }
+        assert_eq!(failed(&history), ["b sometimes"]);
+    }
+
+    #[test]
+    fn a_binary_that_failed_is_forgiven_when_all_of_its_tests_have_run() {
+        let binary = BinaryId("b".into());
+        let names = ["x".to_owned(), "y".to_owned()];
+        let mut before = History::default();
+        before.keep(&binary, &names);
+        before.learn(&result("x", Verdict::Passed));
+        before.learn(&result("y", Verdict::Passed));
+        before.learn(&result("", Verdict::Leaked));
+        assert_eq!(failed(&before), ["b"]);
+
+        let after = |passed: &[&str], also: Option<Verdict>| {
+            let mut history = History {
+                now: BTreeMap::new(),
+                ..before.clone()
+            };
+            history.keep(&binary, &names);
+            for name in passed {
+                history.learn(&result(name, Verdict::Passed));
+            }
+            if let Some(verdict) = also {
+                history.learn(&result("", verdict));
+            }
+            failed(&history)
+        };
+        assert_eq!(after(&["x"], None), ["b"]);
+        assert!(after(&["x", "y"], None).is_empty());
+        assert_eq!(after(&["x", "y"], Some(Verdict::Leaked)), ["b"]);
     }
 
     #[test]

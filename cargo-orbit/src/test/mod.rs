@@ -131,7 +131,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut host = Host::new(&session)?;
     let doctests = doctests(args, &words, &metadata, &targets, &host, &options)?;
 
-    let mut reports = reports(args, &words);
+    let mut reports = reports(args, &words, metadata.workspace_root.as_std_path());
     if !options.list {
         reports.on(&Event::RunStarted(run_started(
             &metadata,
@@ -307,7 +307,7 @@ fn verbosity(args: &Args, words: &Words) -> human::Verbosity {
     }
 }
 
-fn reports(args: &Args, words: &Words) -> Reports {
+fn reports(args: &Args, words: &Words, root: &Path) -> Reports {
     let mut reports = Reports::default();
     let verbosity = verbosity(args, words);
     let colours = colour::wanted(
@@ -347,7 +347,7 @@ fn reports(args: &Args, words: &Words) -> Reports {
     if on_github {
         reports.add(
             "the report for GitHub",
-            github::Github::new(io::stderr(), |name| env::var_os(name)),
+            github::Github::new(io::stderr(), root, |name| env::var_os(name)),
         );
     }
     reports

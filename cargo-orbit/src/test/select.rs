@@ -84,11 +84,12 @@ impl Selection {
         (self.names.is_empty() || self.names.iter().any(named)) && !self.skip.iter().any(named)
     }
 
+    /// Where a binary failed as a whole, nobody knows which of its tests it was.
     fn has_failed(&self, binary: &BinaryId, name: &str) -> bool {
         self.failed.as_ref().is_none_or(|failed| {
             failed
                 .iter()
-                .any(|id| id.binary == *binary && id.name == name)
+                .any(|id| id.binary == *binary && (id.name == name || id.name.is_empty()))
         })
     }
 }
@@ -211,16 +212,18 @@ mod tests {
 
     #[test]
     fn only_what_failed_runs_again() {
-        let failed = TestId {
+        let failed = |name: &str| TestId {
             binary: BinaryId("bin".into()),
-            name: "b".into(),
+            name: name.into(),
             repetition: None,
         };
         let selection = |failed: &[TestId]| Selection {
             failed: Some(failed.iter().cloned().collect()),
             ..Selection::default()
         };
-        assert_eq!(chosen(&selection(&[failed])), "--r-");
+        assert_eq!(chosen(&selection(&[failed("b")])), "--r-");
+        // As a whole, by what it left behind, say.
+        assert_eq!(chosen(&selection(&[failed("")])), "rirr");
         assert_eq!(chosen(&selection(&[])), "----");
     }
 

@@ -30,7 +30,9 @@ pub(crate) fn cases() -> Vec<Case> {
             .who(Who::RANGED)
             .needs_toolchain()
             .deadline(DEADLINE),
-        Case::new("verdicts::of_want_of_memory", of_want_of_memory).who(Who::RANGED),
+        Case::new("verdicts::of_want_of_memory", of_want_of_memory)
+            .who(Who::RANGED)
+            .always_as_all(),
     ]
 }
 
