@@ -71,7 +71,7 @@ struct Told {
 impl Told {
     fn of(output: &Output) -> Result<Self> {
         let text = std::str::from_utf8(&output.stdout)?;
-        let event = |line| serde_json::from_str(line).with_context(|| format!("{line}"));
+        let event = |line| serde_json::from_str(line).with_context(|| line.to_string());
         Ok(Self {
             events: text.lines().map(event).collect::<Result<_>>()?,
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
@@ -131,7 +131,7 @@ fn has_burnt(attempt: &Value) -> Result<()> {
     Ok(())
 }
 
-const BURNS: &str = r#"
+const BURNS: &str = r"
     #[test]
     fn burns() {
         let began = std::time::Instant::now();
@@ -142,7 +142,7 @@ const BURNS: &str = r#"
         }
         assert_ne!(sum, 1);
     }
-"#;
+";
 
 fn used_wrote_kept(context: &Context) -> Result<()> {
     let text = format!(
@@ -272,9 +272,9 @@ fn begin_in_turn(context: &Context) -> Result<()> {
 
 /// Its time is over while others beside it still begin and end.
 fn hangs(context: &Context) -> Result<()> {
-    let quick: String = (0..20)
-        .map(|number| format!("#[test] fn quick_{number:02}() {{ sleep(500); }}\n"))
-        .collect();
+    let quick = (0..20).fold(String::new(), |text, number| {
+        format!("{text}#[test] fn quick_{number:02}() {{ sleep(500); }}\n")
+    });
     let text = format!("{SLEEP}#[test] fn hangs() {{ sleep(1_000_000); }}\n{quick}");
     let package = package(context, &[("slow", &text)])?;
     let words = ["--jobs", "2", "--timeout", "2s"];
@@ -283,7 +283,7 @@ fn hangs(context: &Context) -> Result<()> {
     ensure!(sandbox["verdict"]["kind"] == "timed-out", "{sandbox}");
     // Without it, the others take ten seconds.
     let wall = seconds(sandbox, "wall_seconds")?;
-    ensure!((2.0..5.0).contains(&wall), "it was killed after {wall} s");
+    ensure!((2.0..9.0).contains(&wall), "it was killed after {wall} s");
     let hangs = told.attempt("hangs")?;
     ensure!(hangs["verdict"]["kind"] == "timed-out", "{hangs}");
     let last = told.one("run-finished", "")?;
