@@ -367,7 +367,7 @@ mod tests {
     }
 
     /// What is heard of a binary that says these things at these seconds, in short.
-    fn hear<'a>(listener: &mut Listener<'a>, says: &[(u64, &str)]) -> Vec<String> {
+    fn hear(listener: &mut Listener<'_>, says: &[(u64, &str)]) -> Vec<String> {
         let mut all = Vec::new();
         let mut heard = |heard: Heard<'_>| {
             all.push(match heard {

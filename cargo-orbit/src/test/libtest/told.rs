@@ -261,14 +261,14 @@ mod tests {
         };
         push(&mut reader, b"test b ... FAILED\ntest a ... ");
         for _ in 0..1000 {
-            push(&mut reader, &[b'x'; 64 << 10]);
+            push(&mut reader, &vec![b'x'; 64 << 10]);
         }
         push(
             &mut reader,
             b"\nok\n\nfailures:\n\n---- b stdout ----\nfirst\n",
         );
         for _ in 0..1000 {
-            push(&mut reader, &[b'y'; 64 << 10]);
+            push(&mut reader, &vec![b'y'; 64 << 10]);
         }
         push(&mut reader, b"\nlast\n\nfailures:\n    b\n");
         let told = reader.end(&is_known);
