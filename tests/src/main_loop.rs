@@ -173,7 +173,7 @@ impl Stage {
         let toolchain = self.toolchain_variables(&directory.path().join("home"))?;
         let audit = LeakAudit::adopting([
             directory.path().join("tmp"),
-            directory.path().join("cache/tmp"),
+            directory.path().join("cache/v1/tmp"),
         ]);
         let outcome = self.execute(case, who, directory.path(), &toolchain);
         let audited = audit.check();
