@@ -374,17 +374,20 @@ impl Address {
 
     /// Makes the names known on the network: the sandbox's place there, and what its init is to be given.
     ///
+    /// It `asks_beyond` where it has a name server that is not its networks'.
+    ///
     /// # Errors
     /// Where the network's owner is gone.
     pub(crate) fn join(
         self,
         sandbox: u64,
         names: &[String],
+        asks_beyond: bool,
     ) -> Result<(Membership, Channel), Error> {
         let inner = &self.network.0;
         let (lease, init) = inner
             .broker
-            .admit((inner.id, sandbox), self.address, names)
+            .admit((inner.id, sandbox), self.address, names, asks_beyond)
             .map_err(|error| Error::io(format!("cannot join the network {}", inner.name), error))?;
         let membership = Membership {
             _lease: lease,

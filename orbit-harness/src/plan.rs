@@ -53,6 +53,11 @@ pub(crate) struct Plan {
     pub(crate) ahead: usize,
 }
 
+/// Whether a sandbox may ask a name server beyond its own networks.
+pub(crate) fn asks_beyond(spec: &Spec, host: &Host) -> bool {
+    way_out::asks_beyond(spec, host)
+}
+
 /// Whether something is the sandbox's own or the host's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Isolation {

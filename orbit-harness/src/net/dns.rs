@@ -31,8 +31,15 @@ impl Room {
     }
 }
 
-/// The addresses of a name. `None` where nobody has it.
-pub(crate) type Found = Option<Vec<IpAddr>>;
+/// Who has a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    At(Vec<IpAddr>),
+    /// Nobody, and there is nobody else to ask.
+    Nobody,
+    /// Nobody here, and the asker has another name server: told that there is no such name, it would not ask that one.
+    AskAnother,
+}
 
 /// What to answer to `query`. `addresses` knows who has a name, which it gets in lower case and without a dot at its
 /// end. `None` where `query` is no question to answer.
@@ -60,9 +67,16 @@ pub(crate) fn answer(
         return reply.build_bytes_vec_compressed().ok();
     }
     let name = question.qname.to_string().to_ascii_lowercase();
-    let Some(found) = addresses(&name) else {
-        *reply.rcode_mut() = RCODE::NameError;
-        return reply.build_bytes_vec_compressed().ok();
+    let found = match addresses(&name) {
+        Found::At(found) => found,
+        none => {
+            *reply.rcode_mut() = if none == Found::AskAnother {
+                RCODE::Refused
+            } else {
+                RCODE::NameError
+            };
+            return reply.build_bytes_vec_compressed().ok();
+        }
     };
     // A name that is there, and has nothing of the type that is asked for, has an answer without records.
     let wanted = |address: &IpAddr| match question.qtype {
@@ -119,12 +133,13 @@ mod tests {
 
     fn ask(name: &str, kind: TYPE) -> Packet<'static> {
         let known = |name: &str| match name {
-            "db" => Some(vec![[10, 0, 0, 2].into(), [10, 0, 0, 3].into()]),
-            "six" => Some(vec![
+            "db" => Found::At(vec![[10, 0, 0, 2].into(), [10, 0, 0, 3].into()]),
+            "six" => Found::At(vec![
                 [10, 0, 0, 4].into(),
                 Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 4).into(),
             ]),
-            _ => None,
+            "far" => Found::AskAnother,
+            _ => Found::Nobody,
         };
         parsed(answer(&query(name, kind), Room::Datagram, known).unwrap())
     }
@@ -152,7 +167,7 @@ mod tests {
         let name = "x".repeat(63);
         let many = |_: &str| {
             let addresses = (0..200).map(|number| [10, 0, 1, number].into());
-            Some(addresses.collect())
+            Found::At(addresses.collect())
         };
         for kind in [TYPE::A, TYPE::AAAA] {
             let query = query(&name, kind);
@@ -174,10 +189,16 @@ mod tests {
         assert_eq!(ask("web", TYPE::A).rcode(), RCODE::NameError);
     }
 
+    #[test]
+    fn who_can_ask_another_is_told_to() {
+        let reply = ask("far", TYPE::A);
+        assert_eq!((reply.rcode(), reply.answers.len()), (RCODE::Refused, 0));
+    }
+
     proptest! {
         #[test]
         fn no_datagram_makes_it_panic(query in prop::collection::vec(any::<u8>(), 0..80)) {
-            let _ = answer(&query, Room::Datagram, |_| Some(vec![Ipv4Addr::LOCALHOST.into()]));
+            let _ = answer(&query, Room::Datagram, |_| Found::At(vec![Ipv4Addr::LOCALHOST.into()]));
         }
 
         #[test]
@@ -190,7 +211,7 @@ mod tests {
             let at = change % bytes.len();
             bytes[at] = to;
             bytes.truncate(bytes.len() - cut.min(bytes.len()));
-            let _ = answer(&bytes, Room::Stream, |_| None);
+            let _ = answer(&bytes, Room::Stream, |_| Found::Nobody);
         }
     }
 }

@@ -73,6 +73,20 @@ pub(super) fn bounded(spec: &Spec, held: CapabilitySet) -> CapabilitySet {
     }
 }
 
+/// The host's name server, where the sandbox may ask it.
+fn resolver(spec: &Spec, host: &Host) -> Option<Resolver> {
+    Resolver::of(&host.resolv_conf).filter(|_| match &spec.egress {
+        None | Some(Policy::None) => false,
+        Some(Policy::All) => true,
+        Some(Policy::Allow(rules)) => rules.iter().any(|rule| rule.to == Target::Dns),
+    })
+}
+
+/// Whether the sandbox may ask a name server beyond its own networks.
+pub(super) fn asks_beyond(spec: &Spec, host: &Host) -> bool {
+    resolver(spec, host).is_some()
+}
+
 /// Plans the way out of a sandbox that has a network of its own.
 pub(super) fn plan(spec: &Spec, host: &Host) -> WayOut {
     let policy = spec.egress.as_ref().unwrap_or(&Policy::None);
@@ -83,11 +97,7 @@ pub(super) fn plan(spec: &Spec, host: &Host) -> WayOut {
         Policy::All | Policy::Allow(_) => true,
     };
     let link = format!("eth{}", spec.links.len());
-    let resolver = Resolver::of(&host.resolv_conf).filter(|_| match policy {
-        Policy::None => false,
-        Policy::All => true,
-        Policy::Allow(rules) => rules.iter().any(|rule| rule.to == Target::Dns),
-    });
+    let resolver = resolver(spec, host);
     let out = match policy {
         Policy::None => None,
         Policy::All => Some((link.clone(), None)),

@@ -88,6 +88,12 @@ impl SystemFiles<'_> {
             file("hostname", format!("{hostname}\n")),
             file("hosts", hosts),
         ];
+        // Each of its networks' servers knows of all of them; the one beyond must not be the fourth, which nobody asks.
+        let own_name_servers = if self.beyond.resolver.is_empty() {
+            MAX_NAME_SERVERS
+        } else {
+            1
+        };
         files.push(file(
             "resolv.conf",
             match self.network {
@@ -96,7 +102,7 @@ impl SystemFiles<'_> {
                     self.links
                         .iter()
                         .filter(|link| link.names == LinkNames::Server)
-                        .take(MAX_NAME_SERVERS)
+                        .take(own_name_servers)
                         .fold(String::new(), |text, link| {
                             format!("{text}nameserver {}\n", link.subnet.gateway())
                         })

@@ -32,7 +32,7 @@ use crate::{
     names::{self, Claim},
     network::{Address, Membership, Network},
     outcome::Outcome,
-    plan::plan,
+    plan::{asks_beyond, plan},
     publish::{self, Ports},
     rootfs::host_view::Surroundings,
     security::idmap::plan::Writer,
@@ -188,7 +188,7 @@ impl SandboxBuilder {
         crate::cgroup::reap(host);
         let supervisor = Supervisor::get(host)?;
         let limited = Limited::make(&mut plan, host, supervisor.pid(), spec.limits.best_effort)?;
-        let (memberships, mut connectors) = join(addresses, &spec)?;
+        let (memberships, mut connectors) = join(addresses, &spec, asks_beyond(&spec, host))?;
         let mut on_bridge = None;
         if let Some(place) = &place {
             let (init, ours) =
@@ -453,14 +453,18 @@ fn names_of(spec: &Spec) -> Vec<String> {
 }
 
 /// Makes the sandbox known on its networks. Its init is given the channels, in the order of the links.
-fn join(addresses: Vec<Address>, spec: &Spec) -> Result<(Vec<Membership>, Vec<Channel>), Error> {
+fn join(
+    addresses: Vec<Address>,
+    spec: &Spec,
+    asks_beyond: bool,
+) -> Result<(Vec<Membership>, Vec<Channel>), Error> {
     static LAST_ID: AtomicU64 = AtomicU64::new(0);
 
     let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
     let names = names_of(spec);
     addresses
         .into_iter()
-        .map(|address| address.join(id, &names))
+        .map(|address| address.join(id, &names, asks_beyond))
         .collect()
 }
 

@@ -196,6 +196,20 @@ fn beside_networks(context: &Context) -> Result<()> {
         texts(outcome.denied()) == ["203.0.113.1:443/tcp, once"],
         "{outcome:?}"
     );
+    // Names beyond the network are not the network's to deny: it sends on to the name server there.
+    let outcome = asks(&[
+        "tcp:db:80",
+        "tcp:world.example:443",
+        "tcp:nobody.example:443",
+    ])?
+    .network(&network)
+    .egress(Egress::allow(["198.51.100.1:443", "dns"]))
+    .run()?;
+    let said = lines(&outcome.stdout_text());
+    ensure!(
+        said.len() == 3 && said[..2] == ["I am db", "world 443"] && said[2].contains("lookup"),
+        "{outcome:?}"
+    );
     // A neighbour has no way out through it.
     let outcome = asks(&["tcp:198.51.100.1:443"])?.network(&network).run()?;
     ensure!(outcome.stdout_text().contains("unreachable"), "{outcome:?}");

@@ -123,6 +123,7 @@ impl Broker {
         (network, sandbox): (u64, u64),
         address: Ipv4Addr,
         names: &[String],
+        asks_beyond: bool,
     ) -> io::Result<(Lease, Channel)> {
         let (init, ours) = Channel::pair()?;
         let request = NetRequest::Admit {
@@ -130,6 +131,7 @@ impl Broker {
             sandbox,
             address,
             names: names.to_vec(),
+            asks_beyond,
         };
         let lease = self.ask(&request, &[ours.as_fd()])?;
         answer(&lease)?;

@@ -241,15 +241,17 @@ impl Server {
                     sandbox,
                     address,
                     names,
+                    asks_beyond,
                 },
                 false,
             ) => {
                 let lease = self.watch.next_id();
                 let init = Channel::from_fd(rest.remove(0));
                 let whose = (network, sandbox);
+                let who = (address, &names[..]);
                 let admitted =
                     self.networks
-                        .admit(&self.watch, lease, whose, address, &names, init);
+                        .admit(&self.watch, lease, whose, who, asks_beyond, init);
                 self.keep(lease, reply, admitted);
             }
             (_, true) => {} // As an invalid message.

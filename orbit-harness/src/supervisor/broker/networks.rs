@@ -76,6 +76,8 @@ struct Member {
     address: Ipv4Addr,
     /// In lower case.
     names: Vec<String>,
+    /// Whether it has a name server beyond its networks, too.
+    asks_beyond: bool,
     /// To its init, until it is connected.
     init: Option<Channel>,
     /// Its network namespace and the name of its link, once it is connected.
@@ -146,8 +148,8 @@ impl Networks {
         watch: &Watch,
         lease: u64,
         (network, sandbox): (u64, u64),
-        address: Ipv4Addr,
-        names: &[String],
+        (address, names): (Ipv4Addr, &[String]),
+        asks_beyond: bool,
         init: Channel,
     ) -> io::Result<()> {
         let known = self.all.get_mut(&network).ok_or(Errno::NOENT)?;
@@ -172,6 +174,7 @@ impl Networks {
                 sandbox,
                 address,
                 names,
+                asks_beyond,
                 init: Some(init),
                 link: None,
             },
@@ -377,7 +380,9 @@ impl Networks {
 
     /// Who is called `name` on the networks that the asker is on. It asks on one of them, but means all.
     fn addresses(&self, network: u64, asker: Ipv4Addr, name: &str) -> Found {
-        let (_, asker) = self.member(network, asker)?;
+        let Some((_, asker)) = self.member(network, asker) else {
+            return Found::Nobody;
+        };
         let of_asker = self
             .members
             .values()
@@ -401,7 +406,11 @@ impl Networks {
             .map(|(_, address)| address.into())
             .collect();
         found.sort_unstable();
-        (!found.is_empty()).then_some(found)
+        match (found.is_empty(), asker.asks_beyond) {
+            (false, _) => Found::At(found),
+            (true, true) => Found::AskAnother,
+            (true, false) => Found::Nobody,
+        }
     }
 }
 

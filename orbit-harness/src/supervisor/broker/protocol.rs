@@ -30,6 +30,8 @@ pub(crate) enum NetRequest {
         sandbox: u64,
         address: Ipv4Addr,
         names: Vec<String>,
+        /// Whether it has a name server beyond its networks, too.
+        asks_beyond: bool,
     },
     /// What is wrong from now on with what the first of these members of the network sends to the second. `None`:
     /// nothing. Descriptor: the reply channel.
