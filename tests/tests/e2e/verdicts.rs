@@ -45,6 +45,15 @@ const RECORDED_CARGO: &str = "ORBIT_TESTS_RECORDED_CARGO";
 
 /// Runs the fixture's tests. Its own verdicts are no fault of the run, so its exit code is given back.
 fn run(context: &Context, words: &[&str]) -> Result<(Told, Option<i32>, String)> {
+    run_within(context, "3s", words)
+}
+
+/// The same with another timeout for each test than that of the table.
+fn run_within(
+    context: &Context,
+    timeout: &str,
+    words: &[&str],
+) -> Result<(Told, Option<i32>, String)> {
     let flaky = context.work().join("flaky");
     // The first time is the first of each run.
     let _ = fs::remove_dir_all(&flaky);
@@ -62,7 +71,7 @@ fn run(context: &Context, words: &[&str]) -> Result<(Told, Option<i32>, String)>
             "--retries",
             "1",
             "--timeout",
-            "3s",
+            timeout,
         ])
         .args(["--message-format", "json"])
         .arg("--env")
@@ -160,7 +169,9 @@ fn of_want_of_memory(context: &Context) -> Result<()> {
     for isolation in ["binary", "test"] {
         let words = ["--isolate", isolation, "--test", "hungry"];
         let limited = ["--memory", "64M", "--", "--include-ignored"];
-        let (told, code, stderr) = run(context, &[&words[..], &limited].concat())?;
+        // An emulated processor takes seconds to fill so much memory.
+        let words = [&words[..], &limited].concat();
+        let (told, code, stderr) = run_within(context, "60s", &words)?;
         let phrase = told
             .get("verdicts::hungry eats_memory")
             .with_context(|| format!("{told:?}\n{stderr}"))?;

@@ -33,7 +33,11 @@ fn chromium(context: &Context, page: &str, arguments: &[&str]) -> Result<Finishe
         program = program.arg("--no-sandbox");
     }
     let profile = context.work().join("profile");
+    // Processes of the browser that outlive it by a moment still have files there.
+    let temporary = context.work().join("tmp");
+    std::fs::create_dir_all(&temporary)?;
     let finished = program
+        .env("TMPDIR", temporary)
         .args(["--headless", "--disable-gpu", "--hide-scrollbars"])
         .args(["--no-first-run", "--disable-dev-shm-usage"])
         .arg(format!("--user-data-dir={}", profile.display()))

@@ -161,7 +161,14 @@ fn nothing_is_left_however_the_process_ends(_: &Context) -> Result<()> {
         ensure!(how != "kill" || output.status.signal() == Some(9));
         if how == "panic" {
             // Though another test still uses it.
-            has(&said, &["the assertion failed", "wrote:", "stdout| up"])?;
+            has(
+                &said,
+                &[
+                    "the assertion failed",
+                    "the end of the log of",
+                    "stdout| up",
+                ],
+            )?;
         }
         until("the service is gone", || Ok(!is_alive()?))?;
     }
