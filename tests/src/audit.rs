@@ -11,7 +11,7 @@
 use std::{
     collections::BTreeMap,
     fmt, fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{self, Command},
     thread,
     time::{Duration, Instant},
@@ -299,7 +299,9 @@ impl Scope {
         let mut found = Vec::new();
         for (directory, part) in whole.chain(shared) {
             for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
-                if entry.file_name().to_string_lossy().contains(part) {
+                // Where root's processes meet: who comes first makes it, and it stays.
+                let is_meeting_place = entry.path() == Path::new("/run/orbit");
+                if entry.file_name().to_string_lossy().contains(part) && !is_meeting_place {
                     found.push(entry.path().display().to_string());
                 }
             }

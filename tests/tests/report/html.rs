@@ -35,7 +35,7 @@ fn chromium(context: &Context, page: &str, arguments: &[&str]) -> Result<Finishe
     let profile = context.work().join("profile");
     // Processes of the browser that outlive it by a moment still have files there.
     let temporary = context.work().join("tmp");
-    std::fs::create_dir_all(&temporary)?;
+    fs::create_dir_all(&temporary)?;
     let finished = program
         .env("TMPDIR", temporary)
         .args(["--headless", "--disable-gpu", "--hide-scrollbars"])
