@@ -139,6 +139,7 @@ impl History {
         }
         self.failed
             .retain(|id| id.binary != *binary || is_there(&id.name));
+        self.forgive(binary);
     }
 }
 
