@@ -5,6 +5,6 @@ pub use crate::{
     checked::check,
     dependencies::check_dependencies,
     meeting::session::SessionDirectory,
-    sandbox::{end_by_itself, start_with},
+    sandbox::{end_by_itself, start_to_wait, start_with},
     variables::{SANDBOX_OF, SANDBOX_OF_TEST, is_passed},
 };

@@ -70,7 +70,9 @@ use crate::{
 /// |---|---|
 /// | `cap_add("…", …)`, `cap_drop("…", …)` | capabilities: `"NET_RAW"`, `"ALL"` |
 /// | `cpus = 0.5`, `cpuset = "0-1"`, `pids = 64` | limits; one that this machine cannot keep fails the test |
-/// | `memory = "64M"`, `memory_high = "48M"`, `disk = "1G"` | the same; `cpu = "50000 100000"` is `cpus` in the kernel's words |
+/// | `memory = "64M"`, `memory_high = "48M"`, `disk = "1G"` | the same; `cpu_max = "50000 100000"` is `cpus` in the kernel's words |
+/// | `io_max("/srv wbps=1M", …)` | rates of the device that a path lies on |
+/// | `accounting` | a control group of its own also without limits, for what it uses |
 /// | `ulimit("nofile=64:128", …)` | limits of setrlimit(2) |
 /// | `best_effort` | runs the test even where a limit cannot be kept |
 /// | `env(NAME = "value", …)` | variables to set |
@@ -180,10 +182,12 @@ macro_rules! keys {
 }
 
 keys! {
+    accounting: bool,
     best_effort: bool,
     cap_add: &str,
     cap_drop: &str,
     cpu: &str,
+    cpu_max: &str,
     cpuset: &str,
     disk: &str,
     hide: &str,
@@ -239,6 +243,12 @@ impl Keys {
             self.sandbox.faults.push(fault);
         }
         self
+    }
+
+    pub fn io_max(self, limit: &str) -> Self {
+        let (device, rates) = limit.split_once(' ').unwrap_or((limit, ""));
+        let sandbox = self.sandbox.io_max(device, rates);
+        Self { sandbox, ..self }
     }
 
     pub fn ulimit(self, limit: &str) -> Self {
@@ -428,9 +438,30 @@ fn outside(name: &str, keys: Keys, should_panic: bool, forward: Forward) -> Verd
                 );
                 eprint!("{}", outcome.stderr_text());
             }
+            tell(&outcome, verdict == Verdict::Passed);
             verdict
         }
         Err(why) => Verdict::Broken(format!("it has no sandbox and did not run: {why}")),
+    }
+}
+
+/// Says what neither the test nor its verdict can: limits that were not kept, always; and of a test that did not pass,
+/// what it ran into, left behind and was refused.
+fn tell(outcome: &Outcome, passed: bool) {
+    for warning in &outcome.warnings {
+        eprintln!("orbit: warning: {warning}");
+    }
+    if passed {
+        return;
+    }
+    for note in &outcome.notes {
+        eprintln!("orbit: {note}");
+    }
+    for process in &outcome.leaked {
+        eprintln!("orbit: it left the process {} running", process.name);
+    }
+    for denied in outcome.denied() {
+        eprintln!("orbit: it was not let out to {denied}");
     }
 }
 

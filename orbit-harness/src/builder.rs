@@ -513,7 +513,10 @@ impl SandboxBuilder {
     }
 
     /// Whether a sandbox that is dropped while its test panics writes the end of its log to standard error, which the
-    /// test's runner shows: it does, unless this says otherwise.
+    /// test's runner shows, with how its program ended: it does, unless this says otherwise. So does one whose program
+    /// has failed by itself when nobody waited for it, since a test that fails by an error (`?`) does not panic. Of one
+    /// whose program still runs then, the environment variable `ORBIT_LOGS=always` shows the log: runners that capture
+    /// hide it where the test passes.
     pub fn log_on_panic(mut self, shown: bool) -> Self {
         self.hides_log = !shown;
         self

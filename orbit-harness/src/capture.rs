@@ -92,6 +92,8 @@ pub(crate) struct Capture {
     /// Reads without waiting. `None` after the end.
     reader: Option<File>,
     kept: Kept,
+    /// All that was read to be kept, in bytes.
+    total: u64,
 }
 
 /// How much is read before the caller looks at its other events: a program that writes faster than we read must not
@@ -107,7 +109,13 @@ impl Capture {
         Ok(Self {
             reader: Some(reader.into()),
             kept: Kept::new(limit),
+            total: 0,
         })
+    }
+
+    /// How much was read so far, in bytes, whatever was kept of it.
+    pub(crate) fn total(&self) -> u64 {
+        self.total
     }
 
     /// What to poll, until the end.
@@ -121,6 +129,7 @@ impl Capture {
         let mut taken = 0;
         while let Some(count) = self.read_some(&mut buffer) {
             self.kept.add(&buffer[..count]);
+            self.total += count as u64;
             taken += count;
             if taken >= TURN_BYTES {
                 return false;

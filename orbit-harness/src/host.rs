@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    os::unix::ffi::OsStringExt as _,
+    os::unix::{ffi::OsStringExt as _, fs::MetadataExt as _},
     path::{Path, PathBuf},
     sync::OnceLock,
 };
@@ -38,6 +38,8 @@ pub(crate) struct Host {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum TopLevel {
     Directory,
+    /// One with nothing in it, as the system makes them: root's, with mode 755.
+    EmptyDirectory,
     Symlink(PathBuf),
     Other,
 }
@@ -96,6 +98,11 @@ impl Host {
             cgroups: probe_cgroups(),
             pasta: find_program("pasta"),
         })
+    }
+
+    /// Whether a filesystem is mounted at `path`.
+    pub(crate) fn is_mount_point(&self, path: &Path) -> bool {
+        self.mount_points.iter().any(|mount| mount == path)
     }
 
     /// Whether a filesystem is mounted somewhere below `path`, not at it.
@@ -220,7 +227,11 @@ fn read_top_level() -> io::Result<BTreeMap<PathBuf, TopLevel>> {
         let entry = entry?;
         let kind = entry.file_type()?;
         let found = if kind.is_dir() {
-            TopLevel::Directory
+            if is_plain_and_empty(&entry.path()) {
+                TopLevel::EmptyDirectory
+            } else {
+                TopLevel::Directory
+            }
         } else if kind.is_symlink() {
             TopLevel::Symlink(fs::read_link(entry.path())?)
         } else {
@@ -229,6 +240,13 @@ fn read_top_level() -> io::Result<BTreeMap<PathBuf, TopLevel>> {
         entries.insert(entry.path(), found);
     }
     Ok(entries)
+}
+
+/// Whether a fresh directory would look the same. One that cannot be read is not known to be empty.
+fn is_plain_and_empty(path: &Path) -> bool {
+    let is_plain = fs::symlink_metadata(path)
+        .is_ok_and(|it| (it.uid(), it.gid(), it.mode() & 0o7777) == (0, 0, 0o755));
+    is_plain && fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
 }
 
 /// The mount points in the text of a mountinfo file: its fifth column, with octal escapes.

@@ -13,7 +13,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use crate::{bounded::Kept, units::Bytes};
 
 /// One of a program's two outputs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(serde::Serialize, serde::Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LogStream {
     /// Standard output.
     Stdout,

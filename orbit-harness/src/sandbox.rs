@@ -30,9 +30,9 @@ use serde::de::DeserializeOwned;
 
 #[cfg(feature = "tokio")]
 pub(crate) use self::asynchronous::blocking;
-pub use self::launch::start_with;
 #[cfg(feature = "images")]
 pub(crate) use self::launch::surroundings;
+pub use self::launch::{start_to_wait, start_with};
 use self::{core::Core, reader::Reader};
 pub use self::{
     exec::{Exec, ExecBuilder},
@@ -117,6 +117,8 @@ pub struct Sandbox {
     stop_signal: i32,
     /// Whether it does not show its log where a test panics.
     hides_log: bool,
+    /// Whether its init was told to outlive the program, for a restart.
+    is_held: bool,
     name: Option<String>,
     /// What keeps the name this sandbox's own.
     _claim: Option<Claim>,
@@ -357,6 +359,16 @@ impl Sandbox {
         (&self.origin, &self.core.plan, self.scratch.as_ref())
     }
 
+    /// When it counted as ready.
+    #[cfg(feature = "images")]
+    pub(crate) fn readying(&self) -> crate::wait::Readying {
+        crate::wait::Readying {
+            waits: self.waits.clone(),
+            startup_timeout: Some(self.startup_timeout),
+            healthcheck: self.healthcheck.clone(),
+        }
+    }
+
     /// Whether nothing in the sandbox runs: it has ended, or is paused.
     #[cfg(feature = "images")]
     pub(crate) fn is_quiet(&mut self) -> Result<bool, Error> {
@@ -383,12 +395,20 @@ impl Sandbox {
     }
 
     /// Reads events and output until the program has ended or the deadline has passed. Whether it has ended.
+    ///
+    /// Nobody sees the output before that, and a pipe holds a good part of it: so this thread does not wake for each
+    /// line, and looks at what is written once in a [`REST`], or when there is much of it.
     fn collect(&mut self, deadline: Option<Instant>) -> Result<bool, Error> {
+        let mut rests = true;
         while self.exit.is_none() && self.gone.is_none() {
             let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-            let timeout = left.and_then(|left| Timespec::try_from(left).ok());
-            let readers = [&self.stdout, &self.stderr]
-                .map(|capture| capture.as_ref().and_then(Capture::reader));
+            let rest = rests.then_some(REST);
+            let timeout = left.into_iter().chain(rest).min();
+            let timeout = timeout.and_then(|left| Timespec::try_from(left).ok());
+            let readers = [&self.stdout, &self.stderr].map(|capture| {
+                let capture = capture.as_ref().filter(|_| !rests);
+                capture.and_then(Capture::reader)
+            });
             let mut polled = vec![PollFd::new(&self.core.events, PollFlags::IN)];
             let main = self.main.as_ref().filter(|_| self.main_end.is_none());
             polled.extend(main.map(|main| PollFd::new(main.end(), PollFlags::IN)));
@@ -403,7 +423,11 @@ impl Sandbox {
                 Err(error) => return Err(Error::io("cannot wait for the sandbox", error)),
             }
             let has_event = !polled[0].revents().is_empty();
+            let before = self.captured();
             self.drain();
+            // After a rest with nothing to read, and after one that was too long for so much, wait for what comes.
+            let taken = self.captured() - before;
+            rests = !rests && taken < MUCH_BYTES;
             self.take_end_of_main(false)?;
             if has_event && !self.take_event()? {
                 return Err(Kind::Vanished.into());
@@ -418,6 +442,12 @@ impl Sandbox {
             reader.finish();
         }
         Ok(true)
+    }
+
+    /// How much was read of what is captured.
+    fn captured(&self) -> u64 {
+        let captures = [&self.stdout, &self.stderr].into_iter().flatten();
+        captures.map(Capture::total).sum()
     }
 
     /// Takes what was written, or a good part of it. Whether that was all.
@@ -597,11 +627,16 @@ fn parse_limit<T: std::str::FromStr<Err: fmt::Display>>(
 /// Ends the sandbox, and returns when nothing of it is left.
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        self.kill();
+        let has_failed = self.reader.is_some() && !self.hides_log && self.fails_unseen();
+        // An init whose program has ended, and that is not to stay, ends by itself: to kill it would only make the
+        // supervisor, and this thread, wait for each other.
+        if self.exit.is_none() || self.is_held {
+            self.kill();
+        }
         while self.gone.is_none() && self.take_event().is_ok_and(|heard| heard) {}
         if let Some(reader) = &mut self.reader {
             reader.finish();
-            if std::thread::panicking() && !self.hides_log {
+            if !self.hides_log && (has_failed || std::thread::panicking() || shows_all_logs()) {
                 self.show_log();
             }
         }
@@ -615,6 +650,28 @@ impl Sandbox {
             Some(name) => format!("`{name}` ({})", self.id),
             None => format!("{} ({})", self.id, self.origin.spec.image),
         }
+    }
+
+    /// Whether its program has ended by itself, badly, and nobody waited for it. A test that fails by an error looks,
+    /// to who is dropped in it, like one that passes; a service that is gone tells them apart.
+    fn fails_unseen(&mut self) -> bool {
+        if self.outcome.is_some() || !self.collect(Some(Instant::now())).unwrap_or(false) {
+            return false;
+        }
+        self.exit.is_some() && self.wait().is_ok_and(|outcome| !outcome.success())
+    }
+
+    /// How its program ended, where somebody waited for it.
+    fn told_end(&self) -> String {
+        let Some(outcome) = &self.outcome else {
+            return String::new();
+        };
+        let notes = outcome.notes.iter().map(|note| format!("; {note}"));
+        format!(
+            ", whose program {}{}",
+            outcome.status,
+            notes.collect::<String>()
+        )
     }
 
     /// Whether its end was seen, by whoever started it or waited for it.
@@ -644,11 +701,11 @@ impl Sandbox {
     pub(crate) fn show_log(&self) {
         if let Some(reader) = &self.reader {
             let tail = reader.log().tail(SHOWN_LINES);
-            let title = self.title();
+            let title = format!("{}{}", self.title(), self.told_end());
             if tail.is_empty() {
-                eprintln!("--- the sandbox {title} wrote nothing that was captured");
+                eprintln!("--- the sandbox {title}: it wrote nothing that was captured");
             } else {
-                eprintln!("--- the last that the sandbox {title} wrote:\n{tail}---");
+                eprintln!("--- the end of the log of the sandbox {title}:\n{tail}---");
             }
         }
     }
@@ -657,6 +714,17 @@ impl Sandbox {
 /// How the program of `sandbox` ended, and the last that it wrote, where it has ended.
 pub fn end_by_itself(sandbox: &mut Sandbox) -> Option<String> {
     sandbox.end_by_itself()
+}
+
+/// How long what is written is left where it is, by who only waits for the end.
+const REST: Duration = Duration::from_millis(4);
+
+/// So much at once that the program may have been waiting for it to be read: half of what a pipe holds.
+const MUCH_BYTES: u64 = 32 << 10;
+
+/// Whether each log is to be shown, for tests that fail by an error: `ORBIT_LOGS=always`.
+fn shows_all_logs() -> bool {
+    std::env::var_os("ORBIT_LOGS").is_some_and(|value| value == "always")
 }
 
 /// How much of a log is shown where something failed.

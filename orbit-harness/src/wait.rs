@@ -3,8 +3,9 @@
 use std::{ffi::OsString, fmt, path::PathBuf, time::Duration};
 
 use regex_lite::Regex;
+use serde::{Deserialize, Serialize};
 
-use crate::{logs::LogStream, outcome::Status, spec::SpecFault};
+use crate::{image::HealthCheck, logs::LogStream, outcome::Status, spec::SpecFault};
 
 /// What must be so before a sandbox counts as ready: see [`SandboxBuilder::wait_for`](crate::SandboxBuilder::wait_for).
 ///
@@ -23,18 +24,21 @@ use crate::{logs::LogStream, outcome::Status, spec::SpecFault};
 /// apart; `http` asks once the port listens, at most 100 ms apart; `exec` and `healthcheck` run again at most 250 ms
 /// after a failure; `file` hears of changes by inotify where this process may watch the directory, and looks every
 /// 25 ms where it may not.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Wait {
     pub(crate) kind: WaitKind,
+    /// One with faults starts nothing, so none is kept with a snapshot.
+    #[serde(skip)]
     pub(crate) faults: Vec<SpecFault>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum WaitKind {
     Port(u16),
     Log {
         pattern: String,
-        /// `None` where the pattern is none.
+        /// `None` where the pattern is none, and where it was read from a record.
+        #[serde(skip)]
         regex: Option<Regex>,
         stream: Option<LogStream>,
         times: usize,
@@ -51,13 +55,25 @@ pub(crate) enum WaitKind {
     Any(Vec<Wait>),
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct HttpWait {
     pub(crate) path: String,
     pub(crate) port: u16,
     pub(crate) status: Option<u16>,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Option<String>,
+}
+
+/// When a sandbox counts as ready: what another one like it is waited for.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(
+    not(feature = "images"),
+    expect(dead_code, reason = "kept with snapshots")
+)]
+pub(crate) struct Readying {
+    pub(crate) waits: Vec<Wait>,
+    pub(crate) startup_timeout: Option<Duration>,
+    pub(crate) healthcheck: Option<HealthCheck>,
 }
 
 impl Wait {

@@ -41,7 +41,7 @@ pub enum Kind {
     Link,
     /// A line of the nft ruleset; seen by root only.
     NftRule,
-    /// A directory under /sys/fs/cgroup.
+    /// A directory under /sys/fs/cgroup with Orbit's name in its path.
     Cgroup,
     /// An entry of a directory for temporary files.
     TempFile,
@@ -427,6 +427,7 @@ fn nft_rules() -> Vec<String> {
     rules
 }
 
+/// Those that Orbit made, which have its name, and what is below them: whoever else runs on this machine makes groups too.
 /// All but the leaf that Orbit makes once where it divides a group: it stays, as the processes do that it found there.
 fn cgroups() -> Vec<String> {
     const CALLERS: &str = "orbit-callers";
@@ -435,7 +436,10 @@ fn cgroups() -> Vec<String> {
         for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
             let is_group = entry.file_type().is_ok_and(|kind| kind.is_dir());
             if is_group && entry.file_name() != CALLERS && depth < CGROUP_DEPTH_MAX {
-                found.push(entry.path().display().to_string());
+                let path = entry.path().display().to_string();
+                if path.contains("orbit") {
+                    found.push(path);
+                }
                 ahead.push((entry.path(), depth + 1));
             }
         }

@@ -199,7 +199,7 @@ impl Context {
     /// An audit of this very process, inside of a test: for what must be gone while the process lives on.
     /// (The one around each test sees its files only by the fact that the process has ended.)
     pub fn audit(&self) -> LeakAudit {
-        LeakAudit::start([self.tmp(), self.cache().join("tmp")])
+        LeakAudit::start([self.tmp(), self.cache().join("v1/tmp")])
     }
 
     /// A path in the workspace.

@@ -11,7 +11,8 @@ use std::{
     os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -68,21 +69,39 @@ pub fn run(cases: Vec<Case>) -> ExitCode {
         }
     };
     let mut trials = Vec::new();
+    let times = Arc::new(Mutex::new(Vec::new()));
     let once = env::var_os(ONCE).is_some();
     for case in cases {
         let every = case.identities(once);
         for &who in every {
-            let (stage, case) = (Arc::clone(&stage), case.clone());
+            let (stage, times, case) = (Arc::clone(&stage), Arc::clone(&times), case.clone());
             trials.push(Trial::ignorable_test(case.name_as(who), move || {
                 let stage = stage.as_ref().as_ref().ok_or("listing only")?;
-                stage
-                    .run(&case, who)
-                    .map_err(|fault| Failed::from(format!("{fault:#}")))
+                let started = Instant::now();
+                let ended = stage.run(&case, who);
+                let took = (started.elapsed(), case.name_as(who));
+                times
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(took);
+                ended.map_err(|fault| Failed::from(format!("{fault:#}")))
             }));
         }
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
+    tell_the_slowest(&mut times.lock().unwrap_or_else(PoisonError::into_inner));
     ExitCode::from(if conclusion.has_failed() { 101 } else { 0 })
+}
+
+/// Where a run's time goes: it is to stay short.
+fn tell_the_slowest(times: &mut [(Duration, String)]) {
+    const TOLD: usize = 12;
+    const WORTH_TELLING: Duration = Duration::from_secs(3);
+
+    times.sort_by(|a, b| b.cmp(a));
+    for (took, name) in times.iter().take(TOLD).filter(|it| it.0 > WORTH_TELLING) {
+        println!("{:7.1} s  {name}", took.as_secs_f64());
+    }
 }
 
 /// How many times as long as elsewhere things may take on this machine.
@@ -154,7 +173,7 @@ impl Stage {
         let toolchain = self.toolchain_variables(&directory.path().join("home"))?;
         let audit = LeakAudit::adopting([
             directory.path().join("tmp"),
-            directory.path().join("cache/tmp"),
+            directory.path().join("cache/v1/tmp"),
         ]);
         let outcome = self.execute(case, who, directory.path(), &toolchain);
         let audited = audit.check();

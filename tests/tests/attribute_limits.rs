@@ -26,6 +26,22 @@ fn cpus() {
     assert_eq!(limit("cpu.max"), "50000 100000");
 }
 
+#[sandboxed(cpu_max = "20000 50000", accounting)]
+#[ignore = "needs cgroup v2: `cargo xtask vm` runs it"]
+fn cpu_max() {
+    assert_eq!(limit("cpu.max"), "20000 50000");
+}
+
+#[sandboxed(io_max("/srv wbps=1M riops=100"))]
+#[ignore = "needs cgroup v2: `cargo xtask vm` runs it"]
+fn io_max() {
+    let rates = limit("io.max");
+    assert!(
+        rates.ends_with(" rbps=max wbps=1048576 riops=100 wiops=max"),
+        "{rates}"
+    );
+}
+
 #[sandboxed(cpuset = "0")]
 #[ignore = "needs cgroup v2: `cargo xtask vm` runs it"]
 fn cpuset() {

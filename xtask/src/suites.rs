@@ -3,12 +3,13 @@
 use std::{
     collections::BTreeSet,
     env,
+    fs::{self, File},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command},
     time::Instant,
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 use crate::{
@@ -26,6 +27,8 @@ pub(crate) fn all(tally: &mut Tally) -> Result<()> {
         "unit tests and doctests",
         &mut [run::cargo().args(workspace).args(keep_going)],
     )?;
+    // All that it needs is compiled by now; it is slow, and leaves this machine's mounts, links and processes alone.
+    let beside = Beside::start()?;
     unit_tests_as_user(tally)?;
     let support = [
         "test",
@@ -55,16 +58,78 @@ pub(crate) fn all(tally: &mut Tally) -> Result<()> {
             &mut [run::cargo().args(arguments).args(keep_going)],
         )?;
     }
-    all_in_vm(tally, &[]);
-    Ok(())
+    beside.end(tally)
+}
+
+const IN_VM: &str = "limits and sandboxes in a virtual machine";
+
+/// The tests in the virtual machine, run by a process of their own beside the other suites. What it prints is shown when
+/// it has ended.
+enum Beside {
+    Skipped(String),
+    Running {
+        process: Child,
+        printed: PathBuf,
+        started: Instant,
+    },
+}
+
+impl Beside {
+    fn start() -> Result<Self> {
+        if let Some(why) = vm::unavailable() {
+            return Ok(Self::Skipped(why));
+        }
+        let printed = crate::workspace().join("target/vm.log");
+        let log = File::create(&printed).with_context(|| format!("make {}", printed.display()))?;
+        let mut command = run::command(&env::current_exe()?.to_string_lossy());
+        command.arg("vm").stdout(log.try_clone()?).stderr(log);
+        println!("$ {} > {}", run::line_of(&command), printed.display());
+        let process = command
+            .spawn()
+            .context("start the virtual machine's tests")?;
+        Ok(Self::Running {
+            process,
+            printed,
+            started: Instant::now(),
+        })
+    }
+
+    fn end(self, tally: &mut Tally) -> Result<()> {
+        let mut suite = Suite::new(IN_VM);
+        match self {
+            Self::Skipped(why) => suite.skip("the virtual machine", &why),
+            Self::Running {
+                mut process,
+                printed,
+                started,
+            } => {
+                let status = process.wait()?;
+                let text = fs::read(&printed)?;
+                let text = String::from_utf8_lossy(&text);
+                // Then come counts that are ours to sum up.
+                for line in text
+                    .lines()
+                    .take_while(|line| !line.starts_with("---- summary"))
+                {
+                    println!("{line}");
+                    suite.read(line);
+                }
+                suite.end(
+                    status.success(),
+                    &format!("xtask vm: {status}"),
+                    started.elapsed(),
+                );
+            }
+        }
+        tally.add(suite);
+        Ok(())
+    }
 }
 
 /// Limits on a kernel that can keep them, and the sandbox suite there too. `filter` is passed on to the tests.
 pub(crate) fn all_in_vm(tally: &mut Tally, filter: &[&str]) {
     let filter = owned(filter);
-    in_vm(tally, "limits and sandboxes in a virtual machine", |see| {
-        vm::tests(&filter, see)
-    });
+    in_vm(tally, IN_VM, |see| vm::tests(&filter, see));
 }
 
 /// One program in the virtual machine, as root; its lines are counted as a test's where they are one's.

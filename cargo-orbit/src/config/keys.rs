@@ -103,6 +103,8 @@ pub(crate) const KEYS: &[Key] = &[
         "A limit of setrlimit(2)."),
     key("best_effort", Form::Switch, "BOOL", "false", "true",
         "Run although a limit cannot be kept on this host, with a warning."),
+    key("accounting", Form::Switch, "BOOL", "false", "true",
+        "Count what each sandbox uses by a control group of its own, where it has no limits either."),
     key("mount", Form::List, "MOUNT", "none", "[\"/srv/data:/data:ro\"]",
         "SOURCE:TARGET[:ro|rw|overlay], or tmpfs:TARGET[:SIZE]. A later mount covers an earlier one."),
     key("tmpfs", Form::List, "TARGET[:SIZE]", "none", "[\"/scratch:64M\"]",
@@ -249,9 +251,16 @@ mod tests {
 
     #[test]
     fn each_key_of_the_attribute_is_a_key_here_or_makes_no_sense_here() {
-        // Where cargo starts a test, and with which variables, is cargo's; `cpu` is `cpus` in the kernel's words; what is
+        // Where cargo starts a test, and with which variables, is cargo's; `cpu` and `cpu_max` are `cpus` in the kernel's words; what is
         // refused is always recorded.
-        let elsewhere = ["cpu", "env_clear", "home", "record_denied", "working_dir"];
+        let elsewhere = [
+            "cpu",
+            "cpu_max",
+            "env_clear",
+            "home",
+            "record_denied",
+            "working_dir",
+        ];
         let path = concat!(
             env!("CARGO_MANIFEST_DIR"),
             "/../orbit-harness/macros/src/keys.rs"

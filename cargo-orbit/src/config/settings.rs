@@ -63,7 +63,7 @@ impl RetryPolicy {
 }
 
 impl Settings {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             sets: vec![None; KEYS.len()],
             services: Vec::new(),
@@ -243,7 +243,8 @@ impl Settings {
         if let Some(pids) = self.text("pids").and_then(|text| text.parse().ok()) {
             sandbox = sandbox.pids(pids);
         }
-        let switches: [(&str, Switch); 3] = [
+        let switches: [(&str, Switch); 4] = [
+            ("accounting", SandboxBuilder::accounting),
             ("best_effort", SandboxBuilder::best_effort),
             ("read_only", SandboxBuilder::read_only),
             ("nested", SandboxBuilder::nested),

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::Report;
 use crate::test::event::{
-    Attempt, Class, Event, RunStarted, Skipped, Summary, TestId, TestResult, Verdict,
+    Attempt, Class, Event, RunStarted, SharedSandbox, Skipped, Summary, TestId, TestResult, Verdict,
 };
 
 /// The version of the form.
@@ -72,7 +72,13 @@ fn object(event: &Event) -> (&'static str, Value) {
             "test-retried",
             json!({ "test": test(id), "failed": attempt(failed) }),
         ),
+        Event::TestEnded { id, at } => (
+            "test-ended",
+            json!({ "test": test(id), "at_seconds": seconds(*at) }),
+        ),
         Event::TestFinished(result) => ("test-finished", test_finished(result)),
+        Event::TestCorrected(result) => ("test-corrected", test_finished(result)),
+        Event::SandboxFinished(shared) => ("sandbox-finished", sandbox_finished(shared)),
         Event::Ending { why, running } => ("ending", json!({ "why": why, "running": running })),
         Event::RunFinished(summary) => ("run-finished", run_finished(summary)),
     }
@@ -112,6 +118,18 @@ fn test_finished(result: &TestResult) -> Value {
         }),
         "attempts": result.attempts.iter().map(attempt).collect::<Vec<_>>(),
     })
+}
+
+fn sandbox_finished(shared: &SharedSandbox) -> Value {
+    let mut object = json!({
+        "binary": shared.binary.0,
+        "tests": shared.tests,
+        "sandbox": attempt(&shared.attempt),
+    });
+    if let Some(repetition) = shared.repetition {
+        object["repetition"] = json!(repetition);
+    }
+    object
 }
 
 /// A class as every report for programs spells it.

@@ -1,7 +1,8 @@
 //! The JUnit report, as CI systems read it: one suite for each binary, one case for each test.
 //!
 //! Attempts before the last are `flakyFailure` and `rerunFailure`, as Maven Surefire has them: of a test that
-//! never passed the first attempt is the case's own, of a flaky one the last. What a test used is in properties.
+//! never passed the first attempt is the case's own, of a flaky one the last. What a test used is in properties; of tests
+//! that shared a sandbox it is in those of their suite.
 //! A test that could not be tried is an error, any other that did not pass a failure.
 
 use std::{
@@ -20,7 +21,9 @@ use super::{
     json::seconds,
     text::{self, Budget},
 };
-use crate::test::event::{Attempt, BinaryId, Event, RunStarted, Skipped, TestResult, Verdict};
+use crate::test::event::{
+    Attempt, BinaryId, Event, RunStarted, SharedSandbox, Skipped, TestResult, Verdict,
+};
 
 /// More than this of one stream of a test that did not pass is cut.
 const FAILED_MOST_BYTES: usize = 256 << 10;
@@ -73,16 +76,43 @@ impl Junit {
         Some(xml(&text::output(&bytes, false)).into_owned())
     }
 
+    /// The case of a test that was told to have passed is taken out: it is told again.
+    fn forget(&mut self, result: &TestResult) {
+        let name = xml(&text::name(&name_of(result))).into_owned();
+        if let Some(suite) = self.suites.get_mut(&result.id.binary)
+            && let Some(at) = suite
+                .test_cases
+                .iter()
+                .rposition(|case| case.name.as_str() == name)
+        {
+            // As the counts of a suite only grow, it is made anew.
+            let mut anew = TestSuite::new(suite.name.clone());
+            anew.add_properties(std::mem::take(&mut suite.properties));
+            let mut cases = std::mem::take(&mut suite.test_cases);
+            cases.remove(at);
+            anew.add_test_cases(cases);
+            *suite = anew;
+        }
+    }
+
+    fn shared(&mut self, shared: &SharedSandbox) {
+        let attempt = &shared.attempt;
+        let mut properties = usage(attempt);
+        let tests = Property::new("orbit.sandbox_tests", shared.tests.to_string());
+        properties.insert(0, tests);
+        properties.extend(remarks("orbit.wrote", &attempt.wrote));
+        properties.extend(remarks("orbit.kept", &attempt.kept));
+        self.suite(&shared.binary).add_properties(properties);
+    }
+
+    fn suite(&mut self, binary: &BinaryId) -> &mut TestSuite {
+        self.suites
+            .entry(binary.clone())
+            .or_insert_with(|| TestSuite::new(&*xml(&text::name(&binary.0))))
+    }
+
     fn finished(&mut self, result: &TestResult) {
-        let name = if result.id.name.is_empty() {
-            result.id.binary.0.clone()
-        } else {
-            result.id.name.clone()
-        };
-        let name = match result.id.repetition {
-            Some(repetition) => format!("{name} #{repetition}"),
-            None => name,
-        };
+        let name = name_of(result);
         let mut case = match (result.attempts.first(), result.attempts.last()) {
             (Some(first), Some(last)) if result.skipped.is_none() => {
                 let flaky = last.verdict.passed();
@@ -116,12 +146,8 @@ impl Junit {
             }
         };
         let binary = &result.id.binary;
-        let binary_name = text::name(&binary.0).into_owned();
-        case.set_classname(&*xml(&binary_name));
-        self.suites
-            .entry(binary.clone())
-            .or_insert_with(|| TestSuite::new(&*xml(&binary_name)))
-            .add_test_case(case);
+        case.set_classname(&*xml(&text::name(&binary.0)));
+        self.suite(binary).add_test_case(case);
     }
 
     fn rerun(&mut self, attempt: &Attempt) -> TestRerun {
@@ -170,6 +196,11 @@ impl Report for Junit {
         match event {
             Event::RunStarted(run) => self.run = Some(run.clone()),
             Event::TestFinished(result) => self.finished(result),
+            Event::TestCorrected(result) => {
+                self.forget(result);
+                self.finished(result);
+            }
+            Event::SandboxFinished(shared) => self.shared(shared),
             Event::RunFinished(summary) => {
                 let document = self.document(summary.wall_time)?;
                 super::write_whole(&self.path, |file| {
@@ -199,44 +230,58 @@ fn status(verdict: &Verdict) -> TestCaseStatus {
     status
 }
 
+/// What a case is called in its suite.
+fn name_of(result: &TestResult) -> String {
+    let name = if result.id.name.is_empty() {
+        &result.id.binary.0
+    } else {
+        &result.id.name
+    };
+    match result.id.repetition {
+        Some(repetition) => format!("{name} #{repetition}"),
+        None => name.clone(),
+    }
+}
+
 /// What it used, and what was remarkable.
 fn properties(attempt: &Attempt, attempts: usize) -> Vec<Property> {
-    let mut properties = Vec::new();
-    let mut add = |name: &str, value: &str| {
-        properties.push(Property::new(name, &*xml(&text::name(value))));
+    // Of tests that shared a sandbox nobody knows which used how much: it is with their suite.
+    let mut properties = if attempt.alone {
+        usage(attempt)
+    } else {
+        Vec::new()
     };
-    let used = &attempt.used;
-    add(
-        "orbit.cpu_user_seconds",
-        &seconds(used.cpu_user).to_string(),
-    );
-    add(
-        "orbit.cpu_system_seconds",
-        &seconds(used.cpu_system).to_string(),
-    );
-    if let Some(bytes) = used.memory_peak_bytes {
-        add("orbit.memory_peak_bytes", &bytes.to_string());
-    }
-    add("orbit.lane", &attempt.lane.to_string());
+    properties.extend(remarks("orbit.lane", [attempt.lane.to_string()]));
     if attempts > 1 {
-        add("orbit.attempts", &attempts.to_string());
+        properties.extend(remarks("orbit.attempts", [attempts.to_string()]));
     }
-    for leaked in &attempt.leaked {
-        add("orbit.leaked", leaked);
-    }
-    for denied in &attempt.denied {
-        add("orbit.denied", &denied.to);
-    }
-    for wrote in &attempt.wrote {
-        add("orbit.wrote", wrote);
-    }
-    for note in &attempt.notes {
-        add("orbit.note", note);
-    }
-    if let Some(kept) = &attempt.kept {
-        add("orbit.kept", kept);
-    }
+    properties.extend(remarks("orbit.leaked", &attempt.leaked));
+    let denied = attempt.denied.iter().map(|denied| &denied.to);
+    properties.extend(remarks("orbit.denied", denied));
+    properties.extend(remarks("orbit.wrote", &attempt.wrote));
+    properties.extend(remarks("orbit.note", &attempt.notes));
+    properties.extend(remarks("orbit.kept", &attempt.kept));
     properties
+}
+
+fn usage(attempt: &Attempt) -> Vec<Property> {
+    let used = &attempt.used;
+    let cpu = |name, time| Property::new(name, seconds(time).to_string());
+    let mut properties = vec![
+        cpu("orbit.cpu_user_seconds", used.cpu_user),
+        cpu("orbit.cpu_system_seconds", used.cpu_system),
+    ];
+    let memory = used.memory_peak_bytes.map(|bytes| bytes.to_string());
+    properties.extend(remarks("orbit.memory_peak_bytes", memory));
+    properties
+}
+
+/// A property for each of `values`.
+fn remarks<V: AsRef<str>>(name: &str, values: impl IntoIterator<Item = V>) -> Vec<Property> {
+    values
+        .into_iter()
+        .map(|value| Property::new(name, &*xml(&text::name(value.as_ref()))))
+        .collect()
 }
 
 /// The crate takes control characters out, but these two are no characters of XML either.
@@ -271,6 +316,28 @@ mod tests {
     #[test]
     fn a_run_as_ci_sees_it() {
         insta::assert_snapshot!(document(&sample::run()));
+    }
+
+    #[test]
+    fn a_test_that_is_told_again_is_one_case() {
+        let mut events = sample::run();
+        let at = events.len() - 1;
+        let passed = sample::results().swap_remove(0);
+        let mut failed = passed.clone();
+        failed.attempts[0].verdict = Verdict::Failed { code: None };
+        events.insert(at, Event::TestCorrected(failed));
+        let before = document(&sample::run());
+        let after = document(&events);
+        let cases = |text: &str| text.matches("<testcase ").count();
+        assert_eq!(cases(&before), cases(&after));
+        let count = |text: &str| text.matches("<failure").count();
+        assert_eq!(count(&before) + 1, count(&after));
+        let api = after.split("<testsuite name=\"api\"").nth(1).unwrap();
+        // Two have failed without it.
+        assert!(
+            api.lines().next().unwrap().contains("failures=\"3\""),
+            "{api}"
+        );
     }
 
     fn of_output(stdout: Vec<u8>, name: &str) -> String {

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use crate::test::event::{
-    Attempt, BinaryId, BinaryListed, Class, Denied, Ending, Event, RunStarted, Skipped, Summary,
-    TestId, TestResult, Used, Verdict,
+    Attempt, BinaryId, BinaryListed, Class, Denied, Ending, Event, RunStarted, SharedSandbox,
+    Skipped, Summary, TestId, TestResult, Used, Verdict,
 };
 
 const fn ms(ms: u64) -> Duration {
@@ -228,7 +228,10 @@ pub(crate) fn results() -> Vec<TestResult> {
         repeated.id.name = "parse::again".to_owned();
         repeated.id.repetition = Some(repetition);
         repeated.attempts[0].started += ms(1500);
-        repeated.attempts[0].alone = repetition == 1;
+        if repetition == 2 {
+            repeated.attempts[0].alone = false;
+            repeated.attempts[0].used = Used::default();
+        }
         results.push(repeated.clone());
     }
     results
@@ -331,7 +334,14 @@ pub(crate) fn events(results: Vec<TestResult>) -> Vec<Event> {
                 ));
             }
         }
+        let shared = result.attempts.iter().find(|attempt| !attempt.alone);
+        let shared = shared.map(|attempt| shared_sandbox(id, attempt));
+        if shared.is_some() {
+            let id = id.clone();
+            timed.push((ended, Event::TestEnded { id, at: ended }));
+        }
         timed.push((ended, Event::TestFinished(result)));
+        timed.extend(shared.map(|shared| (ended, Event::SandboxFinished(shared))));
     }
     timed.sort_by_key(|(at, _)| *at);
     events.extend(timed.into_iter().map(|(_, event)| event));
@@ -345,6 +355,21 @@ pub(crate) fn events(results: Vec<TestResult>) -> Vec<Event> {
     );
     events.push(Event::RunFinished(summary));
     events
+}
+
+/// The sandbox that a test shared with another.
+pub(crate) fn shared_sandbox(id: &TestId, of_test: &Attempt) -> SharedSandbox {
+    let mut sandbox = attempt(of_test.lane, 0, 40, Verdict::Passed);
+    sandbox.started = of_test.started.saturating_sub(ms(20));
+    sandbox.alone = false;
+    sandbox.stderr = b"a child said this\n".to_vec();
+    sandbox.wrote = vec!["A /work/out/shared.txt".to_owned()];
+    SharedSandbox {
+        binary: id.binary.clone(),
+        repetition: id.repetition,
+        tests: 2,
+        attempt: sandbox,
+    }
 }
 
 /// Ten thousand tests on eight lanes, of which some fail.

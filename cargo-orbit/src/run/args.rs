@@ -160,9 +160,14 @@ pub(crate) struct Args {
     #[arg(long, value_name = "BYTES", help_heading = "Limits")]
     pub(crate) memory: Option<Bytes>,
 
+    /// Above this the sandbox's memory is reclaimed and its processes slowed down, such as 80M.
+    #[arg(long, value_name = "BYTES", help_heading = "Limits")]
+    pub(crate) memory_high: Option<Bytes>,
+
     /// The most CPU time: a number of CPUs such as 0.5, or cgroup v2's cpu.max such as "50000 100000".
     #[arg(
         long,
+        visible_aliases = ["cpus", "cpu-max"],
         value_name = "CPUS",
         default_value = "max",
         help_heading = "Limits"
@@ -171,12 +176,27 @@ pub(crate) struct Args {
     pub(crate) cpu: CpuQuota,
 
     /// The CPUs the sandbox may run on, by number, such as 0-1,3.
-    #[arg(long, value_name = "CPUS", help_heading = "Limits")]
+    #[arg(
+        long,
+        visible_alias = "cpuset",
+        value_name = "CPUS",
+        help_heading = "Limits"
+    )]
     pub(crate) cpuset_cpus: Option<String>,
 
     /// The most processes and threads the sandbox may have at a time.
-    #[arg(long, value_name = "NUMBER", help_heading = "Limits")]
+    #[arg(
+        long,
+        visible_alias = "pids",
+        value_name = "NUMBER",
+        help_heading = "Limits"
+    )]
     pub(crate) pids_limit: Option<u64>,
+
+    /// What may be read from and written to a device, or the one that a path lies on, such as "/srv wbps=1M rbps=2M"; rates
+    /// are those of cgroup v2's io.max: rbps, wbps, riops, wiops. May be repeated.
+    #[arg(long, value_name = "DEVICE RATES", help_heading = "Limits")]
+    pub(crate) io_max: Vec<String>,
 
     /// The most the sandbox may write outside of mounts, such as 256M.
     #[arg(long, value_name = "BYTES", help_heading = "Limits")]

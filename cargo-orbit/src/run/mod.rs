@@ -159,6 +159,17 @@ fn sandbox(args: &Args) -> anyhow::Result<SandboxBuilder> {
     if let Some(limit) = args.memory {
         sandbox = sandbox.memory(&limit.to_string());
     }
+    if let Some(limit) = args.memory_high {
+        sandbox = sandbox.memory_high(&limit.to_string());
+    }
+    for limit in &args.io_max {
+        let Some((device, rates)) = limit.trim().split_once(' ') else {
+            bail!(
+                "--io-max {limit}: expected a device or a path, a space, and rates, such as \"/srv wbps=1M\""
+            );
+        };
+        sandbox = sandbox.io_max(device, rates.trim_start());
+    }
     // `max` is no limit: it must work where limits cannot be kept.
     if args.cpu.quota_us().is_some() {
         sandbox = sandbox.cpu(&args.cpu.to_string());

@@ -7,7 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use orbit::{Killer, Outcome, Output, SandboxBuilder, Status, Stdin, kept};
+use orbit::{
+    __private::start_to_wait, Killer, Outcome, Output, SandboxBuilder, Status, Stdin, kept,
+};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
@@ -214,16 +216,18 @@ pub(crate) fn run(
     sandbox: SandboxBuilder,
     streams: Streams,
 ) -> Attempt {
-    run_with(ground, title, sandbox, streams, |_| {})
+    run_with(ground, title, sandbox, streams, |_| {}, || true)
 }
 
-/// The same; `begun` is given what ends the sandbox, once it runs.
+/// The same; `begun` is given what ends the sandbox, once it runs, and `is_worth_keeping` says whether it is to be kept where
+/// failed ones are.
 pub(crate) fn run_with(
     ground: &Ground,
     title: &str,
     sandbox: SandboxBuilder,
     streams: Streams,
     begun: impl FnOnce(Killer),
+    is_worth_keeping: impl FnOnce() -> bool,
 ) -> Attempt {
     let sandbox = match streams {
         Streams::Captured => sandbox
@@ -237,13 +241,16 @@ pub(crate) fn run_with(
         Streams::AsTheyAre => sandbox,
     };
     let started = ground.began.elapsed();
-    let result = sandbox.start().and_then(|mut sandbox| {
+    let result = start_to_wait(sandbox).and_then(|mut sandbox| {
         let place = ground.running.enter(Target::Sandbox(sandbox.killer()?));
         begun(sandbox.killer()?);
         let outcome = sandbox.wait();
         ground.running.leave(place);
         let outcome = outcome?;
-        let keep = ground.keep_failed && !outcome.success() && !ground.running.was_ended();
+        let keep = ground.keep_failed
+            && !outcome.success()
+            && !ground.running.was_ended()
+            && is_worth_keeping();
         let kept = keep.then(|| kept::keep(&mut sandbox, title));
         Ok((outcome, kept))
     });
@@ -271,6 +278,14 @@ pub(crate) fn run_with(
                 Used::default(),
             )
         },
+    }
+}
+
+/// Nothing could be run, and why.
+pub(crate) fn not_run(ground: &Ground, why: String) -> Attempt {
+    Attempt {
+        started: ground.began.elapsed(),
+        ..Attempt::new(Verdict::SetupFailed { why }, Used::default())
     }
 }
 

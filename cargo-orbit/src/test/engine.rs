@@ -6,11 +6,13 @@
 //! to run, [`verdicts`] what becomes of a test.
 
 mod jobs;
+#[cfg(test)]
+mod tests;
 mod verdicts;
 mod waiting;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ffi::OsString,
     sync::{
         Arc,
@@ -20,13 +22,14 @@ use std::{
     time::Duration,
 };
 
-use self::jobs::{Done, Job, Task};
+use self::jobs::{Done, Errand, Job, Task};
 use super::{
     attempt::Ground,
     binary::TestBinary,
     doctests::{self, Doctests},
     event::{Attempt, Ending, Event, Summary, TestId, TestResult, Verdict},
     history::History,
+    libtest::Said,
     schedule::{Queue, Room, Size},
     select::Selection,
 };
@@ -52,6 +55,8 @@ pub(crate) struct Options {
     pub(crate) list: bool,
     /// For the test binaries.
     pub(crate) arguments: Vec<OsString>,
+    /// What passed tests printed is wanted too.
+    pub(crate) show_output: bool,
     /// What the limits of running tests may add up to.
     pub(crate) memory_bytes: u64,
 }
@@ -70,8 +75,12 @@ pub(crate) enum Message {
     BuildEnded(bool),
     /// Asked to end by a signal.
     Signal(i32),
-    /// In the words of a job.
-    Passed(Box<Task>, Box<Attempt>),
+    /// Heard of a test beside others, in the words of a job: it has begun, then.
+    Started(Box<Task>, Duration),
+    /// It has ended; with when, as if it had passed.
+    Ended(Box<Task>, Said, Box<Attempt>),
+    /// Lanes that a running job needs no more.
+    Free(Room),
     Done(Room, Done),
 }
 
@@ -108,6 +117,8 @@ pub(crate) struct Engine<'a> {
     shuffled: Vec<Job>,
     delayed: Vec<(Duration, Task)>,
     running: BTreeMap<TestId, (Duration, Duration, u32)>,
+    /// Told as passed while their binary runs.
+    passed: BTreeSet<TestId>,
     orphans: BTreeMap<u64, Orphans>,
     last_group: u64,
     doctests: Option<Doctests>,
@@ -141,6 +152,7 @@ impl<'a> Engine<'a> {
             shuffled: Vec::new(),
             delayed: Vec::new(),
             running: BTreeMap::new(),
+            passed: BTreeSet::new(),
             orphans: BTreeMap::new(),
             last_group: 0,
             doctests: None,
@@ -313,45 +325,16 @@ impl<'a> Engine<'a> {
         'a: 'scope,
     {
         let (ground, options) = (self.ground, self.options);
-        let sender = self.sender.clone();
-        let at = self.now();
-        match &job {
-            Job::List(..) | Job::Doctests(_) => {}
-            Job::Alone(task) => self.started(task, at),
-            Job::Together(tasks, _) => {
-                for task in tasks {
-                    self.started(task, at);
-                }
-            }
+        if let Job::Alone(task) = &job {
+            self.started(task, self.now());
         }
-        let work = move || {
-            let lane = room.lane();
-            let done = match job {
-                Job::List(binary, settings) => {
-                    let listed = jobs::list(ground, options, &binary, &settings);
-                    Done::Listed(binary, listed)
-                }
-                Job::Alone(task) => {
-                    let mut attempt = jobs::alone(ground, options, &task);
-                    attempt.lane = lane;
-                    Done::Alone(task, Box::new(attempt))
-                }
-                Job::Together(tasks, group) => {
-                    let gone = jobs::together(ground, options, &tasks, &group, lane, &sender);
-                    Done::Together(tasks, Box::new(gone))
-                }
-                Job::Doctests(doctests) => {
-                    let (results, failed) = doctests.run(ground, lane);
-                    Done::Doctests(results, failed.map(Box::new))
-                }
-            };
-            // The other end is gone only when nobody wants to know any more.
-            let _ = sender.send(Message::Done(room, done));
+        let errand = Errand {
+            ground,
+            sender: self.sender.clone(),
+            load: Some((room, job)),
         };
-        if thread::Builder::new().spawn_scoped(scope, work).is_err() {
-            // No thread to be had: what asked for it is not run, and is told as such when the run ends.
-            self.ended.not_run += 1;
-        }
+        // Where there is no thread to be had, the errand says so as it is dropped.
+        let _ = thread::Builder::new().spawn_scoped(scope, move || errand.run(options));
     }
 
     fn started(&mut self, task: &Task, at: Duration) {
@@ -393,7 +376,9 @@ impl<'a> Engine<'a> {
                     stop_build();
                 }
             }
-            Message::Passed(task, attempt) => self.finish(*task, *attempt),
+            Message::Started(task, at) => self.started(&task, at),
+            Message::Ended(task, said, attempt) => self.heard(*task, said, *attempt),
+            Message::Free(room) => self.queue.give_back(room),
             Message::Done(room, done) => {
                 if matches!(done, Done::Listed(..)) {
                     self.lists.done(room);

@@ -36,8 +36,14 @@ pub(crate) enum Event {
     TestSlow { id: TestId, running_for: Duration },
     /// It failed, and will be tried again.
     TestRetried { id: TestId, failed: Attempt },
+    /// It has ended, and how is told when its binary has: before, it is not known what it printed.
+    TestEnded { id: TestId, at: Duration },
     /// It has ended for good.
     TestFinished(TestResult),
+    /// It was told to have passed, by what looked like its verdict, and has failed: this counts, not that.
+    TestCorrected(TestResult),
+    /// Tests of a binary that shared a sandbox have ended, and it with them.
+    SandboxFinished(SharedSandbox),
     /// The run was told to end before its end: Ctrl-C, or a failure with fail-fast.
     Ending { why: Ending, running: usize },
     /// Nothing runs any more.
@@ -123,6 +129,17 @@ pub(crate) struct TestResult {
     pub(crate) skipped: Option<Skipped>,
 }
 
+/// A sandbox in which several tests ran: what they used, wrote and left is known of them together only.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct SharedSandbox {
+    pub(crate) binary: BinaryId,
+    pub(crate) repetition: Option<u32>,
+    /// How many it was given.
+    pub(crate) tests: usize,
+    /// Of the program as a whole, without what it printed of its tests.
+    pub(crate) attempt: Attempt,
+}
+
 /// Why a test was not run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -166,8 +183,7 @@ pub(crate) struct Attempt {
     pub(crate) wall_time: Duration,
     /// Which of the jobs ran it, from 0: the lanes of a timeline.
     pub(crate) lane: usize,
-    /// Whether it had a sandbox of its own; if not, `used`, `leaked` and the like are those of the whole binary, and are
-    /// told with the binary's last test only.
+    /// Whether it had a sandbox of its own; if not, `used`, `leaked` and the like are told of its [`SharedSandbox`].
     pub(crate) alone: bool,
     pub(crate) used: Used,
     pub(crate) stdout: Vec<u8>,

@@ -7,7 +7,11 @@
 //!
 //! Source: rust-lang/rust, library/test/src/formatters/{pretty,terse}.rs; rustc's book, "Tests".
 
-use std::collections::{BTreeMap, BTreeSet};
+mod told;
+
+use std::collections::BTreeSet;
+
+pub(crate) use self::told::{Reader, Said, Told, told};
 
 /// The names in what `--list --format terse` printed; `None` where that is not such a list.
 pub(crate) fn listed(stdout: &[u8]) -> Option<Vec<String>> {
@@ -23,80 +27,6 @@ pub(crate) fn listed(stdout: &[u8]) -> Option<Vec<String>> {
         }
     }
     Some(names)
-}
-
-/// How a test ended, as its program said.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Said {
-    Passed,
-    Failed,
-    Ignored,
-}
-
-/// What a program that ran several tests said of them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Told {
-    pub(crate) verdicts: BTreeMap<String, Said>,
-    /// What failed tests printed.
-    pub(crate) outputs: BTreeMap<String, Vec<u8>>,
-    /// How many passed, failed and were ignored, as it said after its last test.
-    pub(crate) counts: Option<[usize; 3]>,
-}
-
-impl Told {
-    /// Whether it said that none of its `tests` failed: where a test writes past the harness, its own verdict may be lost
-    /// in what it wrote.
-    pub(crate) fn is_all_well(&self, tests: usize) -> bool {
-        matches!(self.counts, Some([passed, 0, ignored]) if passed + ignored == tests)
-    }
-}
-
-/// Reads what a program printed. `is_known` says which names are tests of it.
-pub(crate) fn told(stdout: &[u8], is_known: impl Fn(&str) -> bool) -> Told {
-    let mut told = Told::default();
-    // A test whose verdict has not come yet: with one thread, its name is printed before it runs.
-    let mut pending: Option<String> = None;
-    // Whose captured output is being read.
-    let mut section: Option<String> = None;
-    for line in stdout.split_inclusive(|byte| *byte == b'\n') {
-        let text = std::str::from_utf8(line).map_or("", |text| text.trim_end_matches('\n'));
-        if let Some(name) = section_of(text).filter(|name| is_known(name)) {
-            section = Some(name.to_owned());
-            continue;
-        }
-        if text.starts_with("test result: ") {
-            told.counts = Some(["passed", "failed", "ignored"].map(|word| counted(text, word)));
-            section = None;
-            continue;
-        }
-        if let Some(name) = &section {
-            // Only the list of what failed follows the sections.
-            if text == "failures:" || text == "successes:" {
-                section = None;
-            } else {
-                told.outputs
-                    .entry(name.clone())
-                    .or_default()
-                    .extend_from_slice(line);
-            }
-            continue;
-        }
-        if let Some((name, said)) = verdict(text).filter(|(name, _)| is_known(name)) {
-            told.verdicts.insert(name.to_owned(), said);
-            pending = None;
-        } else if let Some(name) = begun(text).filter(|name| is_known(name)) {
-            pending = Some(name.to_owned());
-        } else if let (Some(name), Some(said)) = (&pending, word(text)) {
-            told.verdicts.insert(name.clone(), said);
-            pending = None;
-        }
-    }
-    for output in told.outputs.values_mut() {
-        while output.ends_with(b"\n\n") {
-            output.pop();
-        }
-    }
-    told
 }
 
 /// The number before `word`.

@@ -11,6 +11,7 @@ mod binary;
 mod build;
 mod cargo;
 mod doctests;
+mod ends;
 mod engine;
 pub(crate) mod environment;
 pub(crate) mod event;
@@ -285,6 +286,7 @@ fn options(args: &Args, words: &Words, history: &History) -> anyhow::Result<Opti
         shuffle: run.shuffle.map(|seed| seed.0),
         list: run.list || words.list,
         arguments: words.others.clone(),
+        show_output: verbosity(args, words) == human::Verbosity::Verbose,
         memory_bytes: rustix::system::sysinfo().totalram as u64,
     })
 }
@@ -343,15 +345,19 @@ fn filters(texts: &[String], workspace: &Workspace) -> anyhow::Result<Vec<Filter
     texts.iter().map(parse).collect()
 }
 
-fn reports(args: &Args, words: &Words, root: &Path) -> Reports {
-    let mut reports = Reports::default();
-    let verbosity = if args.cargo.quiet || words.quiet {
+fn verbosity(args: &Args, words: &Words) -> human::Verbosity {
+    if args.cargo.quiet || words.quiet {
         human::Verbosity::Quiet
     } else if args.cargo.verbose > 0 || words.show_output {
         human::Verbosity::Verbose
     } else {
         human::Verbosity::Normal
-    };
+    }
+}
+
+fn reports(args: &Args, words: &Words, root: &Path) -> Reports {
+    let mut reports = Reports::default();
+    let verbosity = verbosity(args, words);
     let colours = colour::wanted(
         args.cargo.color.as_deref(),
         |name| env::var_os(name),

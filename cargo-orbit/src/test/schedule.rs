@@ -18,12 +18,21 @@ pub(crate) struct Size {
 /// Whether unknown, then how long, then who came first.
 type Rank = (bool, Reverse<Duration>, u64);
 
+/// A job that waits.
+#[derive(Debug)]
+struct Waiting<J> {
+    size: Size,
+    /// How many that needed fewer slots were taken before it.
+    overtaken: usize,
+    job: J,
+}
+
 /// Jobs that wait, and room for those that run.
 #[derive(Debug)]
 pub(crate) struct Queue<J> {
     /// `None` for `--shuffle`, which has an order of its own: then they come as they were pushed.
     by_length: bool,
-    waiting: BTreeMap<Rank, (Size, J)>,
+    waiting: BTreeMap<Rank, Waiting<J>>,
     pushed: u64,
     /// One entry for each slot: whether it is free. The lowest free ones are taken, so that a timeline has few lanes.
     free: Vec<bool>,
@@ -43,6 +52,20 @@ impl Room {
     /// The first of its lanes.
     pub(crate) fn lane(&self) -> usize {
         self.lanes[0]
+    }
+
+    /// Where each of its threads runs.
+    pub(crate) fn lanes(&self) -> &[usize] {
+        &self.lanes
+    }
+
+    /// The part of it that `lane` is; one is kept to the end.
+    pub(crate) fn without(&mut self, lane: usize) -> Option<Self> {
+        let at = self.lanes.iter().position(|it| *it == lane)?;
+        (self.lanes.len() > 1).then(|| Self {
+            lanes: vec![self.lanes.remove(at)],
+            memory_bytes: 0,
+        })
     }
 
     #[cfg(test)]
@@ -76,7 +99,12 @@ impl<J> Queue<J> {
         } else {
             (false, Reverse(Duration::ZERO), self.pushed)
         };
-        self.waiting.insert(rank, (size, job));
+        let waiting = Waiting {
+            size,
+            overtaken: 0,
+            job,
+        };
+        self.waiting.insert(rank, waiting);
     }
 
     /// The next job that there is room for. What is too large for all there is runs once nothing else does.
@@ -86,24 +114,31 @@ impl<J> Queue<J> {
             return None;
         }
         let left = self.memory_bytes.saturating_sub(self.memory_used_bytes);
-        let fits = |size: &Size| {
-            let slots = size.slots.clamp(1, self.free.len());
-            let memory = size.memory_bytes.unwrap_or(0);
-            (slots <= free && memory <= left) || self.running == 0
-        };
-        // Once a job has waited for its slots, small ones must not overtake it for ever: only memory lets others pass.
-        let rank = self
-            .waiting
-            .iter()
-            .find_map(|(rank, (size, _))| {
-                let slots = size.slots.clamp(1, self.free.len());
-                if slots > free && self.running > 0 {
-                    return Some(None);
+        let is_idle = self.running == 0;
+        let slots_of = |size: &Size| size.slots.clamp(1, self.free.len());
+        // A job that waits for its slots lets as many smaller ones pass as it has slots, so that the lanes it waits for are
+        // not idle, and it does not wait for ever. Only memory lets others pass always.
+        let mut passed = Vec::new();
+        let mut found = None;
+        for (rank, waiting) in &self.waiting {
+            let slots = slots_of(&waiting.size);
+            if slots > free && !is_idle {
+                if waiting.overtaken >= slots {
+                    break;
                 }
-                fits(size).then_some(Some(*rank))
-            })
-            .flatten()?;
-        let (size, job) = self.waiting.remove(&rank)?;
+                passed.push(*rank);
+            } else if is_idle || waiting.size.memory_bytes.unwrap_or(0) <= left {
+                found = Some(*rank);
+                break;
+            }
+        }
+        let rank = found?;
+        for rank in passed {
+            if let Some(waiting) = self.waiting.get_mut(&rank) {
+                waiting.overtaken += 1;
+            }
+        }
+        let Waiting { size, job, .. } = self.waiting.remove(&rank)?;
         let memory_bytes = size.memory_bytes.unwrap_or(0);
         let wanted = size.slots.clamp(1, self.free.len());
         let lanes: Vec<usize> = (0..self.free.len())
@@ -122,6 +157,14 @@ impl<J> Queue<J> {
             },
             job,
         ))
+    }
+
+    /// Takes back a part of the room of a job that still runs.
+    #[expect(clippy::needless_pass_by_value, reason = "it is given back")]
+    pub(crate) fn give_back(&mut self, part: Room) {
+        for lane in &part.lanes {
+            self.free[*lane] = true;
+        }
     }
 
     /// Takes back the room of a job that has ended.
@@ -147,7 +190,7 @@ impl<J> Queue<J> {
     pub(crate) fn take_all(&mut self) -> Vec<J> {
         std::mem::take(&mut self.waiting)
             .into_values()
-            .map(|(_, job)| job)
+            .map(|waiting| waiting.job)
             .collect()
     }
 }
@@ -216,12 +259,37 @@ mod tests {
     fn what_waits_for_slots_is_not_overtaken_for_ever() {
         let mut queue = Queue::new(2, 0, true);
         queue.push(size(Some(1), 1, None), "small");
-        let (small, _) = queue.next().unwrap();
+        let (mut small, _) = queue.next().unwrap();
         queue.push(size(Some(9), 2, None), "wide");
-        queue.push(size(Some(1), 1, None), "small too");
-        assert!(queue.next().is_none());
+        for _ in 0..3 {
+            queue.push(size(Some(1), 1, None), "small too");
+        }
+        for _ in 0..2 {
+            let (room, job) = queue.next().unwrap();
+            assert_eq!(job, "small too");
+            queue.done(std::mem::replace(&mut small, room));
+        }
+        assert!(queue.next().is_none(), "it has waited long enough");
         queue.done(small);
         assert_eq!(queue.next().unwrap().1, "wide");
+    }
+
+    #[test]
+    fn lanes_that_a_job_needs_no_more_are_for_others() {
+        let mut queue = Queue::new(2, 0, true);
+        queue.push(size(Some(9), 2, None), "wide");
+        queue.push(size(Some(1), 1, None), "small");
+        let (mut wide, _) = queue.next().unwrap();
+        assert!(queue.next().is_none());
+        let part = wide.without(0).unwrap();
+        assert_eq!((wide.lanes(), part.lanes()), (&[1][..], &[0][..]));
+        assert!(wide.without(1).is_none(), "the last is kept");
+        queue.give_back(part);
+        let (small, job) = queue.next().unwrap();
+        assert_eq!((job, small.lane()), ("small", 0));
+        queue.done(wide);
+        queue.done(small);
+        assert_eq!(queue.running(), 0);
     }
 
     proptest::proptest! {

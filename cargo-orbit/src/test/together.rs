@@ -1,12 +1,15 @@
 //! Several tests of one binary in one sandbox, as `cargo test` would run them: their verdicts are read from what the binary says,
 //! while it says it.
+//!
+//! When each began is not said, but known: the harness starts them in the order in which it lists them, the next when one
+//! has ended.
 
 use std::{
     collections::BTreeMap,
     ffi::OsString,
     io,
     os::fd::OwnedFd,
-    sync::Arc,
+    sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant},
 };
@@ -19,9 +22,13 @@ use rustix::{
 
 use super::{
     attempt::{self, Ground, Streams},
+    ends::Ends,
     event::{Attempt, Verdict},
-    libtest::{self, Said, Told},
+    libtest::{Reader, Said, Told},
 };
+
+/// More than this of all that a binary prints is cut in its middle.
+const OUTPUT_MOST_BYTES: usize = 1 << 20;
 
 /// What a binary's tests are run with.
 #[derive(Debug)]
@@ -34,6 +41,29 @@ pub(crate) struct Group {
     pub(crate) threads: usize,
     /// How long one test may take.
     pub(crate) timeout: Option<Duration>,
+    /// What passed tests printed is wanted too: the harness says it when all have ended.
+    pub(crate) show_output: bool,
+}
+
+/// When a test ran, since the start of the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Span {
+    pub(crate) started: Duration,
+    /// Absent where its binary ended first.
+    pub(crate) ended: Option<Duration>,
+    /// Which of the binary's threads ran it, from 0.
+    pub(crate) slot: usize,
+}
+
+/// What is heard while the binary runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Heard<'a> {
+    Started(&'a Arc<str>, Span),
+    Ended(&'a Arc<str>, Said, Span),
+    /// No test is left for this thread.
+    Idle {
+        slot: usize,
+    },
 }
 
 /// How it went.
@@ -42,8 +72,8 @@ pub(crate) struct Gone {
     /// Of the binary as a whole.
     pub(crate) attempt: Attempt,
     pub(crate) told: Told,
-    /// From when to when each test ran, since the start of the run.
-    pub(crate) times: BTreeMap<Arc<str>, (Duration, Duration)>,
+    /// Of each test that has begun.
+    pub(crate) spans: BTreeMap<Arc<str>, Span>,
 }
 
 impl Group {
@@ -53,6 +83,9 @@ impl Group {
         if self.has_ignored {
             arguments.push("--include-ignored".into());
         }
+        if self.show_output {
+            arguments.push("--show-output".into());
+        }
         if !self.is_all {
             arguments.push("--exact".into());
             arguments.extend(self.names.iter().map(|name| OsString::from(&**name)));
@@ -60,123 +93,149 @@ impl Group {
         arguments
     }
 
-    /// Runs the tests in `sandbox`, and says of each that has passed, at once: with when it began and ended.
+    /// Runs the tests in `sandbox`, and says what is heard of them, at once.
     pub(crate) fn run(
         &self,
         ground: &Ground,
         title: &str,
         sandbox: SandboxBuilder,
-        mut passed: impl FnMut(&Arc<str>, Duration, Duration) + Send,
+        mut heard: impl FnMut(Heard<'_>) + Send,
     ) -> Gone {
+        let not_run = |error: io::Error| {
+            let why = format!("cannot hear what the tests say: {error}");
+            Gone::of(attempt::not_run(ground, why))
+        };
         let (reader, writer) = match pipe_with(PipeFlags::CLOEXEC) {
             Ok(pipe) => pipe,
-            Err(error) => return Gone::not_run(ground, &error.into()),
+            Err(error) => return not_run(error.into()),
         };
         let sandbox = sandbox
             .stdin(Stdin::Null)
             .stdout(Output::Fd(writer))
             .stderr(Output::Capture);
-        let began = ground.began.elapsed();
+        let (begin, begun) = mpsc::channel();
         thread::scope(|scope| {
-            let mut listener = Listener::new(self, ground.began, began);
-            let mut reading = None;
-            let attempt = attempt::run_with(ground, title, sandbox, Streams::AsTheyAre, |killer| {
-                reading = Some(scope.spawn(move || {
-                    listener.listen(&reader, &killer, &mut passed);
-                    listener
-                }));
+            // Before the sandbox, which needs no thread then that might not be had.
+            let listening = thread::Builder::new().spawn_scoped(scope, move || {
+                let mut listener = Listener::new(self, ground.began);
+                // Else there is no sandbox to listen to.
+                if let Ok(killer) = begun.recv() {
+                    listener.listen(&reader, &killer, &mut heard);
+                }
+                listener.end()
             });
-            let mut gone = Gone {
-                attempt,
-                told: Told::default(),
-                times: BTreeMap::new(),
+            let mut listening = match listening {
+                Ok(listening) => Some(listening),
+                Err(error) => return not_run(error),
             };
-            let Some(Ok(listener)) = reading.map(thread::ScopedJoinHandle::join) else {
-                return gone;
+            let mut listened = None;
+            let mut hear_out = || listening.take().and_then(|it| it.join().ok());
+            let mut attempt = attempt::run_with(
+                ground,
+                title,
+                sandbox,
+                Streams::AsTheyAre,
+                move |killer| {
+                    // It listens as long as we do not end.
+                    let _ = begin.send(killer);
+                },
+                || {
+                    // Those that have no verdict run again, and are kept where they fail then.
+                    listened = hear_out();
+                    listened
+                        .as_ref()
+                        .is_none_or(|it: &Listened| !it.has_orphans(self.names.len()))
+                },
+            );
+            let Some(listened) = listened.or_else(hear_out) else {
+                return Gone::of(attempt);
             };
-            if let (Some(limit), Verdict::Killed { .. }) =
-                (listener.timed_out, &gone.attempt.verdict)
-            {
-                gone.attempt.verdict = Verdict::TimedOut { limit };
+            if let (Some(limit), Verdict::Killed { .. }) = (listened.timed_out, &attempt.verdict) {
+                attempt.verdict = Verdict::TimedOut { limit };
             }
-            gone.told = libtest::told(&listener.output, |name| listener.index.contains_key(name));
-            gone.times = listener.times;
-            gone.attempt.stdout = listener.output;
-            gone
+            attempt.stdout = listened.output;
+            Gone {
+                attempt,
+                told: listened.told,
+                spans: listened.spans,
+            }
         })
     }
 }
 
 impl Gone {
-    fn not_run(ground: &Ground, error: &io::Error) -> Self {
-        let why = format!("cannot read what the tests say: {error}");
-        Self::of(Attempt {
-            started: ground.began.elapsed(),
-            ..Attempt::new(Verdict::SetupFailed { why }, super::event::Used::default())
-        })
-    }
-
     /// Of which nothing was heard.
     pub(crate) fn of(attempt: Attempt) -> Self {
         Self {
             attempt,
             told: Told::default(),
-            times: BTreeMap::new(),
+            spans: BTreeMap::new(),
         }
     }
 }
 
-/// Reads what a binary says, line by line.
-struct Listener {
-    index: BTreeMap<Arc<str>, usize>,
-    threads: usize,
+/// Reads what a binary says, as it comes.
+struct Listener<'a> {
+    names: &'a [Arc<str>],
+    index: BTreeMap<&'a str, &'a Arc<str>>,
     timeout: Option<Duration>,
     clock: Instant,
-    began: Duration,
-    /// When each verdict came, in their order.
-    ends: Vec<Duration>,
-    times: BTreeMap<Arc<str>, (Duration, Duration)>,
-    output: Vec<u8>,
-    /// Where the line begins that is not whole yet.
-    line: usize,
+    reader: Reader,
+    output: Ends,
+    spans: BTreeMap<Arc<str>, Span>,
+    /// What each thread runs, since when.
+    running: Vec<Option<(&'a Arc<str>, Duration)>>,
+    /// The place of the first name that has not begun.
+    next: usize,
+    /// When the last verdict came, or all began.
+    last: Duration,
+    /// Whether every test that ended had begun, as far as can be known: else the harness has an order of its own, or a test
+    /// wrote what looks like a verdict.
+    is_in_order: bool,
     timed_out: Option<Duration>,
 }
 
-impl Listener {
-    fn new(group: &Group, clock: Instant, began: Duration) -> Self {
-        let names = group.names.iter().cloned();
+/// All that was heard.
+struct Listened {
+    told: Told,
+    spans: BTreeMap<Arc<str>, Span>,
+    output: Vec<u8>,
+    timed_out: Option<Duration>,
+}
+
+impl Listened {
+    fn has_orphans(&self, tests: usize) -> bool {
+        self.told.verdicts.len() < tests
+    }
+}
+
+impl<'a> Listener<'a> {
+    fn new(group: &'a Group, clock: Instant) -> Self {
         Self {
-            index: names
-                .enumerate()
-                .map(|(index, name)| (name, index))
-                .collect(),
-            threads: group.threads,
+            names: &group.names,
+            index: group.names.iter().map(|name| (&**name, name)).collect(),
             timeout: group.timeout,
             clock,
-            began,
-            ends: Vec::new(),
-            times: BTreeMap::new(),
-            output: Vec::new(),
-            line: 0,
+            reader: Reader::default(),
+            output: Ends::new(OUTPUT_MOST_BYTES),
+            spans: BTreeMap::new(),
+            running: vec![None; group.threads],
+            next: 0,
+            last: Duration::ZERO,
+            is_in_order: true,
             timed_out: None,
         }
     }
 
-    /// Reads to the end. Where no verdict comes for as long as one test may take, everything that runs now has run for
-    /// longer, and is killed.
-    fn listen(
-        &mut self,
-        reader: &OwnedFd,
-        killer: &Killer,
-        passed: &mut impl FnMut(&Arc<str>, Duration, Duration),
-    ) {
+    /// Reads to the end. What runs for longer than one test may is killed, with all beside it: which test it was that hung is
+    /// seen when each runs alone.
+    fn listen(&mut self, reader: &OwnedFd, killer: &Killer, heard: &mut impl FnMut(Heard<'_>)) {
+        self.begin(self.clock.elapsed(), heard);
         let mut buffer = vec![0; 64 << 10];
         loop {
-            let last = self.ends.last().copied().unwrap_or(self.began);
             let left = self
-                .timeout
-                .filter(|_| self.timed_out.is_none())
-                .map(|limit| (last + limit).saturating_sub(self.clock.elapsed()));
+                .deadline()
+                .map(|deadline| deadline.saturating_sub(self.clock.elapsed()));
             let mut polled = [PollFd::new(reader, PollFlags::IN)];
             let left = left.and_then(|left| Timespec::try_from(left).ok());
             match poll(&mut polled, left.as_ref()) {
@@ -191,44 +250,81 @@ impl Listener {
             }
             match rustix::io::read(reader, &mut buffer[..]) {
                 Ok(0) => return,
-                Ok(length) => self.take(&buffer[..length], passed),
+                Ok(length) => self.take(&buffer[..length], self.clock.elapsed(), heard),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(_) => return,
             }
         }
     }
 
-    fn take(&mut self, bytes: &[u8], passed: &mut impl FnMut(&Arc<str>, Duration, Duration)) {
-        self.output.extend_from_slice(bytes);
-        while let Some(length) = self.output[self.line..]
-            .iter()
-            .position(|byte| *byte == b'\n')
-        {
-            let line = self.line..self.line + length;
-            self.line += length + 1;
-            let Some((name, said)) = std::str::from_utf8(&self.output[line])
-                .ok()
-                .and_then(libtest::verdict)
-            else {
-                continue;
-            };
-            let Some((name, index)) = self.index.get_key_value(name) else {
-                continue;
-            };
-            if self.times.contains_key(name) {
+    /// When the first of those that run has run for as long as it may. Where it is not known what runs, it is that no verdict
+    /// has come for as long.
+    fn deadline(&self) -> Option<Duration> {
+        let limit = self.timeout.filter(|_| self.timed_out.is_none())?;
+        let running = self.running.iter().flatten().map(|(_, since)| *since);
+        let since = running.min().filter(|_| self.is_in_order);
+        Some(since.unwrap_or(self.last) + limit)
+    }
+
+    fn begin(&mut self, now: Duration, heard: &mut impl FnMut(Heard<'_>)) {
+        self.last = now;
+        for slot in 0..self.running.len() {
+            self.start_next(slot, now, heard);
+        }
+    }
+
+    fn start_next(&mut self, slot: usize, now: Duration, heard: &mut impl FnMut(Heard<'_>)) {
+        self.running[slot] = None;
+        while let Some(name) = self.names.get(self.next) {
+            self.next += 1;
+            if self.spans.contains_key(name) {
                 continue;
             }
-            let ended = self.clock.elapsed();
-            // The harness starts tests in the order in which it lists them, the next when one has ended.
-            let started = index
-                .checked_sub(self.threads)
-                .and_then(|before| self.ends.get(before).copied())
-                .unwrap_or(self.began);
-            self.times.insert(name.clone(), (started, ended));
-            self.ends.push(ended);
-            if said == Said::Passed {
-                passed(name, started, ended);
+            let span = Span {
+                started: now,
+                ended: None,
+                slot,
+            };
+            self.spans.insert(name.clone(), span);
+            self.running[slot] = Some((name, now));
+            heard(Heard::Started(name, span));
+            return;
+        }
+        heard(Heard::Idle { slot });
+    }
+
+    fn take(&mut self, bytes: &[u8], now: Duration, heard: &mut impl FnMut(Heard<'_>)) {
+        self.output.push(bytes);
+        let index = &self.index;
+        let mut verdicts = Vec::new();
+        self.reader.push(
+            bytes,
+            &|name| index.contains_key(name),
+            &mut |name, said| verdicts.extend(index.get(name).map(|name| (*name, said))),
+        );
+        for (name, said) in verdicts {
+            self.last = now;
+            match self.spans.get_mut(name) {
+                Some(span) if span.ended.is_none() => {
+                    span.ended = Some(now);
+                    let span = *span;
+                    heard(Heard::Ended(name, said, span));
+                    self.start_next(span.slot, now, heard);
+                }
+                // That it failed after all is told with the rest, in the end.
+                Some(_) => {}
+                None => self.is_in_order = false,
             }
+        }
+    }
+
+    fn end(self) -> Listened {
+        let index = self.index;
+        Listened {
+            told: self.reader.end(&|name| index.contains_key(name)),
+            spans: self.spans,
+            output: self.output.into_bytes(),
+            timed_out: self.timed_out,
         }
     }
 }
@@ -239,11 +335,12 @@ mod tests {
 
     fn group(is_all: bool) -> Group {
         Group {
-            names: ["a", "b", "c"].map(Arc::from).to_vec(),
+            names: ["a", "b", "c", "d"].map(Arc::from).to_vec(),
             is_all,
             has_ignored: false,
             threads: 2,
             timeout: None,
+            show_output: false,
         }
     }
 
@@ -256,31 +353,112 @@ mod tests {
         assert_eq!(words(&group(true)), "--test-threads=2");
         let some = Group {
             has_ignored: true,
+            show_output: true,
             ..group(false)
         };
         assert_eq!(
             words(&some),
-            "--test-threads=2 --include-ignored --exact a b c"
+            "--test-threads=2 --include-ignored --show-output --exact a b c d"
         );
     }
 
-    #[test]
-    fn verdicts_are_heard_as_they_come() {
-        let mut listener = Listener::new(&group(true), Instant::now(), Duration::ZERO);
-        let mut heard = Vec::new();
-        let mut passed = |name: &Arc<str>, started, ended| {
-            assert!(started <= ended);
-            heard.push(name.to_string());
+    const fn at(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    /// What is heard of a binary that says these things at these seconds, in short.
+    fn hear(listener: &mut Listener<'_>, says: &[(u64, &str)]) -> Vec<String> {
+        let mut all = Vec::new();
+        let mut heard = |heard: Heard<'_>| {
+            all.push(match heard {
+                Heard::Started(name, span) => {
+                    format!("{name} from {} in {}", span.started.as_secs(), span.slot)
+                }
+                Heard::Ended(name, said, span) => {
+                    let ended = span.ended.unwrap().as_secs();
+                    format!("{name} {said:?} {} to {ended}", span.started.as_secs())
+                }
+                Heard::Idle { slot } => format!("{slot} is idle"),
+            });
         };
-        listener.take(b"\nrunning 3 tests\ntest a ... ok\ntest b ...", &mut passed);
-        listener.take(
-            b" FAILED\ntest a ... ok\ntest zzz ... ok\ntest c ... ok",
-            &mut passed,
+        if listener.next == 0 {
+            listener.begin(at(1), &mut heard);
+        }
+        for (second, text) in says {
+            listener.take(text.as_bytes(), at(*second), &mut heard);
+        }
+        all
+    }
+
+    #[test]
+    fn tests_begin_when_others_have_ended() {
+        let group = group(true);
+        let mut listener = Listener::new(&group, Instant::now());
+        let heard = hear(
+            &mut listener,
+            &[
+                (2, "\nrunning 4 tests\ntest b ... ok\ntest a ..."),
+                (3, " FAILED\n"),
+                (5, "test zzz ... ok\ntest c ... ok\ntest d ... ok"),
+                (6, "\n"),
+            ],
         );
-        listener.take(b"\n", &mut passed);
-        assert_eq!(heard, ["a", "c"]);
-        // The third began when the first ended.
-        assert_eq!(listener.times["c"].0, listener.ends[0]);
-        assert_eq!(listener.times.len(), 3);
+        assert_eq!(
+            heard,
+            [
+                "a from 1 in 0",
+                "b from 1 in 1",
+                "b Passed 1 to 2",
+                "c from 2 in 1",
+                "a Failed 1 to 3",
+                "d from 3 in 0",
+                "c Passed 2 to 5",
+                "1 is idle",
+                "d Passed 3 to 6",
+                "0 is idle",
+            ]
+        );
+        assert!(!listener.end().has_orphans(4));
+    }
+
+    #[test]
+    fn what_has_not_begun_has_not_passed_yet() {
+        let group = group(true);
+        let mut listener = Listener::new(&group, Instant::now());
+        let heard = hear(&mut listener, &[(2, "test d ... ok\ntest a ... ok\n")]);
+        assert_eq!(
+            heard[2..],
+            ["a Passed 1 to 2", "c from 2 in 0"],
+            "d is not believed at once"
+        );
+        let heard = hear(
+            &mut listener,
+            &[(3, "test a ... FAILED\ntest d ... FAILED\n")],
+        );
+        assert_eq!(heard, [""; 0]);
+        let told = listener.end().told;
+        assert_eq!(told.verdicts["a"], Said::Failed);
+        assert_eq!(told.verdicts["d"], Said::Failed);
+    }
+
+    #[test]
+    fn the_time_of_one_test_is_not_that_of_another() {
+        let group = Group {
+            timeout: Some(at(10)),
+            ..group(true)
+        };
+        let mut listener = Listener::new(&group, Instant::now());
+        hear(
+            &mut listener,
+            &[(5, "test b ... ok\n"), (7, "test c ... ok\n")],
+        );
+        // The first still runs, whatever ends beside it.
+        assert_eq!(listener.deadline(), Some(at(11)));
+        hear(&mut listener, &[(9, "test a ... ok\n")]);
+        assert_eq!(listener.deadline(), Some(at(17)));
+        listener.is_in_order = false;
+        assert_eq!(listener.deadline(), Some(at(19)));
+        listener.timed_out = Some(at(10));
+        assert_eq!(listener.deadline(), None);
     }
 }

@@ -35,11 +35,13 @@ enum Form {
     Time,
 }
 
-const KEYS: [(&str, Form); 29] = [
+const KEYS: [(&str, Form); 32] = [
+    ("accounting", Form::Switch),
     ("best_effort", Form::Switch),
     ("cap_add", Form::Texts(values::capability)),
     ("cap_drop", Form::Texts(values::capability)),
     ("cpu", Form::Number(values::cpu)),
+    ("cpu_max", Form::Text(values::cpu)),
     ("cpus", Form::Number(values::cpu)),
     ("cpuset", Form::Text(values::not_empty)),
     ("disk", Form::Text(values::bytes)),
@@ -52,6 +54,7 @@ const KEYS: [(&str, Form); 29] = [
     ("host_path_read_only", Form::Texts(values::not_empty)),
     ("hostname", Form::Text(values::hostname)),
     ("image", Form::Text(values::image)),
+    ("io_max", Form::Texts(values::io_max)),
     ("memory", Form::Text(values::bytes)),
     ("memory_high", Form::Text(values::bytes)),
     ("mount", Form::Texts(values::mount)),

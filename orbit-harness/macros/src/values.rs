@@ -60,6 +60,29 @@ pub(crate) fn not_empty(text: &str) -> Check {
     no_nul(text)
 }
 
+/// A device or a path, a blank, and rates as cgroup v2 writes them. Which devices there are is known where the test runs.
+pub(crate) fn io_max(text: &str) -> Check {
+    let fail = || {
+        Err(
+            "expected a device or a path, a blank and rates, such as \"/srv wbps=1M riops=100\""
+                .to_owned(),
+        )
+    };
+    let Some((device, rates)) = text.split_once(' ') else {
+        return fail();
+    };
+    let is_rate = |rate: &str| {
+        let known = ["rbps=", "wbps=", "riops=", "wiops="];
+        known
+            .iter()
+            .any(|name| rate.starts_with(name) && rate.len() > name.len())
+    };
+    if device.is_empty() || rates.trim().is_empty() || !rates.split_whitespace().all(is_rate) {
+        return fail();
+    }
+    no_nul(text)
+}
+
 pub(crate) fn no_nul(text: &str) -> Check {
     if text.contains('\0') {
         return Err("it has a NUL byte".to_owned());

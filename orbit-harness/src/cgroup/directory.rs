@@ -77,7 +77,13 @@ impl Directory {
         }
         match self.write(&setting.file, &setting.value) {
             Err(error) if setting.optional && error.kind() == io::ErrorKind::NotFound => Ok(()),
+            // Its files are there where its controller is enabled.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(LimitError::NotThere {
+                controller: setting.controller,
+                at: self.path.clone(),
+            }),
             other => other.map_err(|source| LimitError::Refused {
+                controller: setting.controller,
                 setting: setting.to_string(),
                 at: self.path.clone(),
                 source,

@@ -3,6 +3,7 @@
 use std::{
     fmt, io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use super::{Controller, scope::ScopeError};
@@ -21,7 +22,7 @@ pub(crate) enum LimitError {
         at: PathBuf,
         source: io::Error,
         /// Why the user's systemd gave none, where it was asked.
-        systemd: Option<ScopeError>,
+        systemd: Option<Arc<ScopeError>>,
     },
     #[error(
         "the {controller} limit of this sandbox cannot be kept: the controller `{controller}` is not available in {} \
@@ -61,10 +62,17 @@ pub(crate) enum LimitError {
         .at.display()
     )]
     Refused {
+        controller: Controller,
         setting: String,
         at: PathBuf,
         source: io::Error,
     },
+    #[error(
+        "the {controller} limit of this sandbox cannot be changed: the controller `{controller}` is not enabled in its \
+         control group {}. {}",
+        .at.display(), Fix::Controller(*.controller)
+    )]
+    NotThere { controller: Controller, at: PathBuf },
     #[error("cannot {doing} {}: {source}", .path.display())]
     Io {
         doing: &'static str,
@@ -94,11 +102,12 @@ impl LimitError {
     /// Whether it says of a single limit that this one cannot be kept, and of others nothing.
     pub(crate) fn controller(&self) -> Option<Controller> {
         match self {
-            Self::NoController { controller, .. } | Self::CannotEnable { controller, .. } => {
-                Some(*controller)
-            }
+            Self::NoController { controller, .. }
+            | Self::CannotEnable { controller, .. }
+            | Self::Refused { controller, .. }
+            | Self::NotThere { controller, .. } => Some(*controller),
             Self::NoSuchCpu { .. } => Some(Controller::Cpuset),
-            Self::NotDelegated { .. } | Self::Refused { .. } | Self::Io { .. } | Self::None => None,
+            Self::NotDelegated { .. } | Self::Io { .. } | Self::None => None,
         }
     }
 }
@@ -130,7 +139,7 @@ impl fmt::Display for Fix {
     }
 }
 
-struct Asked<'a>(&'a Option<ScopeError>);
+struct Asked<'a>(&'a Option<Arc<ScopeError>>);
 
 impl fmt::Display for Asked<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -168,7 +177,7 @@ mod tests {
             LimitError::NotDelegated {
                 at: at.clone(),
                 source: io::Error::from_raw_os_error(libc::EACCES),
-                systemd: Some(ScopeError::Nowhere { uid: 1000 }),
+                systemd: Some(Arc::new(ScopeError::Nowhere { uid: 1000 })),
             },
             LimitError::NoController {
                 controller: Controller::Memory,
@@ -187,9 +196,14 @@ mod tests {
                 at: at.clone(),
             },
             LimitError::Refused {
+                controller: Controller::Io,
                 setting: "io.max=7:0,rbps=max,wbps=1,riops=max,wiops=max".into(),
-                at,
+                at: at.clone(),
                 source: io::Error::from_raw_os_error(libc::ENODEV),
+            },
+            LimitError::NotThere {
+                controller: Controller::Cpu,
+                at,
             },
         ];
         let text: Vec<String> = errors.iter().map(ToString::to_string).collect();

@@ -71,6 +71,10 @@ pub(crate) struct Place {
 
 static CURRENT: Mutex<Option<Arc<Place>>> = Mutex::new(None);
 
+/// Why the user's systemd gave no scope, to which process for which supervisor: to be asked again may take seconds, and
+/// each sandbox of a process that goes on without its limits would.
+static NO_SCOPE: Mutex<Option<(u32, i32, Arc<ScopeError>)>> = Mutex::new(None);
+
 impl Place {
     /// The place of this process and its supervisor, made with the first call.
     ///
@@ -100,10 +104,21 @@ impl Place {
         let delegated = candidates.iter().any(|base| is_delegated(&base.path));
         let (mut first, mut no_scope) = (None, None);
         if host.uid != 0 && !delegated {
-            match Self::in_scope(host, supervisor) {
-                Ok(Ok(place)) => return Ok(place),
-                Ok(Err(error)) => first = Some(error),
-                Err(why) => no_scope = Some(why),
+            let mut known = NO_SCOPE.lock().unwrap_or_else(PoisonError::into_inner);
+            let me = std::process::id();
+            match &*known {
+                Some((pid, of, why)) if (*pid, *of) == (me, supervisor) => {
+                    no_scope = Some(Arc::clone(why));
+                }
+                _ => match Self::in_scope(host, supervisor) {
+                    Ok(Ok(place)) => return Ok(place),
+                    Ok(Err(error)) => first = Some(error),
+                    Err(why) => {
+                        let why = Arc::new(why);
+                        *known = Some((me, supervisor, Arc::clone(&why)));
+                        no_scope = Some(why);
+                    }
+                },
             }
         }
         for candidate in candidates {

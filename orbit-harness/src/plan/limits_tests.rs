@@ -29,7 +29,7 @@ fn plan_on(builder: &SandboxBuilder, cgroups: Cgroups) -> Result<Plan, Vec<SpecF
 fn limits_are_on_the_line_that_makes_the_process() {
     let plan = plan_on(&asked(), Cgroups::V2).unwrap();
     let lines = plan.lines();
-    insta::assert_snapshot!(lines[0], @"unshare mount pid ipc uts cgroup net, born in a control group memory.max=67108864 memory.swap.max=0 memory.oom.group=1 cpu.max=50000,100000 pids.max=65");
+    insta::assert_snapshot!(lines[0], @"unshare mount pid ipc uts cgroup net, born in a control group memory.oom.group=1 memory.swap.max=0 memory.max=67108864 cpu.max=50000,100000 pids.max=65");
     assert!(
         lines.contains(&"ulimit nofile=64:128".to_owned()),
         "{lines:?}"

@@ -12,7 +12,7 @@ use crate::{
     spec::Mount,
 };
 
-/// A machine with an ordinary layout: something is mounted below `/boot`, nothing below the others.
+/// A machine with an ordinary layout: something is mounted below `/boot`, nothing below the others, and `/srv` is empty.
 fn host(uid: u32) -> Host {
     let directories = [
         "/boot", "/dev", "/etc", "/home", "/opt", "/proc", "/root", "/run", "/sys", "/tmp", "/usr",
@@ -23,6 +23,7 @@ fn host(uid: u32) -> Host {
         .into();
     top_level.insert("/bin".into(), TopLevel::Symlink("usr/bin".into()));
     top_level.insert("/swapfile".into(), TopLevel::Other);
+    top_level.insert("/srv".into(), TopLevel::EmptyDirectory);
     let caller = Caller {
         euid: uid,
         egid: uid,

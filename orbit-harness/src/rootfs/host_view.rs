@@ -124,7 +124,7 @@ impl View<'_> {
                     target: target.clone(),
                 });
             }
-            TopLevel::Directory if is(&HIDDEN) || self.home == path => {
+            TopLevel::Directory | TopLevel::EmptyDirectory if is(&HIDDEN) || self.home == path => {
                 let mode = if path == Path::new("/root") {
                     0o700
                 } else {
@@ -135,7 +135,16 @@ impl View<'_> {
                     mode,
                 });
             }
-            TopLevel::Directory => self.steps.push(self.layer_over(path)),
+            // There is nothing below to show: a directory of the root's own layer does for half of what an overlay takes.
+            TopLevel::EmptyDirectory if !self.host.is_mount_point(path) => {
+                self.steps.push(Step::Directory {
+                    at: path.to_owned(),
+                    mode: 0o755,
+                });
+            }
+            TopLevel::Directory | TopLevel::EmptyDirectory => {
+                self.steps.push(self.layer_over(path));
+            }
             TopLevel::Other => {}
         }
     }
@@ -149,7 +158,7 @@ impl View<'_> {
             && path
                 .ancestors()
                 .filter(|top| top.parent() == Some(Path::new("/")))
-                .all(|top| !self.host.has_mounts_below(top));
+                .all(|top| !self.host.has_mounts_below(top) && !self.was_empty(top));
         if read_only {
             self.steps.push(Step::Bind {
                 source: path.to_owned(),
@@ -160,6 +169,11 @@ impl View<'_> {
             self.steps.push(self.layer_over(path));
         }
         self.covered.insert(path.to_owned());
+    }
+
+    /// Whether there was nothing in a directory of `/`: what was made there since has to be shown by itself.
+    fn was_empty(&self, top: &Path) -> bool {
+        self.host.top_level.get(top) == Some(&TopLevel::EmptyDirectory)
     }
 
     fn hidden_places(&self) -> impl Iterator<Item = PathBuf> + '_ {

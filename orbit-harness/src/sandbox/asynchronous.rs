@@ -10,10 +10,11 @@
 use std::{
     os::fd::AsFd as _,
     path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use super::{Exec, ExecBuilder, Sandbox};
+use super::{Exec, ExecBuilder, Killer, Sandbox};
 use crate::{builder::SandboxBuilder, error::Error, outcome::Outcome, spec::Content, sys};
 
 /// Runs `work` where it may block.
@@ -30,6 +31,41 @@ pub(crate) async fn blocking<T: Send + 'static>(
                 std::io::Error::other(failed),
             )),
         },
+    }
+}
+
+/// Ends the sandbox of a start that nobody waits for any more: one that has begun, or begins yet.
+struct GivenUp(Arc<Begun>);
+
+#[derive(Default)]
+struct Begun(Mutex<(bool, Option<Killer>)>);
+
+impl Begun {
+    fn state(&self) -> MutexGuard<'_, (bool, Option<Killer>)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, killer: Killer) {
+        let mut state = self.state();
+        if state.0 {
+            killer.kill();
+        }
+        state.1 = Some(killer);
+    }
+
+    /// It has started: nothing is to be ended any more but by who has it.
+    fn forget(&self) {
+        self.state().1 = None;
+    }
+}
+
+impl Drop for GivenUp {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.0 = true;
+        if let Some(killer) = &state.1 {
+            killer.kill();
+        }
     }
 }
 
@@ -57,10 +93,19 @@ impl SandboxBuilder {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
+    /// Given up, the sandbox is killed, and what waits for it to be ready returns.
+    ///
     /// # Errors
     /// As [`start`](Self::start).
     pub async fn start_async(self) -> Result<Sandbox, Error> {
-        blocking(move || self.start()).await
+        let given_up = GivenUp(Arc::default());
+        let begun = Arc::clone(&given_up.0);
+        blocking(move || {
+            let sandbox = self.start_with(Some(&|killer| begun.add(killer)));
+            begun.forget();
+            sandbox
+        })
+        .await
     }
 
     /// As [`run`](Self::run).
@@ -68,11 +113,8 @@ impl SandboxBuilder {
     /// # Errors
     /// As [`run`](Self::run).
     pub async fn run_async(self) -> Result<Outcome, Error> {
-        if self.waits.is_empty() {
-            // Until it runs: the wait for its end is no thread's.
-            return self.start_async().await?.wait_async().await;
-        }
-        blocking(move || self.run()).await
+        // Until it is ready: the wait for its end is no thread's.
+        self.start_async().await?.wait_async().await
     }
 }
 

@@ -71,9 +71,13 @@ impl Core {
         self.is_stopped.store(stopped, Ordering::Release);
     }
 
-    #[cfg(feature = "images")]
     pub(super) fn is_stopped(&self) -> bool {
         self.is_stopped.load(Ordering::Acquire)
+    }
+
+    /// Whether it was paused, in either way.
+    pub(super) fn is_paused(&self) -> bool {
+        self.is_frozen.load(Ordering::Acquire) || self.is_stopped()
     }
 
     /// # Errors

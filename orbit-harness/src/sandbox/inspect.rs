@@ -16,7 +16,7 @@ use crate::{outcome::Status, plan::UserPlan, spec::ImageRef, step::Step};
 pub enum State {
     /// Its program runs.
     Running,
-    /// Its control group keeps it from running.
+    /// It is [paused](Sandbox::pause), in either way.
     Frozen,
     /// Its program has ended, and somebody waited for it.
     Ended(Status),
@@ -94,7 +94,7 @@ impl Sandbox {
             image: self.origin.spec.image.clone(),
             state: match ended {
                 Some(status) => State::Ended(status),
-                None if self.core.check_thawed("").is_err() => State::Frozen,
+                None if self.core.is_paused() => State::Frozen,
                 None => State::Running,
             },
             pid: self.pid(),

@@ -52,13 +52,16 @@ impl SandboxBuilder {
     /// Where the sandbox could not be made or the program not be started. How the program *ended* is no error:
     /// that is in the [`Outcome`].
     pub fn run(self) -> Result<Outcome, Error> {
-        let has_waits = !self.waits.is_empty();
-        let mut sandbox = if has_waits {
-            self.start()?
+        self.start_to_wait()?.wait()
+    }
+
+    /// Starts what is only to be waited for: who waits reads the log, and no thread does.
+    pub(crate) fn start_to_wait(self) -> Result<Sandbox, Error> {
+        if self.waits.is_empty() && self.consumers.0.is_empty() {
+            Ok(self.launch()?.0)
         } else {
-            self.launch()?.0
-        };
-        sandbox.wait()
+            self.start()
+        }
     }
 
     /// What would be done to make this sandbox, one numbered step a line: nothing is made and nothing is run. An
@@ -251,6 +254,7 @@ impl SandboxBuilder {
             healthcheck,
             stop_signal,
             hides_log,
+            is_held: false,
         };
         sandbox.await_start()?;
         if let (false, Some(network)) = (bound.is_empty(), &sandbox.network) {
@@ -271,6 +275,15 @@ impl SandboxBuilder {
 /// As [`SandboxBuilder::start`].
 pub fn start_with(sandbox: SandboxBuilder, begun: &dyn Fn(Killer)) -> Result<Sandbox, Error> {
     sandbox.start_with(Some(begun))
+}
+
+/// As [`SandboxBuilder::start`], for a sandbox that is waited for at once: nobody reads its log meanwhile, and where
+/// nobody waits its program stands still when it has written what a pipe holds.
+///
+/// # Errors
+/// As [`SandboxBuilder::run`].
+pub fn start_to_wait(sandbox: SandboxBuilder) -> Result<Sandbox, Error> {
+    sandbox.start_to_wait()
 }
 
 /// What is left to do once the program runs.

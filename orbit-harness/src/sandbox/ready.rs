@@ -248,13 +248,13 @@ impl Node {
         let (leaf, pauses) = match &wait.kind {
             WaitKind::Port(port) => (Leaf::Port(*port), PORT_PAUSES),
             WaitKind::Log {
+                pattern,
                 regex,
                 stream,
                 times,
-                ..
             } => {
                 let leaf = Leaf::Log {
-                    regex: regex.clone(),
+                    regex: regex.clone().or_else(|| Regex::new(pattern).ok()),
                     stream: *stream,
                     times: *times,
                     count: 0,

@@ -36,7 +36,7 @@ impl Sandbox {
     /// ```
     ///
     /// # Errors
-    /// Where the program had ended before, is process 1 itself, has a terminal, or writes to a descriptor that it was
+    /// Where the sandbox is paused, where the program had ended before, is process 1 itself, has a terminal, or writes to a descriptor that it was
     /// given; where it does not start again, and then the sandbox has no program.
     pub fn restart(&mut self, patience: Duration) -> Result<(), Error> {
         let unsupported = |why| {
@@ -52,13 +52,17 @@ impl Sandbox {
         if self.outputs.contains(&Outputs::Given) {
             return unsupported("an output of its program is a descriptor that went with it");
         }
-        self.core.check_thawed("restart the sandbox")?;
+        if self.core.is_paused() {
+            // The signal to end would wait for as long as the pause.
+            return unsupported("the sandbox is paused; unpause it first");
+        }
         if self.exit.is_some() || self.gone.is_some() {
             return Err(ended());
         }
         if self.main.is_none() {
             let hold = self.core.events.send(&Control::Hold, &[]);
             hold.map_err(|_| ended())?;
+            self.is_held = true;
         }
         self.signal(self.stop_signal)?;
         if !self.collect_to_stay(Some(Instant::now() + patience))? {

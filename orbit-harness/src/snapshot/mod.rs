@@ -27,6 +27,7 @@ use crate::{
     spec::{Spec, SpecFault},
     store::{ImageLease, Sealing},
     supervisor::{Request, Supervisor},
+    wait::Readying,
 };
 
 /// The files of a sandbox as they were when it stood still. Sandboxes start over them, each with a writable layer of its
@@ -49,6 +50,8 @@ use crate::{
 pub struct Snapshot {
     inner: Arc<Inner>,
     spec: Arc<Spec>,
+    /// When the sandbox that was sealed counted as ready.
+    ready: Arc<Readying>,
 }
 
 struct Inner {
@@ -122,6 +125,7 @@ impl Sandbox {
         image.sealed += 1;
         Ok(Snapshot {
             spec: Arc::new(for_clones(&origin.spec, plan)),
+            ready: Arc::new(self.readying()),
             inner: Arc::new(Inner {
                 image,
                 sealed,
@@ -142,6 +146,9 @@ impl Snapshot {
     /// Another sandbox like the one that was sealed, over its files: the same program, environment, limits and mounts,
     /// unless it is told otherwise. Ports that it published at a chosen port of the host are exposed instead, at one
     /// that the kernel chooses; it is on no network that it is not put on.
+    ///
+    /// Nothing is waited for until that is said, since it may be told to run another program; [`start`](Self::start)
+    /// waits as the first one was waited for.
     pub fn builder(&self) -> SandboxBuilder {
         SandboxBuilder {
             spec: (*self.spec).clone(),
@@ -149,16 +156,20 @@ impl Snapshot {
                 image: self.inner.image.clone(),
                 held: Some(Arc::clone(&self.inner) as _),
             }),
+            startup_timeout: self.ready.startup_timeout,
+            healthcheck: self.ready.healthcheck.clone(),
             ..SandboxBuilder::default()
         }
     }
 
-    /// Starts one more sandbox: [`builder`](Self::builder) with nothing else asked.
+    /// Starts one more sandbox: [`builder`](Self::builder) with nothing else asked. Returns when it is ready, by what the
+    /// first one was [waited for](SandboxBuilder::wait_for).
     ///
     /// # Errors
     /// As [`SandboxBuilder::start`].
     pub fn start(&self) -> Result<Sandbox, Error> {
-        self.builder().start()
+        let waits = self.ready.waits.iter().cloned();
+        waits.fold(self.builder(), SandboxBuilder::wait_for).start()
     }
 
     /// The content of the files that were written, in bytes.
@@ -195,6 +206,7 @@ impl Snapshot {
         image.layers.push(name);
         Ok(Self {
             spec: Arc::clone(&self.spec),
+            ready: Arc::clone(&self.ready),
             inner: Arc::new(Inner {
                 image,
                 sealed: self.inner.sealed.clone(),

@@ -139,6 +139,8 @@ pub(super) fn record(
             layers_dir: std::path::PathBuf::new(),
             ..snapshot.inner.image.clone()
         },
+        // What is plain data always is a value.
+        ready: serde_json::to_value(&*snapshot.ready).unwrap_or_default(),
         bytes: snapshot.bytes(),
         made_s: now_s(),
     }
@@ -154,6 +156,7 @@ pub(super) fn find(store: &Store, id: &str) -> Result<Option<Snapshot>, Error> {
     };
     Ok(Some(Snapshot {
         spec: Arc::new(spec),
+        ready: Arc::new(serde_json::from_value(record.ready).unwrap_or_default()),
         inner: Arc::new(Inner {
             image,
             sealed: Sealed {

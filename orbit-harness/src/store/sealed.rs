@@ -57,6 +57,9 @@ pub(crate) struct SealedRecord {
     pub(crate) env: Vec<(OsString, OsString)>,
     /// Without the directory of its layers, which is this store's.
     pub(crate) image: Image,
+    /// When it counted as ready, in the form of whoever wrote it; records of before have none.
+    #[serde(default)]
+    pub(crate) ready: serde_json::Value,
     /// The content of its own layer, in bytes.
     pub(crate) bytes: u64,
     /// Since 1970, in seconds.

@@ -119,7 +119,10 @@ impl Channel {
         &self,
         buffer: &mut Vec<u8>,
     ) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
-        buffer.resize(INLINE_BYTES + 1, 0);
+        if buffer.is_empty() {
+            // Zeros from the system, which are no memory until something is written over them; most messages are short.
+            *buffer = vec![0; INLINE_BYTES + 1];
+        }
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut receive = || {

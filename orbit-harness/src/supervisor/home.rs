@@ -21,6 +21,7 @@ use rustix::{
 
 use super::{
     channel::Channel,
+    make::MASK,
     protocol::{Hello, Mapping, StartFailure, StartStep, Welcome},
     serve,
     start::Handover,
@@ -226,7 +227,7 @@ pub(super) fn write_maps(directory: &str, ids: &IdMapPair) -> io::Result<()> {
 fn isolate() -> io::Result<()> {
     rustix::process::setsid()?;
     rustix::thread::set_name(c"orbit")?;
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(MASK));
     // An init is a copy of this process until it has dropped its privileges, and stays one in memory: no
     // program may look into it, or reach this binary through its /proc/1/exe (CVE-2019-5736).
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;

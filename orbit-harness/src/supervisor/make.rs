@@ -18,8 +18,8 @@ use rustix::{
     mount::{MountFlags, UnmountFlags},
 };
 
-pub(super) use self::devices::TerminalPair;
 use self::syscalls::{INERT, chown, fd_path, mount, open_directory, tmpfs_options};
+pub(super) use self::{devices::TerminalPair, paths::MASK};
 use super::{
     channel::Channel,
     files,

@@ -5,7 +5,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    os::unix::fs::{PermissionsExt as _, symlink},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -668,13 +668,20 @@ fn setuid_programs_gain_nothing(context: &Context) -> Result<()> {
             describe(&outcome)
         );
     }
-    // Made by root inside, through a bind mount: the host's kernel must not take it for the host's root's.
+    // Made by root inside, through a bind mount: it is the caller's, and nobody else's. For root that is what SECURITY.md
+    // says of writable bind mounts.
     let shared = context.work().join("shared");
     fs::create_dir(&shared)?;
     let made = View::Image
         .sh("cp /bin/busybox /s/id && chown 0:0 /s/id && chmod 6755 /s/id && /s/id id -u")?
         .mount(Mount::bind(&shared, "/s"));
     made.run()?;
+    let found = fs::metadata(shared.join("id"))?;
+    let caller = context.who.user()?.uid.as_raw();
+    ensure!(
+        (found.uid(), found.mode() & 0o7777) == (caller, 0o6755),
+        "{found:?}"
+    );
     Ok(())
 }
 

@@ -25,6 +25,7 @@ mod snapshots;
 mod squeeze;
 mod structure;
 mod support;
+mod together;
 mod verdicts;
 
 use std::process::ExitCode;
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
             verdicts::cases(),
             service::cases(),
             engine::cases(),
+            together::cases(),
             published::cases(),
             structure::cases(),
         ]

@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use orbit::{ImageRef, Mount, NetworkMode, Sandbox, SandboxBuilder, Snapshot};
+use orbit::{ImageRef, Mount, NetworkMode, Sandbox, SandboxBuilder, Snapshot, Wait};
 use orbit_tests::{Case, Context, Program, Who, images};
 use serde_json::Value;
 
@@ -37,6 +37,7 @@ pub(crate) fn cases() -> Vec<Case> {
             twenty_clones_are_each_their_own,
         ),
         case("a_running_sandbox_is_refused", a_running_sandbox_is_refused),
+        case("clones_are_ready", clones_are_ready),
         case("dropped_is_gone", dropped_is_gone),
         case("clones_outlive_the_snapshot", clones_outlive_the_snapshot),
         case("named_is_made_once", named_is_made_once),
@@ -74,6 +75,35 @@ fn sealed(sandbox: SandboxBuilder) -> Result<Snapshot> {
 
 fn sh(snapshot: &Snapshot, script: &str) -> Result<String> {
     printed(snapshot.builder().cmd(["sh", "-c", script])).with_context(|| script.to_owned())
+}
+
+/// Also those of a snapshot that another value, as another process would, finds in the store; and of one that was sealed
+/// while it was paused, which goes on.
+fn clones_are_ready(_: &Context) -> Result<()> {
+    let script = "sleep 0.2; echo y >> /ready; echo up; exec sleep 1000";
+    let mut first = View::Image
+        .sh(script)?
+        .wait_for(Wait::all([Wait::log("^up$"), Wait::file("/ready")]))
+        .startup_timeout(Duration::from_secs(20))
+        .start()?;
+    let named = || Snapshot::named("clones-are-ready");
+    first.pause()?;
+    let golden = first.snapshot()?;
+    first.unpause()?;
+    let outcome = first.exec(["cat", "/ready"]).run()?;
+    ensure!(outcome.stdout_text() == "y\n", "{}", describe(&outcome));
+    let is_ready = |snapshot: &Snapshot, what: &str| -> Result<()> {
+        let clone = snapshot.start()?;
+        ensure!(clone.logs().any(|line| line.text == "up"), "{what}");
+        ensure!(clone.read_file("/ready")? == b"y\ny\n", "{what}");
+        Ok(())
+    };
+    is_ready(&golden, "unnamed")?;
+    let kept = named().get_or_create(|| Ok::<_, orbit::Error>(golden))?;
+    is_ready(&kept, "kept")?;
+    is_ready(&named().get()?.context("it is there")?, "found")?;
+    named().remove()?;
+    Ok(())
 }
 
 /// Files in the store for this case's layers, by name.

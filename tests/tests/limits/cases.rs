@@ -10,7 +10,7 @@ use orbit::{Bytes, Note, Outcome, Sandbox, SandboxBuilder, Status, UsageSource};
 
 use crate::{Test, again};
 
-pub(crate) const CASES: [(&str, Test); 16] = [
+pub(crate) const CASES: [(&str, Test); 18] = [
     ("a_hog_is_killed_at_its_limit", a_hog_is_killed_at_its_limit),
     (
         "a_child_that_hogs_ends_the_sandbox",
@@ -44,6 +44,14 @@ pub(crate) const CASES: [(&str, Test); 16] = [
     (
         "memory_set_while_it_runs_takes_effect",
         memory_set_while_it_runs_takes_effect,
+    ),
+    (
+        "memory_set_below_what_is_used_ends_all",
+        memory_set_below_what_is_used_ends_all,
+    ),
+    (
+        "a_refused_limit_takes_no_other_along",
+        a_refused_limit_takes_no_other_along,
     ),
     (
         "cpu_set_while_it_runs_takes_effect",
@@ -288,6 +296,45 @@ fn memory_set_while_it_runs_takes_effect() -> Result<()> {
     ensure!(outcome.success(), "{outcome:?}");
     let error = sandbox.set_memory("1 potato").err().context("no amount")?;
     ensure!(error.is_spec(), "{error}");
+    Ok(())
+}
+
+/// Of a sandbox that had no limit before: the kernel must know that all of it goes together when it is told the limit.
+fn memory_set_below_what_is_used_ends_all() -> Result<()> {
+    let script = "dd if=/dev/zero of=/dev/null bs=100M count=1000000; exec sleep 60";
+    let mut sandbox = Sandbox::builder()
+        .cmd(["sh", "-c", script])
+        .accounting(true)
+        .timeout(Duration::from_secs(50))
+        .start()?;
+    let used = || sandbox.usage().memory_peak_bytes.unwrap_or(0);
+    let patience = Instant::now() + Duration::from_secs(30);
+    while used() < 100 << 20 {
+        ensure!(Instant::now() < patience, "it uses {} bytes", used());
+        thread::sleep(Duration::from_millis(20));
+    }
+    sandbox.set_memory("32M")?;
+    let outcome = sandbox.wait()?;
+    ensure!(
+        matches!(outcome.status, Status::OomKilled { .. }),
+        "{outcome:?}"
+    );
+    Ok(())
+}
+
+/// There is no such device: that limit cannot be kept, and the others are.
+fn a_refused_limit_takes_no_other_along() -> Result<()> {
+    let outcome = Sandbox::builder()
+        .cmd(["dd", "if=/dev/zero", "of=/dev/null", "bs=128M", "count=1"])
+        .memory("32M")
+        .io_max("7:250", "wbps=1M")
+        .best_effort(true)
+        .run()?;
+    ensure_oom(&outcome, Bytes::mib(32), "dd")?;
+    let [warning] = &outcome.warnings[..] else {
+        anyhow::bail!("one warning, of io.max: {:?}", outcome.warnings);
+    };
+    ensure!(warning.contains("io.max=7:250"), "{warning}");
     Ok(())
 }
 

@@ -91,7 +91,7 @@ fn shows_the_run(context: &Context) -> Result<()> {
             ">http::answers<",
             ">名前::テスト_🦀<",
             "left processes behind",
-            r#"aria-label="21 bars, one for each time a test was run""#,
+            r#"aria-label="21 bars, one for each time a test was run; memory, at most "#,
         ],
     )?;
     for word in [

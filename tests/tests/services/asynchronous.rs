@@ -110,6 +110,11 @@ fn what_is_given_up_is_gone(_: &Context) -> Result<()> {
             let given_up =
                 tokio::time::timeout(short, sandbox.exec(["sleep", "555"]).run_async()).await;
             ensure!(given_up.is_err());
+            let never = View::Host
+                .sh("exec sleep 1000")?
+                .wait_for(Wait::file("/tmp/never"));
+            let given_up = tokio::time::timeout(short * 4, never.start_async()).await;
+            ensure!(given_up.is_err());
             Ok(())
         })?;
         let left = sandbox.exec(["pgrep", "-f", "sleep 555"]).run()?;
@@ -117,6 +122,10 @@ fn what_is_given_up_is_gone(_: &Context) -> Result<()> {
         // The same sandbox can be waited for again.
         sandbox.kill();
         ensure!(runtime.block_on(sandbox.wait_async())?.status == Status::Signaled(9));
+        // The end of a runtime waits for its threads: none waits for what will never be ready.
+        let began = Instant::now();
+        drop(runtime);
+        ensure!(began.elapsed() < Duration::from_secs(10), "a start went on");
     }
     Ok(())
 }

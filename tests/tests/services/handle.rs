@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use orbit::{Init, Paused, Status, Wait};
+use orbit::{Init, Paused, State, Status, Wait};
 use orbit_tests::{Case, Context};
 
 use crate::support::{VIEWS, View, case, count, has, read, until};
@@ -24,6 +24,7 @@ pub(crate) fn cases() -> Vec<Case> {
             restart_ends_what_does_not_listen,
         ),
         case("handle::inspect_tells", inspect_tells),
+        case("handle::paused_in_either_way", paused_in_either_way),
     ]
 }
 
@@ -159,6 +160,26 @@ fn restart_ends_what_does_not_listen(_: &Context) -> Result<()> {
                 .to_string(),
             &["process 1"],
         )?;
+    }
+    Ok(())
+}
+
+fn paused_in_either_way(_: &Context) -> Result<()> {
+    for view in VIEWS {
+        let mut sandbox = view.idle()?;
+        ensure!(sandbox.inspect().state == State::Running);
+        sandbox.pause()?;
+        ensure!(sandbox.inspect().state == State::Frozen, "{view:?}");
+        let began = Instant::now();
+        let refused = sandbox
+            .restart(Duration::from_secs(30))
+            .expect_err("it is refused");
+        has(&refused.to_string(), &["paused"])?;
+        ensure!(began.elapsed() < Duration::from_secs(10));
+        sandbox.unpause()?;
+        ensure!(sandbox.inspect().state == State::Running);
+        sandbox.restart(Duration::ZERO)?;
+        ensure!(sandbox.inspect().state == State::Running);
     }
     Ok(())
 }

@@ -34,6 +34,10 @@ pub(crate) fn cases() -> Vec<Case> {
             "logs::a_panicking_test_shows_its_log",
             a_panicking_test_shows_its_log,
         ),
+        case(
+            "logs::a_failing_service_shows_its_log",
+            a_failing_service_shows_its_log,
+        ),
     ]
 }
 
@@ -141,8 +145,33 @@ fn a_panicking_test_shows_its_log(_: &Context) -> Result<()> {
             "`doomed`",
             "stdout| first-line",
             "stderr| the-reason",
+            "whose program exited with code 9",
+            "stdout| last-words",
         ],
     )?;
     ensure!(!text.contains("not-shown"), "{text}");
     Ok(())
+}
+
+/// A test that fails by an error drops its sandboxes as one that passes does.
+fn a_failing_service_shows_its_log(_: &Context) -> Result<()> {
+    let run = |logs: &str| -> Result<String> {
+        let output = Command::new(std::env::current_exe()?)
+            .env(ROLE, "error")
+            .env("ORBIT_LOGS", logs)
+            .output()?;
+        ensure!(!output.status.success());
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let text = run("failed")?;
+    let ended = [
+        "`gone`",
+        "whose program exited with code 9",
+        "stdout| last-words",
+    ];
+    has(&text, &ended)?;
+    ensure!(!text.contains("still-well"), "{text}");
+    let text = run("always")?;
+    has(&text, &ended)?;
+    has(&text, &["stdout| still-well"])
 }

@@ -41,6 +41,7 @@ pub(crate) fn play(role: &str) -> ExitCode {
         "swap" => swap(Path::new(argument)),
         "descriptors" => descriptors(),
         "panic" => panic_with_a_sandbox(),
+        "error" => fail_with_a_sandbox(),
         "late-port" => late_port(),
         "shared" => crate::shared::end_with_a_service(argument),
         _ => Err(anyhow::anyhow!("no role {role}")),
@@ -111,7 +112,28 @@ fn panic_with_a_sandbox() -> Result<()> {
         .log_on_panic(false)
         .start()?;
     quiet.logs().follow().take(1).count();
+    let _gone = one_that_ended()?;
     panic!("the assertion failed");
+}
+
+fn fail_with_a_sandbox() -> Result<()> {
+    let well = View::Host.sh("echo still-well; exec sleep 1000")?.start()?;
+    well.logs().follow().take(1).count();
+    let _gone = one_that_ended()?;
+    anyhow::bail!("the test failed")
+}
+
+/// A service that ended by itself, and that nobody waited for.
+fn one_that_ended() -> Result<Sandbox> {
+    let gone = View::Host
+        .sh("echo last-words; exit 9")?
+        .name("gone")
+        .start()?;
+    let pid = gone.pid();
+    until("it ended", || {
+        Ok(pid.is_none_or(|pid| !Path::new(&format!("/proc/{pid}")).exists()))
+    })?;
+    Ok(gone)
 }
 
 /// Listens, after a while, on a port that nobody waits for, then on 8099.

@@ -88,6 +88,10 @@ fn commands(stage: &Stage, figures: &mut Figures) -> Result<()> {
             format!("{orbit} orbit run --help"),
         ),
         Timed::new(
+            "floor of a command",
+            format!("{} {rootfs} once", stage.root.join("floor").display()),
+        ),
+        Timed::new(
             "cargo orbit run",
             format!("{orbit} orbit run --image dir:{rootfs} -- /bin/true"),
         ),
@@ -206,6 +210,7 @@ fn tests(stage: &Stage, figures: &mut Figures) -> Result<()> {
         figures.skip("cargo nextest run", "cargo-nextest is not installed");
     }
     if is_there("cargo-maelstrom") {
+        // As `cargo maelstrom`, whose first word cargo itself would take for its own.
         let line = "cargo-maelstrom".into();
         timed.push(Timed::new("cargo maelstrom", line));
     } else {

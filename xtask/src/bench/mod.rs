@@ -24,13 +24,19 @@ use crate::{tally::Tally, workspace};
 pub(crate) fn run(tally: &mut Tally, words: &[&str]) -> Result<()> {
     let slow = words.contains(&"--slow");
     let filter: Vec<&str> = words.iter().copied().filter(|it| *it != "--slow").collect();
+    // A page has every row, also those that it has no figures for.
     let rows: Vec<&rows::Row> = rows::ROWS
         .iter()
-        .filter(|row| row.is_asked(&filter, slow))
+        .filter(|row| row.is_asked(&filter, true))
         .collect();
-    let groups: BTreeSet<Group> = rows.iter().map(|row| row.group).collect();
-    let stage = Stage::prepare()?;
     let mut figures = Figures::default();
+    for row in rows.iter().filter(|row| !row.is_asked(&filter, slow)) {
+        figures.skip(row.ours, "it takes minutes; run with `--slow`");
+    }
+    let asked = rows.iter().filter(|row| row.is_asked(&filter, slow));
+    let groups: BTreeSet<Group> = asked.map(|row| row.group).collect();
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let stage = Stage::prepare()?;
     for group in groups {
         println!("measuring: {}", group.name());
         let started = Instant::now();
@@ -50,7 +56,7 @@ pub(crate) fn run(tally: &mut Tally, words: &[&str]) -> Result<()> {
     println!("\n{table}");
     if filter.is_empty() {
         let path = workspace().join("docs/benchmarks.md");
-        std::fs::write(&path, page::page(&table, &figures, &stage))
+        std::fs::write(&path, page::page(&table, &figures, &stage, load.trim()))
             .with_context(|| format!("write {}", path.display()))?;
         println!("written: {}", path.display());
     } else {

@@ -68,15 +68,15 @@ fn show(value: f64, unit: Unit) -> String {
 }
 
 /// The whole of `docs/benchmarks.md`.
-pub(crate) fn page(table: &str, figures: &Figures, stage: &Stage) -> String {
+pub(crate) fn page(table: &str, figures: &Figures, stage: &Stage, load: &str) -> String {
     let limits = limits(figures);
-    let machine = machine(stage);
+    let machine = machine(stage, load);
     format!(
         "# Benchmarks\n\n\
          Written by `cargo xtask bench`; do not edit. Each ratio is ours to the peer's, of medians of one run, and\n\
          says more than the figures, which are this machine's. What the machine did not have is skipped by name.\n\n\
          {table}\n\
-         ## What the figures are\n\n{TEXT}{limits}\n\
+         ## What the figures are\n\n{TEXT}{limits}{REASONS}\n\
          ## The machine\n\n{machine}\n\
          ## To repeat it\n\n\
          ```\n\
@@ -104,6 +104,9 @@ const TEXT: &str = "\
 - *wake-up*: half of a round trip of one byte between two threads.
 ";
 
+/// Why what is missed is missed, by measurements that are not repeated with each run.
+const REASONS: &str = include_str!("reasons.md");
+
 /// The limits under what is missed, as this very run measured them.
 fn limits(figures: &Figures) -> String {
     let mut text = String::new();
@@ -127,16 +130,15 @@ fn limits(figures: &Figures) -> String {
             show(run, Unit::Time)
         );
     }
-    if let (Some(floor), Some(spawn), Some(bwrap)) = (
-        figures.get("floor"),
-        figures.get("plain spawn of a command"),
+    if let (Some(floor), Some(bwrap)) = (
+        figures.get("floor of a command"),
         figures.get("bwrap --unshare-all"),
     ) {
         let _ = writeln!(
             text,
-            "- A command that did nothing but start and be the C floor would take {:.2} of bubblewrap's time: one plain spawn and \
-             one floor.",
-            (floor + spawn) / bwrap
+            "- A static C program that starts, makes one floor and ends takes {}, {:.2} of bubblewrap's time.",
+            show(floor, Unit::Time),
+            floor / bwrap
         );
     }
     if let Some(ratio) = pair("large plain spawn", "plain spawn") {
@@ -148,7 +150,7 @@ fn limits(figures: &Figures) -> String {
     text
 }
 
-fn machine(stage: &Stage) -> String {
+fn machine(stage: &Stage, load: &str) -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let cpuinfo = read("/proc/cpuinfo");
     let of = |key: &str| {
@@ -173,20 +175,24 @@ fn machine(stage: &Stage) -> String {
         "an ordinary user"
     };
     let mut text = format!(
-        "- {}, {cores} cores, {memory} of memory; Linux {}; as {who}\n- load before the page was written: {}\n",
+        "- {}, {cores} cores, {memory} of memory; Linux {}; as {who}\n- load before all began: {load}\n",
         of("model name"),
         read("/proc/sys/kernel/osrelease").trim(),
-        read("/proc/loadavg").trim(),
     );
-    for words in [
-        ["rustc", "--version"],
-        ["hyperfine", "--version"],
-        ["bwrap", "--version"],
-        ["runc", "--version"],
-        ["cargo-nextest", "--version"],
-    ] {
+    let versions: [&[&str]; 9] = [
+        &["rustc", "--version"],
+        &["hyperfine", "--version"],
+        &["bwrap", "--version"],
+        &["runc", "--version"],
+        &["docker", "--version"],
+        &["cargo-nextest", "--version"],
+        &["cargo-maelstrom", "--version"],
+        &["cc", "--version"],
+        &["uname", "--kernel-version"],
+    ];
+    for words in versions {
         let mut command = stage.command(words[0]);
-        let version = run::output(command.arg(words[1]))
+        let version = run::output(command.args(&words[1..]))
             .ok()
             .and_then(|output| Some(String::from_utf8_lossy(&output).lines().next()?.to_owned()));
         let _ = writeln!(

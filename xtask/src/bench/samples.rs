@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::{
@@ -30,7 +30,8 @@ pub(crate) struct Turns {
     pub(crate) warm_up: usize,
 }
 
-/// Times `commands` in `directory`, and adds the median of each.
+/// Times `commands` in `directory`, and adds the median of each. One that does not run here is skipped by name: it must
+/// not take the others along.
 pub(crate) fn time(
     stage: &Stage,
     directory: &Path,
@@ -39,6 +40,14 @@ pub(crate) fn time(
     figures: &mut Figures,
 ) -> Result<()> {
     let export = stage.root.join("hyperfine.json");
+    let mut run_here = Vec::new();
+    for command in commands {
+        match try_once(stage, directory, &command.line) {
+            Ok(()) => run_here.push(command),
+            Err(why) => figures.skip(command.name, format!("does not run here: {why:#}")),
+        }
+    }
+    let commands = run_here;
     let mut times = vec![Vec::new(); commands.len()];
     for _ in 0..turns.count {
         let mut hyperfine = stage.command("hyperfine");
@@ -60,6 +69,19 @@ pub(crate) fn time(
         let median = median(times).with_context(|| format!("no times of {}", command.line))?;
         figures.add(command.name, median);
     }
+    Ok(())
+}
+
+/// Runs a command, which must succeed; else the last that it said.
+fn try_once(stage: &Stage, directory: &Path, line: &str) -> Result<()> {
+    let mut shell = stage.command("sh");
+    let done = shell
+        .current_dir(directory)
+        .args(["-c", &format!("exec {line}")])
+        .output()?;
+    let said = String::from_utf8_lossy(&done.stderr);
+    let last = said.trim_end().lines().next_back().unwrap_or_default();
+    ensure!(done.status.success(), "{}: {last}", done.status);
     Ok(())
 }
 

@@ -43,12 +43,13 @@ const TESTS = DATA.tests.map((test, index) => {
   const binary = DATA.binaries[test.binary];
   const name = (test.name || "(the whole program)") + (test.repetition ? ` #${test.repetition}` : "");
   return {
-    index, binary, name, class: test.class, attempts, last,
+    index, binary, name, repetition: test.repetition, class: test.class, attempts, last,
     word: test.class === "flaky" ? "FLAKY" : last ? last.word : test.class === "ignored" ? "IGNORED" : "NOT RUN",
     label: `${binary} ${name}`,
     started: last ? last.started : Infinity,
     wall: attempts.reduce((sum, attempt) => sum + attempt.wall, 0),
-    cpu: attempts.reduce((sum, attempt) => sum + (attempt.user || 0) + (attempt.system || 0), 0),
+    cpu: attempts.some((attempt) => !attempt.shared)
+      ? attempts.reduce((sum, attempt) => sum + (attempt.user || 0) + (attempt.system || 0), 0) : undefined,
     memory: attempts.reduce((most, attempt) => Math.max(most, attempt.memory || 0), 0) || undefined,
     remarks: [
       last && last.leaked && "left processes behind",
@@ -67,6 +68,20 @@ const BARS = TESTS.flatMap((test) => test.attempts.map((attempt, number) => ({
 }))).sort((a, b) => a.start - b.start || a.lane - b.lane);
 const LANES = BARS.reduce((most, bar) => Math.max(most, bar.lane + 1), 0);
 const END = BARS.reduce((most, bar) => Math.max(most, bar.end), DATA.summary.wall_seconds || 0) || 1;
+
+// What tests that shared a sandbox used is known of them together.
+const SHARED = (DATA.shared || []).map((it) => ({
+  ...it, binary: DATA.binaries[it.binary],
+  start: it.sandbox.started, end: it.sandbox.started + it.sandbox.wall,
+}));
+const cpuOf = (attempt) => (attempt.user || 0) + (attempt.system || 0);
+
+/** The sandbox that an attempt at a test shared, as far as it is told. */
+function sharedBy(test, attempt) {
+  if (!attempt.shared) return undefined;
+  return SHARED.find((it) => it.binary === test.binary && it.repetition === test.repetition
+    && it.start <= attempt.started + 1e-6 && attempt.started <= it.end + 1e-6);
+}
 
 /** The bars that were running at the same time as this one, the longest of them first. */
 function beside(bar) {

@@ -50,6 +50,10 @@ const details = (() => {
 
   function attempt(test, it, number) {
     const fact = (name, value) => el("div", {}, el("dt", {}, name), el("dd", {}, value));
+    const shared = sharedBy(test, it);
+    const usage = (it, of) => [
+      fact(`CPU${of}`, duration(cpuOf(it))), fact(`CPU, kernel${of}`, duration(it.system || 0)), fact(`Memory, peak${of}`, bytes(it.memory)),
+    ];
     const remarks = [
       ...told("left behind", it.leaked), ...told("not let out to", it.denied), ...told("wrote", it.wrote, it.wrote_more),
       ...told("note", it.notes), ...told("kept", it.kept && [`cargo orbit shell ${it.kept}`]),
@@ -60,9 +64,9 @@ const details = (() => {
       it.word === "PASS" ? null : el("p", { class: "phrase" }, it.phrase),
       el("dl", { class: "facts" },
         fact("Time", duration(it.wall)), fact("Started", `+${duration(it.started)}`), fact("Job", String(it.lane + 1)),
-        fact("CPU", duration((it.user || 0) + (it.system || 0))), fact("CPU, kernel", duration(it.system || 0)),
-        fact("Memory, peak", bytes(it.memory))),
-      it.shared ? el("p", { class: "dim" }, "It shared a sandbox: what its whole program used is told with the last test of it.") : null,
+        ...(it.shared ? shared ? usage(shared.sandbox, `, of all ${shared.tests}`) : [] : usage(it, ""))),
+      shared ? el("p", { class: "dim" }, `It shared a sandbox: what was used${shared.sandbox.wrote ? " and written" : ""} is that of ${plural(shared.tests, "test")} together.`) : null,
+      shared && shared.sandbox.wrote ? el("ul", { class: "told" }, ...told("together wrote", shared.sandbox.wrote, shared.sandbox.wrote_more)) : null,
       remarks.length ? el("ul", { class: "told" }, ...remarks) : null,
       stream("Standard output", it.stdout), stream("Standard error", it.stderr),
       it.stdout || it.stderr ? null : el("p", { class: "dim" }, "It wrote nothing."));

@@ -19,7 +19,7 @@ use super::{
     Report, json,
     text::{self, Budget},
 };
-use crate::test::event::{Attempt, BinaryId, Event, TestResult};
+use crate::test::event::{Attempt, BinaryId, Event, SharedSandbox, TestResult};
 
 const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("style.css");
@@ -53,6 +53,7 @@ struct Data {
     summary: Value,
     binaries: Vec<String>,
     tests: Vec<Test>,
+    shared: Vec<Shared>,
     #[serde(skip)]
     known: std::collections::HashMap<BinaryId, usize>,
 }
@@ -66,6 +67,16 @@ struct Test {
     repetition: Option<u32>,
     class: &'static str,
     attempts: Vec<Try>,
+}
+
+/// A sandbox of several tests.
+#[derive(Serialize)]
+struct Shared {
+    binary: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repetition: Option<u32>,
+    tests: usize,
+    sandbox: Try,
 }
 
 #[derive(Serialize)]
@@ -111,16 +122,40 @@ impl Html {
         }
     }
 
-    fn finished(&mut self, result: &TestResult) {
-        let binary = &result.id.binary;
-        let binary = if let Some(&known) = self.data.known.get(binary) {
-            known
-        } else {
-            let place = self.data.binaries.len();
-            self.data.binaries.push(text::name(&binary.0).into_owned());
-            self.data.known.insert(binary.clone(), place);
-            place
+    fn place_of(&mut self, binary: &BinaryId) -> usize {
+        if let Some(&known) = self.data.known.get(binary) {
+            return known;
+        }
+        let place = self.data.binaries.len();
+        self.data.binaries.push(text::name(&binary.0).into_owned());
+        self.data.known.insert(binary.clone(), place);
+        place
+    }
+
+    fn shared(&mut self, shared: &SharedSandbox) {
+        let shared = Shared {
+            binary: self.place_of(&shared.binary),
+            repetition: shared.repetition,
+            tests: shared.tests,
+            sandbox: self.attempt(&shared.attempt),
         };
+        self.data.shared.push(shared);
+    }
+
+    /// A test that was told to have passed is taken out: it is told again.
+    fn forget(&mut self, result: &TestResult) {
+        let binary = self.place_of(&result.id.binary);
+        let name = text::name(&result.id.name);
+        let at = self.data.tests.iter().rposition(|test| {
+            test.binary == binary && test.name == name && test.repetition == result.id.repetition
+        });
+        if let Some(at) = at {
+            self.data.tests.remove(at);
+        }
+    }
+
+    fn finished(&mut self, result: &TestResult) {
+        let binary = self.place_of(&result.id.binary);
         let attempts = result.attempts.iter().map(|attempt| self.attempt(attempt));
         let attempts = attempts.collect();
         self.data.tests.push(Test {
@@ -222,6 +257,11 @@ impl Report for Html {
                 self.data.run = json::run_started(&run);
             }
             Event::TestFinished(result) => self.finished(result),
+            Event::TestCorrected(result) => {
+                self.forget(result);
+                self.finished(result);
+            }
+            Event::SandboxFinished(shared) => self.shared(shared),
             Event::RunFinished(summary) => {
                 self.data.summary = json::run_finished(summary);
                 super::write_whole(&self.directory.join("index.html"), |out| self.write(out))?;
@@ -285,6 +325,24 @@ mod tests {
     fn the_data_of_a_run() {
         let data = data_of(&page(&sample::run()));
         insta::assert_snapshot!(serde_json::to_string_pretty(&data).unwrap());
+    }
+
+    #[test]
+    fn a_test_that_is_told_again_is_there_once() {
+        let mut events = sample::run();
+        let at = events.len() - 1;
+        let mut failed = sample::results().swap_remove(0);
+        failed.attempts[0].verdict = Verdict::Failed { code: None };
+        events.insert(at, Event::TestCorrected(failed));
+        let (before, after) = (data_of(&page(&sample::run())), data_of(&page(&events)));
+        let tests = |data: &Value| data["tests"].as_array().unwrap().clone();
+        assert_eq!(tests(&before).len(), tests(&after).len());
+        let told: Vec<_> = tests(&after)
+            .into_iter()
+            .filter(|test| test["name"] == "parse::empty")
+            .collect();
+        assert_eq!(told.len(), 1);
+        assert_eq!(told[0]["class"], "failed");
     }
 
     #[test]

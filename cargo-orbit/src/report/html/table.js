@@ -6,7 +6,7 @@ const table = (() => {
     ["result", "Result", (a, b) => rank[a.class] - rank[b.class] || a.word.localeCompare(b.word) || b.wall - a.wall],
     ["name", "Test", (a, b) => a.label.localeCompare(b.label) || a.index - b.index],
     ["time", "Time", (a, b) => b.wall - a.wall, true],
-    ["cpu", "CPU", (a, b) => b.cpu - a.cpu, true],
+    ["cpu", "CPU", (a, b) => (b.cpu || 0) - (a.cpu || 0), true],
     ["memory", "Memory", (a, b) => (b.memory || 0) - (a.memory || 0), true],
     ["start", "Started", (a, b) => a.started === b.started ? 0 : a.started - b.started, true],
   ];
@@ -80,7 +80,7 @@ const table = (() => {
     el("div", { role: "gridcell", class: "name", title: test.label }, el("i", {}, test.binary), test.name,
       test.remarks.length ? el("em", {}, test.remarks.join(", ")) : null),
     ...[
-      test.last ? duration(test.wall) : "–", test.last ? duration(test.cpu) : "–", bytes(test.memory),
+      test.last ? duration(test.wall) : "–", test.cpu === undefined || !test.last ? "–" : duration(test.cpu), bytes(test.memory),
       test.last ? `+${duration(test.attempts[0].started)}` : "–",
     ].map((value) => el("div", { role: "gridcell", class: "number" }, value)));
     made.style.top = `${position * ROW}px`;

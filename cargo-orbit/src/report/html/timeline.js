@@ -24,17 +24,13 @@ const timeline = (() => {
   const x = (time) => LABEL + (time - from) / (to - from) * (width - LABEL);
   const time = (px) => from + (px - LABEL) / (width - LABEL) * (to - from);
 
-  // What was used over time, as steps. Of tests that shared a sandbox it is known once, for the time of them all.
+  // What was used over time, as steps. Of tests that shared a sandbox it is known of them together, for the time of it.
+  const used = [...BARS.filter((bar) => !bar.attempt.shared), ...SHARED.map((it) => ({ ...it, attempt: it.sandbox }))];
   function steps(amount) {
-    const firsts = new Map();
-    for (const bar of BARS) {
-      if (bar.attempt.shared && !firsts.has(bar.test.binary)) firsts.set(bar.test.binary, bar.start);
-    }
     const changes = [];
-    for (const bar of BARS) {
-      const start = bar.attempt.shared ? firsts.get(bar.test.binary) : bar.start;
-      const much = amount(bar.attempt, Math.max(bar.end - start, 1e-6));
-      if (much) changes.push([start, much], [bar.end, -much]);
+    for (const { attempt, start, end } of used) {
+      const much = amount(attempt, Math.max(end - start, 1e-6));
+      if (much) changes.push([start, much], [end, -much]);
     }
     changes.sort((a, b) => a[0] - b[0]);
     let level = 0, most = 0;
@@ -48,7 +44,8 @@ const timeline = (() => {
     return { points, most };
   }
   const memory = steps((attempt) => attempt.memory || 0);
-  const cpu = steps((attempt, wall) => ((attempt.user || 0) + (attempt.system || 0)) / wall);
+  const cpu = steps((attempt, wall) => cpuOf(attempt) / wall);
+  const cores = (most) => `${most.toFixed(1)} core${most === 1 ? "" : "s"}`;
 
   function tick(span) {
     const rough = span / Math.max(2, (width - LABEL) / 110);
@@ -166,7 +163,7 @@ const timeline = (() => {
     context.restore();
     const under = AXIS + LANES * lane + GAP;
     strip(under, memory, colour.memory, "memory", bytes);
-    strip(under + STRIP + GAP, cpu, colour.cpu, "CPU", (most) => `${most.toFixed(1)} core${most === 1 ? "" : "s"}`, true);
+    strip(under + STRIP + GAP, cpu, colour.cpu, "CPU", cores, true);
   }
 
   function at(px, py) {
@@ -192,7 +189,7 @@ const timeline = (() => {
       el("b", {}, bar.test.name),
       el("span", {}, bar.test.binary),
       el("span", {}, `${bar.attempt.phrase}${bar.test.attempts.length > 1 ? `, attempt ${bar.number + 1} of ${bar.test.attempts.length}` : ""}`),
-      el("span", {}, [duration(bar.attempt.wall), `CPU ${duration((bar.attempt.user || 0) + (bar.attempt.system || 0))}`, bytes(bar.attempt.memory)].join(" · ")),
+      el("span", {}, [duration(bar.attempt.wall), ...(bar.attempt.shared ? [] : [`CPU ${duration(cpuOf(bar.attempt))}`, bytes(bar.attempt.memory)])].join(" · ")),
       el("span", {}, others ? `beside ${plural(others, "other test")}` : "beside no other"),
     );
     tip.style.left = `${Math.max(8, Math.min(px + 34, width - tip.offsetWidth + 10))}px`;
@@ -268,6 +265,9 @@ const timeline = (() => {
   $("zoom-out").addEventListener("click", () => scale(2));
   $("zoom-all").addEventListener("click", () => zoom(0, END));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { colours(); draw(); });
-  canvas.setAttribute("aria-label", `${plural(BARS.length, "bar")}, one for each time a test was run`);
+  canvas.setAttribute("aria-label", [
+    `${plural(BARS.length, "bar")}, one for each time a test was run`,
+    memory.most ? `memory, at most ${bytes(memory.most)}` : null, cpu.most ? `CPU, at most ${cores(cpu.most)}` : null,
+  ].filter(Boolean).join("; "));
   return { draw, start() { colours(); new ResizeObserver(draw).observe(canvas.parentElement); draw(); } };
 })();

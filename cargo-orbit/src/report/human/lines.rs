@@ -9,8 +9,8 @@ use crate::{
         text::{self, counted},
     },
     test::event::{
-        Attempt, BinaryListed, Class, Ending, RunStarted, Summary, TestId, TestResult, Used,
-        Verdict, mebibytes,
+        Attempt, BinaryListed, Class, Ending, RunStarted, SharedSandbox, Summary, TestId,
+        TestResult, Used, Verdict, mebibytes,
     },
 };
 
@@ -108,13 +108,43 @@ impl Lines {
                 _ => write!(text, ", {count} times"),
             };
         }
-        if self.verbose {
+        // Of those that shared a sandbox it is told of them together.
+        if self.verbose && last.alone {
             text.push_str(&self.brush.paint(DIM, &used(&last.used)));
         }
         text.push('\n');
         self.details(&mut text, last);
         if self.verbose || class == Class::Failed {
             self.outputs(&mut text, last);
+        }
+        text
+    }
+
+    /// What tests used and wrote that shared a sandbox.
+    pub(super) fn shared(&self, shared: &SharedSandbox) -> String {
+        let attempt = &shared.attempt;
+        if !self.verbose && attempt.wrote.is_empty() {
+            return String::new();
+        }
+        let word = self.word(DIM, "Together");
+        let mut text = format!(
+            "{word} {} {}, {}",
+            self.time(attempt.wall_time, ' '),
+            self.brush.paint(BINARY, &text::name(&shared.binary.0)),
+            counted(shared.tests, "test"),
+        );
+        if let Some(repetition) = shared.repetition {
+            let _ = write!(text, " #{repetition}");
+        }
+        text.push_str(&self.brush.paint(DIM, &used(&attempt.used)));
+        text.push('\n');
+        let told = Attempt {
+            wrote: attempt.wrote.clone(),
+            ..Attempt::new(Verdict::Passed, attempt.used)
+        };
+        self.details(&mut text, &told);
+        if self.verbose {
+            self.outputs(&mut text, attempt);
         }
         text
     }

@@ -123,7 +123,8 @@ impl<W: Write + Send> Report for Human<W> {
             }
             Event::TestSlow { id, running_for } if normal => self.lines.slow(id, *running_for),
             Event::TestRetried { id, failed } if normal => self.lines.retried(id, failed),
-            Event::TestFinished(result) => self.finished(result),
+            Event::TestFinished(result) | Event::TestCorrected(result) => self.finished(result),
+            Event::SandboxFinished(shared) if normal => self.lines.shared(shared),
             Event::Ending { why, running } => self.lines.ending(*why, *running),
             Event::RunFinished(summary) => {
                 let mut text = self.lines.summary(summary);

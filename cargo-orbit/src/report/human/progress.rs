@@ -86,7 +86,8 @@ impl State {
             Event::TestStarted { id, at, .. } => {
                 self.running.insert(id.clone(), *at);
             }
-            Event::TestRetried { id, .. } => {
+            Event::TestCorrected(_) => self.failed += 1,
+            Event::TestRetried { id, .. } | Event::TestEnded { id, .. } => {
                 self.running.remove(id);
             }
             Event::TestFinished(result) => {

@@ -1,8 +1,10 @@
 //! What a job's thread does: it makes one sandbox, or two, waits, and says what came of it.
 
 use std::{
+    any::Any,
     collections::BTreeMap,
     ffi::OsString,
+    panic::{self, AssertUnwindSafe},
     sync::{Arc, mpsc::Sender},
     time::Duration,
 };
@@ -16,8 +18,9 @@ use crate::{
         doctests::Doctests,
         event::{Attempt, TestId, TestResult, Used, Verdict},
         libtest,
+        schedule::Room,
         select::RunIgnored,
-        together::{Gone, Group},
+        together::{Gone, Group, Heard, Span},
     },
 };
 
@@ -54,6 +57,88 @@ pub(crate) enum Done {
     Doctests(Vec<TestResult>, Option<Box<Attempt>>),
 }
 
+/// A job with its room, on the way to its thread. Where that never comes to be, it is told as not run: whoever waits for it
+/// would wait for ever.
+pub(super) struct Errand<'a> {
+    pub(super) ground: &'a Ground,
+    pub(super) sender: Sender<Message>,
+    pub(super) load: Option<(Room, Job)>,
+}
+
+impl Errand<'_> {
+    /// Does the job, and says what came of it, whatever happens on the way.
+    pub(super) fn run(mut self, options: &Options) {
+        let Some((mut room, job)) = self.load.take() else {
+            return;
+        };
+        let ground = self.ground;
+        let lane = room.lane();
+        let lost = |why| {
+            let mut attempt = attempt::not_run(ground, why);
+            attempt.lane = lane;
+            attempt
+        };
+        let done = match job {
+            Job::List(binary, settings) => {
+                let listed = caught(|| list(ground, options, &binary, &settings));
+                let listed = listed.unwrap_or_else(|why| Err(Box::new(lost(why))));
+                Done::Listed(binary, listed)
+            }
+            Job::Alone(task) => {
+                let attempt = caught(|| alone(ground, options, &task));
+                let mut attempt = attempt.unwrap_or_else(lost);
+                attempt.lane = lane;
+                Done::Alone(task, Box::new(attempt))
+            }
+            Job::Together(tasks, group) => {
+                let sender = &self.sender;
+                let gone = caught(|| together(ground, options, &tasks, &group, &mut room, sender));
+                let mut gone = gone.unwrap_or_else(|why| Gone::of(lost(why)));
+                gone.attempt.lane = lane;
+                Done::Together(tasks, Box::new(gone))
+            }
+            Job::Doctests(doctests) => {
+                let ended = caught(|| doctests.run(ground, lane));
+                let (results, failed) = ended.unwrap_or_else(|why| (Vec::new(), Some(lost(why))));
+                Done::Doctests(results, failed.map(Box::new))
+            }
+        };
+        // The other end is gone only when nobody wants to know any more.
+        let _ = self.sender.send(Message::Done(room, done));
+    }
+}
+
+impl Drop for Errand<'_> {
+    fn drop(&mut self) {
+        let Some((room, job)) = self.load.take() else {
+            return;
+        };
+        let why = "no thread could be started for it".to_owned();
+        let attempt = Box::new(attempt::not_run(self.ground, why));
+        let _ = self.sender.send(Message::Done(room, job.not_run(attempt)));
+    }
+}
+
+impl Job {
+    fn not_run(self, attempt: Box<Attempt>) -> Done {
+        match self {
+            Self::List(binary, _) => Done::Listed(binary, Err(attempt)),
+            Self::Alone(task) => Done::Alone(task, attempt),
+            Self::Together(tasks, _) => Done::Together(tasks, Box::new(Gone::of(*attempt))),
+            Self::Doctests(_) => Done::Doctests(Vec::new(), Some(attempt)),
+        }
+    }
+}
+
+/// What `job` comes to; where it panics, what it said. The panic itself is on standard error.
+fn caught<T>(job: impl FnOnce() -> T) -> Result<T, String> {
+    panic::catch_unwind(AssertUnwindSafe(job)).map_err(|panic: Box<dyn Any + Send>| {
+        let said = panic.downcast_ref::<String>().map(String::as_str);
+        let said = said.or_else(|| panic.downcast_ref::<&str>().copied());
+        format!("a fault of Orbit: {}", said.unwrap_or("a panic"))
+    })
+}
+
 /// Turns a pass into a failure where the settings want it.
 pub(super) fn by_policy(attempt: &mut Attempt, settings: &Settings) {
     if !attempt.verdict.passed() {
@@ -67,7 +152,7 @@ pub(super) fn by_policy(attempt: &mut Attempt, settings: &Settings) {
 }
 
 /// The tests of a binary, and which of them are ignored; `None` where it is no such binary.
-pub(super) fn list(
+fn list(
     ground: &Ground,
     options: &Options,
     binary: &Arc<TestBinary>,
@@ -115,7 +200,7 @@ pub(super) fn list(
 }
 
 /// Runs one test in a sandbox of its own.
-pub(super) fn alone(ground: &Ground, options: &Options, task: &Task) -> Attempt {
+fn alone(ground: &Ground, options: &Options, task: &Task) -> Attempt {
     let needed = match ground.need(&task.settings) {
         Ok(needed) => needed,
         Err(attempt) => return *attempt,
@@ -156,13 +241,13 @@ pub(super) fn alone(ground: &Ground, options: &Options, task: &Task) -> Attempt 
     attempt
 }
 
-/// Runs the tests of a group in one sandbox.
-pub(super) fn together(
+/// Runs the tests of a group in one sandbox, and gives back the lanes that it needs no more.
+fn together(
     ground: &Ground,
     options: &Options,
     tasks: &[Task],
     group: &Group,
-    lane: usize,
+    room: &mut Room,
     sender: &Sender<Message>,
 ) -> Gone {
     let (binary, settings) = (&tasks[0].binary, &tasks[0].settings);
@@ -178,29 +263,55 @@ pub(super) fn together(
         .iter()
         .map(|task| (task.id.name.as_str(), task))
         .collect();
-    let sender = sender.clone();
-    let mut gone = group.run(
-        ground,
-        &binary.id.0,
-        sandbox,
-        move |name, started, ended| {
-            let Some(task) = by_name.get(&**name) else {
-                return;
-            };
-            let attempt = Attempt {
-                started,
-                wall_time: ended.saturating_sub(started),
-                lane,
-                alone: false,
-                ..Attempt::new(Verdict::Passed, Used::default())
-            };
-            let _ = sender.send(Message::Passed(
-                Box::new((*task).clone()),
-                Box::new(attempt),
-            ));
-        },
-    );
-    gone.attempt.lane = lane;
+    let lanes = room.lanes().to_vec();
+    let lane_of = |slot: usize| lanes.get(slot).or(lanes.first()).copied().unwrap_or(0);
+    let task_of = |name: &str| by_name.get(name).map(|task| Box::new((*task).clone()));
+    let mut gone = group.run(ground, &binary.id.0, sandbox, |heard| {
+        let message = match heard {
+            Heard::Started(name, Span { started, .. }) => {
+                task_of(name).map(|task| Message::Started(task, started))
+            }
+            Heard::Ended(name, said, span) => task_of(name).map(|task| {
+                let attempt = of_span(span, lane_of(span.slot), Verdict::Passed);
+                Message::Ended(task, said, Box::new(attempt))
+            }),
+            Heard::Idle { slot } => room.without(lane_of(slot)).map(Message::Free),
+        };
+        if let Some(message) = message {
+            let _ = sender.send(message);
+        }
+    });
+    for span in gone.spans.values_mut() {
+        span.slot = lane_of(span.slot);
+    }
     attempt::blame(&mut gone.attempt, &needed);
     gone
+}
+
+/// What is known of a test that shared its sandbox.
+pub(super) fn of_span(span: Span, lane: usize, verdict: Verdict) -> Attempt {
+    let ended = span.ended.unwrap_or(span.started);
+    Attempt {
+        started: span.started,
+        wall_time: ended.saturating_sub(span.started),
+        lane,
+        alone: false,
+        ..Attempt::new(verdict, Used::default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_a_reason() {
+        assert_eq!(caught(|| 1), Ok(1));
+        let said = |job: fn()| caught(job).unwrap_err();
+        assert_eq!(said(|| panic!("boom")), "a fault of Orbit: boom");
+        assert_eq!(
+            said(|| assert_eq!(1 + 1, 3, "sums")).lines().next(),
+            Some("a fault of Orbit: assertion `left == right` failed: sums")
+        );
+    }
 }

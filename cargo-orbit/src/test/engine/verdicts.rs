@@ -1,18 +1,20 @@
 //! What becomes of a test when a job has ended: its verdict, another attempt, or a sandbox of its own.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::{
     Engine, Orphans,
-    jobs::{Task, by_policy},
+    jobs::{Task, by_policy, of_span},
 };
 use crate::{
     config::settings::Settings,
     test::{
         binary::TestBinary,
-        event::{Attempt, Class, Ending, Event, Skipped, TestId, TestResult, Used, Verdict},
+        event::{
+            Attempt, Class, Ending, Event, SharedSandbox, Skipped, TestId, TestResult, Verdict,
+        },
         libtest::Said,
-        together::Gone,
+        together::{Gone, Span},
     },
 };
 
@@ -115,72 +117,134 @@ impl Engine<'_> {
         }
     }
 
-    /// A sandbox with several tests has ended. Those that passed are told already.
+    /// A test beside others was heard to have ended: what it printed comes later, and is not waited for where nobody asks.
+    pub(super) fn heard(&mut self, task: Task, said: Said, attempt: Attempt) {
+        if said == Said::Passed && !self.options.show_output {
+            self.passed.insert(task.id.clone());
+            self.finish(task, attempt);
+        } else {
+            let at = attempt.started + attempt.wall_time;
+            self.ended_in_group(task.id, at);
+        }
+    }
+
+    /// It runs no more, where it did; its verdict comes later.
+    fn ended_in_group(&mut self, id: TestId, at: Duration) {
+        if self.running.remove(&id).is_some() {
+            self.tell(&Event::TestEnded { id, at });
+        }
+    }
+
+    /// What looked like its verdict was told, and another came: it has failed, and that it has is told once.
+    fn correct(&mut self, task: Task, mut attempt: Attempt) {
+        attempt
+            .notes
+            .push("a line that looked like its verdict had said that it passed".to_owned());
+        let result = TestResult {
+            id: task.id,
+            attempts: vec![attempt],
+            skipped: None,
+        };
+        self.ended.summary.passed -= 1;
+        self.ended.summary.failed += 1;
+        self.ended.history.learn(&result);
+        self.tell(&Event::TestCorrected(result));
+        if self.options.fail_fast {
+            self.end(Ending::Failure);
+        }
+    }
+
+    /// A sandbox with several tests has ended. Those that passed may be told already.
     pub(super) fn gone(&mut self, tasks: Vec<Task>, gone: Gone) {
         let Gone {
             mut attempt,
             mut told,
-            times,
+            spans,
         } = gone;
+        attempt.alone = false;
         let binary = Arc::clone(&tasks[0].binary);
         let settings = Arc::clone(&tasks[0].settings);
+        let whole = Span {
+            started: attempt.started,
+            ended: Some(attempt.started + attempt.wall_time),
+            slot: attempt.lane,
+        };
+        let kept = attempt.kept.clone();
         let of_test = |task: &Task, verdict: Verdict, stdout: Vec<u8>| {
-            let (started, ended) = times
-                .get(task.id.name.as_str())
-                .copied()
-                .unwrap_or_default();
+            let span = spans.get(task.id.name.as_str()).copied();
+            let mut span = span.unwrap_or(whole);
+            span.ended = span.ended.or(whole.ended);
+            let kept = kept.clone().filter(|_| !verdict.passed());
             Attempt {
-                started,
-                wall_time: ended.saturating_sub(started),
-                lane: attempt.lane,
-                alone: false,
                 stdout,
-                ..Attempt::new(verdict, Used::default())
+                kept,
+                ..of_span(span, span.slot, verdict)
             }
         };
         if let Verdict::SetupFailed { .. } = attempt.verdict {
             for task in tasks {
-                let same = attempt.clone();
-                self.finish(task, same);
+                if !self.passed.remove(&task.id) {
+                    let same = attempt.clone();
+                    self.finish(task, same);
+                }
             }
             return;
         }
+        let shared = SharedSandbox {
+            binary: binary.id.clone(),
+            repetition: tasks[0].id.repetition,
+            tests: tasks.len(),
+            attempt: Attempt {
+                stdout: Vec::new(),
+                ..attempt.clone()
+            },
+        };
         let is_all_well = attempt.verdict.passed() && told.is_all_well(tasks.len());
         let mut orphans = Vec::new();
         let mut has_failed = false;
         for task in tasks {
-            match told.verdicts.get(task.id.name.as_str()) {
-                Some(Said::Passed) if times.contains_key(task.id.name.as_str()) => {}
+            let name = task.id.name.as_str();
+            let was_told = self.passed.remove(&task.id);
+            let mut output = || told.outputs.remove(name).unwrap_or_default();
+            match told.verdicts.get(name) {
+                Some(Said::Passed) if was_told => {}
                 Some(Said::Passed) => {
-                    let passed = of_test(&task, Verdict::Passed, Vec::new());
+                    let passed = of_test(&task, Verdict::Passed, output());
                     self.finish(task, passed);
                 }
-                Some(Said::Ignored) => self.finished(TestResult {
-                    id: task.id,
-                    attempts: Vec::new(),
-                    skipped: Some(Skipped::Ignored),
-                }),
+                Some(Said::Ignored) => {
+                    let ignored = TestResult {
+                        id: task.id,
+                        attempts: Vec::new(),
+                        skipped: Some(Skipped::Ignored),
+                    };
+                    self.finished(ignored);
+                }
                 Some(Said::Failed) => {
                     has_failed = true;
-                    let output = told
-                        .outputs
-                        .remove(task.id.name.as_str())
-                        .unwrap_or_default();
-                    let failed = of_test(&task, Verdict::Failed { code: None }, output);
-                    self.finish(task, failed);
+                    let failed = of_test(&task, Verdict::Failed { code: None }, output());
+                    if was_told {
+                        self.correct(task, failed);
+                    } else {
+                        self.finish(task, failed);
+                    }
                 }
                 None if is_all_well => {
-                    let passed = of_test(&task, Verdict::Passed, Vec::new());
+                    let passed = of_test(&task, Verdict::Passed, output());
                     self.finish(task, passed);
                 }
                 None => orphans.push(task),
             }
         }
-        attempt.alone = false;
+        self.tell(&Event::SandboxFinished(shared));
         if attempt.verdict == Verdict::Interrupted {
             for task in orphans {
-                let interrupted = of_test(&task, Verdict::Interrupted, Vec::new());
-                self.finish(task, interrupted);
+                if spans.contains_key(task.id.name.as_str()) {
+                    let interrupted = of_test(&task, Verdict::Interrupted, Vec::new());
+                    self.finish(task, interrupted);
+                } else {
+                    self.not_reached(task);
+                }
             }
         } else if orphans.is_empty() {
             self.judge_binary(&binary, &settings, attempt, has_failed);
@@ -198,8 +262,9 @@ impl Engine<'_> {
                     attempt,
                 },
             );
+            let at = self.now();
             for mut task in orphans {
-                self.running.remove(&task.id);
+                self.ended_in_group(task.id.clone(), at);
                 task.orphan_of = Some(number);
                 if self.ending.is_some() {
                     self.not_reached(task);
@@ -218,6 +283,8 @@ impl Engine<'_> {
         mut attempt: Attempt,
         has_failed: bool,
     ) {
+        // Told of the sandbox.
+        attempt.wrote.clear();
         if !attempt.verdict.passed() && !has_failed {
             attempt.notes.push("its tests have passed".to_owned());
             self.finish_binary(binary, attempt);
@@ -230,6 +297,7 @@ impl Engine<'_> {
             by_policy(&mut attempt, settings);
             attempt.stdout.clear();
             attempt.stderr.clear();
+            attempt.kept = None;
             self.finish_binary(binary, attempt);
         }
     }

@@ -180,6 +180,7 @@ impl Engine<'_> {
                     has_ignored: tasks.iter().any(|task| task.is_ignored),
                     threads: tasks.len().min(self.options.jobs).max(1),
                     timeout: tasks[0].settings.timeout(),
+                    show_output: self.options.show_output,
                 };
                 self.push(Job::Together(tasks, group));
             }

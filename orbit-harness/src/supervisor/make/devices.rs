@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use rustix::{
-    fs::{Mode, OFlags},
+    fs::{FileType, Mode, OFlags},
     mount::MountFlags,
 };
 
@@ -27,11 +27,13 @@ impl Maker {
         let dev = self.own_directory("dev")?;
         let inside = |name: &str| format!("{}/{name}", fd_path(&dev));
         for name in DEVICES {
-            rustix::fs::openat(
+            // One call, where to open it would need another to close it.
+            rustix::fs::mknodat(
                 &dev,
                 name,
-                OFlags::CREATE | OFlags::CLOEXEC,
+                FileType::RegularFile,
                 Mode::from_raw_mode(0o666),
+                0,
             )?;
             rustix::mount::mount_bind(format!("{HOST}/dev/{name}"), inside(name))?;
         }

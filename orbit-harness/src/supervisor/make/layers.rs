@@ -25,6 +25,9 @@ use crate::{
 /// What an id that has no counterpart in this user namespace shows as. Source: user_namespaces(7).
 const OVERFLOW_ID: u32 = 65534;
 
+/// Of a fresh layer's directory, as most directories have it.
+const LAYER_MODE: u32 = 0o755;
+
 impl Maker {
     pub(super) fn overlay_root(&mut self, lower: &Lower, etc: &[EtcFile]) -> Done {
         let target = format!("{STAGE}/root");
@@ -78,7 +81,7 @@ impl Maker {
     pub(super) fn new_layer(&mut self) -> rustix::io::Result<String> {
         self.layers += 1;
         let upper = format!("{STAGE}/upper{}", self.layers);
-        rustix::fs::mkdir(&upper, Mode::from_raw_mode(0o755))?;
+        rustix::fs::mkdir(&upper, Mode::from_raw_mode(LAYER_MODE))?;
         rustix::fs::mkdir(
             format!("{STAGE}/work{}", self.layers),
             Mode::from_raw_mode(0o700),
@@ -185,7 +188,9 @@ impl Maker {
         // The layer's root stands for the directory it covers.
         let stat = rustix::fs::fstat(source)?;
         let upper = self.new_layer()?;
-        rustix::fs::chmod(&upper, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
+        if stat.st_mode & 0o7777 != LAYER_MODE {
+            rustix::fs::chmod(&upper, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
+        }
         // An owner without an id here shows as the overflow id; it is the host's root, as a rule.
         let owner = |id| if id == OVERFLOW_ID { self.system } else { id };
         let (uid, gid) = (owner(stat.st_uid), owner(stat.st_gid));

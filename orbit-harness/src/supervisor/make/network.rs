@@ -26,6 +26,9 @@ use crate::{
 /// Of what a helper writes before it ends, what is passed on.
 const MAX_SAID_BYTES: u64 = 2048;
 
+/// The number of loopback in every network namespace. Source: Linux, include/net/flow.h, `LOOPBACK_IFINDEX`.
+const LOOPBACK: u32 = 1;
+
 impl Maker {
     /// Has a link made into this network namespace, and gives it its address.
     pub(super) fn link(&mut self, name: &str, link: &Link) -> Done {
@@ -63,7 +66,7 @@ impl Maker {
                 })?;
             }
             let netlink = Netlink::open()?;
-            netlink.keep_the_rest(netlink.index("lo")?)?;
+            netlink.keep_the_rest(LOOPBACK)?;
             Ok(netfilter)
         });
         match installed {

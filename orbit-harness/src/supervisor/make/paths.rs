@@ -2,8 +2,8 @@
 
 use std::{
     ffi::OsStr,
-    os::fd::OwnedFd,
-    path::{Component, Path, PathBuf},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
 };
 
 use rustix::{
@@ -19,6 +19,24 @@ use crate::supervisor::{
     home::{HOST, below_host},
     protocol::Cause,
 };
+
+/// The mask of the supervisor and its inits, for the modes of new files.
+pub(in crate::supervisor) const MASK: u32 = 0o022;
+
+/// A directory of the new root: most are in the root itself, which is open already.
+pub(super) enum Parent<'a> {
+    Root(&'a OwnedFd),
+    Opened(OwnedFd),
+}
+
+impl AsFd for Parent<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Root(fd) => fd.as_fd(),
+            Self::Opened(fd) => fd.as_fd(),
+        }
+    }
+}
 
 impl Maker {
     /// A path of the host: links are followed as on the host, and nothing but the host is seen.
@@ -45,29 +63,18 @@ impl Maker {
             Err(Cause::Errno(libc::ENOENT)) => {}
             other => return other,
         }
-        let mut walked = PathBuf::new();
-        let mut parent = self.open_inside(Path::new("/"))?;
-        for component in path
-            .components()
-            .filter(|part| matches!(part, Component::Normal(_)))
-        {
-            walked.push(component);
-            let last = walked.as_os_str().len() == path.as_os_str().len().saturating_sub(1);
-            parent = match self.open_inside(&walked) {
-                Err(Cause::Errno(libc::ENOENT)) => {
-                    let name = component.as_os_str();
-                    let mode = Mode::from_raw_mode(if last { mode } else { 0o755 });
-                    rustix::fs::mkdirat(&parent, name, mode)?;
-                    // The mask of this process holds for mkdir, not for chmod.
-                    rustix::fs::chmodat(&parent, name, mode, AtFlags::empty())?;
-                    let made = self.open_inside(&walked)?;
-                    self.give_to_system(&fd_path(&made))?;
-                    made
-                }
-                other => other?,
-            };
+        let (parent, name) = self.split(path)?;
+        let bits = Mode::from_raw_mode(mode);
+        rustix::fs::mkdirat(&parent, name, bits)?;
+        if mode & MASK != 0 {
+            // The mask of this process holds for mkdir, not for chmod.
+            rustix::fs::chmodat(&parent, name, bits, AtFlags::empty())?;
         }
-        Ok(parent)
+        let made = self.open_inside(path)?;
+        if self.system != 0 {
+            self.give_to_system(&fd_path(&made))?;
+        }
+        Ok(made)
     }
 
     /// The file at `path`, made empty with its parents where nothing is there.
@@ -100,12 +107,16 @@ impl Maker {
         Ok(rustix::fs::symlinkat(target, &parent, name)?)
     }
 
-    pub(super) fn split<'a>(&self, path: &'a Path) -> Result<(OwnedFd, &'a OsStr), Cause> {
+    /// The directory that `path` lies in, made with its parents where it is not there, and its name in it.
+    pub(super) fn split<'a>(&self, path: &'a Path) -> Result<(Parent<'_>, &'a OsStr), Cause> {
         let name = path.file_name().ok_or(Cause::Errno(libc::EINVAL))?;
-        Ok((
-            self.directory(path.parent().unwrap_or(Path::new("/")), 0o755)?,
-            name,
-        ))
+        let parent = path.parent().unwrap_or(Path::new("/"));
+        let parent = if parent == Path::new("/") || parent.as_os_str().is_empty() {
+            Parent::Root(self.root()?)
+        } else {
+            Parent::Opened(self.directory(parent, 0o755)?)
+        };
+        Ok((parent, name))
     }
 
     /// A directory of `/` that Orbit mounts on: it must be one, and no link to somewhere else.
