@@ -10,10 +10,13 @@ use std::{
     time::Duration,
 };
 
-use crate::test::libtest::{self, Said};
+use crate::test::{
+    ends::Ends,
+    libtest::{self, Said},
+};
 
-/// So much is kept of the beginning and so much of the end of what is said of a library.
-const KEPT_BYTES: usize = 4 << 20;
+/// So much is kept of what is said of a library.
+const KEPT_BYTES: usize = 8 << 20;
 
 /// A line that is longer says nothing of a test.
 const LINE_MOST_BYTES: usize = 64 << 10;
@@ -70,9 +73,9 @@ impl Listener {
             threads: threads.max(1),
             began,
             line: Vec::new(),
-            preface: Ends::default(),
+            preface: Ends::new(KEPT_BYTES),
             libraries: Vec::new(),
-            text: Ends::default(),
+            text: Ends::new(KEPT_BYTES),
             round: None,
         }
     }
@@ -83,10 +86,10 @@ impl Listener {
             if self.line.len() + part.len() <= LINE_MOST_BYTES {
                 self.line.extend_from_slice(part);
             }
-            if !self.libraries.is_empty() {
-                self.text.add(part);
+            if self.libraries.is_empty() {
+                self.preface.push(part);
             } else {
-                self.preface.add(part);
+                self.text.push(part);
             }
             if part.ends_with(b"\n") {
                 let line = std::mem::take(&mut self.line);
@@ -169,7 +172,7 @@ impl Listener {
 
     fn end_library(&mut self) {
         self.end_round();
-        let text = std::mem::take(&mut self.text).whole();
+        let text = std::mem::replace(&mut self.text, Ends::new(KEPT_BYTES)).into_bytes();
         let Some(library) = self.libraries.last_mut() else {
             return;
         };
@@ -185,7 +188,7 @@ impl Listener {
     /// Cargo's own words, and what was said of each library.
     pub(super) fn end(mut self) -> (Vec<u8>, Vec<Library>) {
         self.end_library();
-        (self.preface.whole(), self.libraries)
+        (self.preface.into_bytes(), self.libraries)
     }
 }
 
@@ -202,35 +205,6 @@ fn without_mode(name: &str) -> &str {
         .into_iter()
         .find_map(|mode| name.strip_suffix(mode))
         .unwrap_or(name)
-}
-
-/// The beginning and the end of what may be very long.
-#[derive(Debug, Default)]
-struct Ends {
-    head: Vec<u8>,
-    tail: VecDeque<u8>,
-    left_out: u64,
-}
-
-impl Ends {
-    fn add(&mut self, bytes: &[u8]) {
-        let room = KEPT_BYTES - self.head.len();
-        let (first, rest) = bytes.split_at(room.min(bytes.len()));
-        self.head.extend_from_slice(first);
-        self.tail.extend(rest);
-        let excess = self.tail.len().saturating_sub(KEPT_BYTES);
-        self.tail.drain(..excess);
-        self.left_out += excess as u64;
-    }
-
-    fn whole(mut self) -> Vec<u8> {
-        if self.left_out > 0 {
-            let note = format!("\n[{} bytes are left out here]\n", self.left_out);
-            self.head.extend(note.into_bytes());
-        }
-        self.head.extend(self.tail);
-        self.head
-    }
 }
 
 #[cfg(test)]
@@ -318,7 +292,7 @@ mod tests {
         );
         assert!(listener.line.capacity() <= 2 * LINE_MOST_BYTES);
         let (_, libraries) = listener.end();
-        assert!(libraries[0].text.len() < 2 * KEPT_BYTES + 100);
+        assert!(libraries[0].text.len() < KEPT_BYTES + 100);
         assert_eq!(libraries[0].verdicts.len(), 1);
         assert_eq!(libraries[0].outputs["x"], b"boom\n");
     }
