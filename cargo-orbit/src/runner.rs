@@ -4,6 +4,8 @@
 //! about it what it always prints. During `cargo orbit test` it is told what to do; else it [finds out](alone).
 
 pub(crate) mod alone;
+mod doctest;
+mod ended;
 mod host;
 pub(crate) mod kept;
 mod which;
@@ -16,18 +18,19 @@ use std::{
 };
 
 use anyhow::Context as _;
-use orbit::Status;
 use rustix::process::{
-    Resource, Rlimit, Signal, getpid, getrlimit, kill_process, set_parent_process_death_signal,
-    setrlimit,
+    PidfdFlags, Resource, Rlimit, Signal, getpid, getrlimit, kill_process, pidfd_open,
+    set_parent_process_death_signal, setrlimit,
 };
 
+use self::ended::Ended;
 use crate::{
     exit,
     test::{
         environment,
+        event::{BinaryId, Used},
         isolate::Program,
-        session::{Guest, NotRun},
+        session::{Guest, NotRun, Ran, Report},
     },
 };
 
@@ -64,10 +67,14 @@ fn in_session(args: Args, address: &str) -> anyhow::Result<ExitCode> {
     set_parent_process_death_signal(Some(Signal::TERM))
         .context("cannot ask to be ended together with cargo")?;
     let guest = Guest::join(address)?;
+    // Nor does rustdoc know when `cargo orbit test` is gone.
+    let host = pidfd_open(guest.host, PidfdFlags::empty()).context("cannot watch the session")?;
+    alone::end_with(host).context("cannot watch the session")?;
 
     let binary = path::absolute(PathBuf::from(&args.command[0])).context("the test program")?;
     let here = env::current_dir().context("the directory to run the test program in")?;
-    let settings = alone::settings(&guest.session.settings, &binary, &here, &args.command[1..])?;
+    let (which, settings) =
+        alone::settings(&guest.session.settings, &binary, &here, &args.command[1..])?;
     let program = Program {
         command: args.through.into_iter().chain(args.command).collect(),
         working_dir: here,
@@ -78,19 +85,28 @@ fn in_session(args: Args, address: &str) -> anyhow::Result<ExitCode> {
         ),
         binary: binary.clone(),
     };
-    match alone::sandbox_over(&guest.session.view, &settings, program).run() {
-        Ok(outcome) => {
-            if let Status::Signaled(number) = outcome.status {
-                end_by_signal(number);
-            }
-            Ok(exit::of_outcome(&outcome).into())
+    let sandbox = alone::sandbox_over(&guest.session.view, &settings, program);
+    let sandbox = alone::recorded(sandbox, &settings);
+    match doctest::run(sandbox, settings.timeout()) {
+        Ok((outcome, timed_out)) => {
+            let ended = Ended::of(&outcome, timed_out, &settings);
+            ended.tell();
+            guest.report(&Report::Ran(Ran {
+                binary: BinaryId(which.binary_id),
+                used: Used::of(&outcome.usage),
+                verdict: ended.verdict,
+                leaked: ended.leaked,
+                denied: ended.denied,
+            }))?;
+            ended.signal.into_iter().for_each(end_by_signal);
+            Ok(ended.code.into())
         }
         Err(error) => {
             eprintln!("orbit: {error}");
-            guest.report(&NotRun {
+            guest.report(&Report::NotRun(NotRun {
                 program: binary,
                 why: error.to_string(),
-            })?;
+            }))?;
             Ok(exit::of_error(&error).into())
         }
     }

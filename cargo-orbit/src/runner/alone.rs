@@ -8,7 +8,7 @@ use std::{
     env,
     ffi::OsString,
     io,
-    os::unix::process::parent_id,
+    os::{fd::OwnedFd, unix::process::parent_id},
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -16,13 +16,13 @@ use std::{
 };
 
 use anyhow::Context as _;
-use orbit::{Outcome, SandboxBuilder, Status};
+use orbit::{Outcome, SandboxBuilder};
 use rustix::{
     event::{PollFd, PollFlags, poll},
     process::{Pid, PidfdFlags, pidfd_open},
 };
 
-use super::{end_by_signal, host, kept, which::Which};
+use super::{end_by_signal, ended::Ended, host, kept, which::Which};
 use crate::{
     config::{Config, args::SettingsArgs, settings::Settings},
     env::is_runner,
@@ -75,7 +75,7 @@ pub(super) fn run(through: Vec<OsString>, command: Vec<OsString>) -> anyhow::Res
         binary,
         working_dir: here,
     };
-    let sandbox = sandbox_over(&known.view, &settings, program);
+    let sandbox = recorded(sandbox_over(&known.view, &settings, program), &settings);
     let mut sandbox = needed.give_to(sandbox, &settings);
     // Of several tests nobody knows here which is running.
     if let (Some(limit), Some(_)) = (settings.timeout(), &which.test) {
@@ -89,7 +89,10 @@ pub(super) fn run(through: Vec<OsString>, command: Vec<OsString>) -> anyhow::Res
                     .iter()
                     .for_each(|how| eprintln!("orbit: {how}"));
             }
-            Ok(report(&outcome, &settings).into())
+            let ended = Ended::of(&outcome, None, &settings);
+            ended.tell();
+            ended.signal.into_iter().for_each(end_by_signal);
+            Ok(ended.code.into())
         }
         Err(Failed::Orbit(error)) => {
             eprintln!("orbit: {error}");
@@ -99,18 +102,19 @@ pub(super) fn run(through: Vec<OsString>, command: Vec<OsString>) -> anyhow::Res
     }
 }
 
-/// What holds for the program `binary`, when `flags` were given.
+/// Which program `binary` is, and what holds for it, when `flags` were given.
 pub(super) fn settings(
     flags: &SettingsArgs,
     binary: &Path,
     here: &Path,
     arguments: &[OsString],
-) -> anyhow::Result<Arc<Settings>> {
+) -> anyhow::Result<(Which, Arc<Settings>)> {
     let package = package(binary, here);
     let known = kept::known(&package, target_directory(binary, &package).as_deref())?;
     let config = Config::load(&known.workspace, flags, env::vars_os())?;
     let which = Which::find(&known.workspace, &package, binary, arguments);
-    Ok(config.settings(&which.facts()))
+    let settings = config.settings(&which.facts());
+    Ok((which, settings))
 }
 
 /// The sandbox for a program that needs to see `shown`.
@@ -134,6 +138,15 @@ pub(crate) fn sandbox_over(shown: &View, settings: &Settings, program: Program) 
     settings.apply(sandbox)
 }
 
+/// Where it tries to reach is recorded, but for who is on the host's network, and refused nothing.
+pub(super) fn recorded(sandbox: SandboxBuilder, settings: &Settings) -> SandboxBuilder {
+    if settings.is_on_host_network() {
+        sandbox
+    } else {
+        sandbox.record_denied(true)
+    }
+}
+
 enum Failed {
     Orbit(orbit::Error),
     Signals(anyhow::Error),
@@ -152,30 +165,6 @@ fn to_its_end(sandbox: SandboxBuilder, signals: &signals::Taken) -> Result<Outco
             .map_err(Failed::Signals)?;
     }
     sandbox.wait().map_err(Failed::Orbit)
-}
-
-/// Says what the program's own output cannot, and ends as it ended.
-fn report(outcome: &Outcome, settings: &Settings) -> u8 {
-    for warning in &outcome.warnings {
-        eprintln!("orbit: warning: {warning}");
-    }
-    match outcome.status {
-        Status::OomKilled { .. } | Status::TimedOut(_) => eprintln!("orbit: {}", outcome.status),
-        Status::Signaled(number) => end_by_signal(number),
-        _ => {}
-    }
-    if settings.leak_fails() && !outcome.leaked.is_empty() {
-        let names: Vec<String> = outcome
-            .leaked
-            .iter()
-            .map(|process| format!("{} ({})", process.name, process.pid))
-            .collect();
-        eprintln!("orbit: processes were left behind: {}", names.join(", "));
-        if outcome.status.success() {
-            return exit::CARGO_FAILED;
-        }
-    }
-    exit::of_outcome(outcome)
 }
 
 /// The directory of the package that a program belongs to: cargo and nextest say; else the manifest nearest to where
@@ -217,11 +206,16 @@ fn end_with_parent() -> io::Result<()> {
     if parent_id() != u32::try_from(pid.as_raw_nonzero().get()).unwrap_or(0) {
         return Err(io::Error::other("it has ended"));
     }
+    end_with(parent)
+}
+
+/// Ends this process when that one does.
+pub(super) fn end_with(process: OwnedFd) -> io::Result<()> {
     thread::Builder::new()
-        .name("parent".to_owned())
+        .name("watch".to_owned())
         .spawn(move || {
             loop {
-                let mut polled = [PollFd::new(&parent, PollFlags::IN)];
+                let mut polled = [PollFd::new(&process, PollFlags::IN)];
                 if poll(&mut polled, None).is_ok_and(|ready| ready > 0) {
                     std::process::exit(exit::SETUP_FAILED.into());
                 }

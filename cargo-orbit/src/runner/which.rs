@@ -13,7 +13,7 @@ use crate::filter::{Package, Platform, Target, TestFacts, Workspace};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Which {
     package_id: String,
-    binary_id: String,
+    pub(crate) binary_id: String,
     binary_name: String,
     kind: String,
     platform: Platform,

@@ -305,8 +305,10 @@ impl CargoOption {
 pub(crate) struct CargoArgs {
     /// Options for `cargo test --no-run`: what is to be built, and how.
     pub(crate) build_options: Vec<OsString>,
-    /// Options for `cargo test --doc`: the same, without a choice of targets.
+    /// Options for `cargo test --doc`: the same, without a choice of targets or packages.
     pub(crate) doc_options: Vec<OsString>,
+    /// Which packages were chosen.
+    pub(crate) package_options: Vec<OsString>,
     /// Only tests whose names contain it.
     pub(crate) test_name: Option<OsString>,
     /// Options that `cargo metadata` must be given too.
@@ -382,7 +384,9 @@ impl FromArgMatches for CargoArgs {
             }
             if !NOT_OF_THE_BUILD.contains(&option.id()) {
                 parsed.build_options.extend(words.iter().cloned());
-                if option.heading != TARGETS && option.id() != "quiet" {
+                if option.heading == PACKAGES {
+                    parsed.package_options.extend(words.iter().cloned());
+                } else if option.heading != TARGETS && option.id() != "quiet" {
                     parsed.doc_options.extend(words.iter().cloned());
                 }
             }

@@ -3,7 +3,6 @@
 use std::{
     ffi::OsString,
     net::SocketAddr,
-    os::fd::OwnedFd,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -12,7 +11,7 @@ use orbit::{
     __private::start_to_wait, Killer, Outcome, Output, SandboxBuilder, Status, Stdin, kept,
 };
 
-use rustix::process::{Signal, pidfd_send_signal};
+use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::{
     binary::TestBinary,
@@ -128,8 +127,8 @@ struct State {
 #[derive(Debug)]
 pub(crate) enum Target {
     Sandbox(Killer),
-    /// A process, by its pidfd.
-    Process(OwnedFd),
+    /// A process that leads a group of its own, and is not waited for before it leaves: so its number stays its own.
+    Group(Pid),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,14 +142,14 @@ impl Send {
         match (target, self) {
             (Target::Sandbox(killer), Self::Signal(number)) => killer.signal(number),
             (Target::Sandbox(killer), Self::Kill) => killer.kill(),
-            (Target::Process(process), send) => {
+            (Target::Group(leader), send) => {
                 let signal = match send {
                     Self::Signal(number) => Signal::from_named_raw(number),
                     Self::Kill => Some(Signal::KILL),
                 };
                 if let Some(signal) = signal {
-                    // It fails only where the process has ended, which is what the signal asks for.
-                    let _ = pidfd_send_signal(process, signal);
+                    // It fails only where all have ended, which is what the signal asks for.
+                    let _ = kill_process_group(*leader, signal);
                 }
             }
         }
@@ -175,7 +174,7 @@ impl Running {
         }
     }
 
-    fn was_ended(&self) -> bool {
+    pub(crate) fn was_ended(&self) -> bool {
         let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.sent.is_some()
     }
@@ -341,7 +340,7 @@ fn of_outcome(outcome: Outcome, started: Duration, wall_time: Duration) -> Attem
     }
 }
 
-fn denied(denied: &orbit::Denied) -> Denied {
+pub(crate) fn denied(denied: &orbit::Denied) -> Denied {
     let protocol = denied.protocol;
     Denied {
         to: match denied.port {

@@ -63,26 +63,64 @@ pub(crate) fn targets(
     Ok(targets)
 }
 
-/// `cargo test --doc` with `runner` before each program of each of `targets`.
-///
-/// # Errors
-/// [`CargoError::NotText`] where the runner's path is not text.
-pub(crate) fn doctest_command(
-    args: &CargoArgs,
-    runner: &Path,
-    targets: &[(String, Through)],
-) -> Result<Command, CargoError> {
-    let mut command = Command::new(program());
-    command.args(["test", "--doc", "--no-fail-fast"]);
-    for (triple, through) in targets {
-        command
-            .arg("--config")
-            .arg(runner_setting(triple, text(runner)?, through));
-        // Before cargo 1.93 a variable won over `--config`; what it held is in `through`.
-        command.env_remove(runner_variable(triple));
+/// `cargo test --doc` with a runner before each program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DoctestCommand {
+    options: Vec<OsString>,
+    /// Which packages the user chose.
+    packages: Vec<OsString>,
+    /// For rustdoc's harness.
+    pub(crate) words: Vec<OsString>,
+    /// Set, or taken away.
+    pub(crate) variables: Vec<(OsString, Option<OsString>)>,
+}
+
+impl DoctestCommand {
+    /// With `runner` before each program of each of `targets`.
+    ///
+    /// # Errors
+    /// [`CargoError::NotText`] where the runner's path is not text.
+    pub(crate) fn new(
+        args: &CargoArgs,
+        runner: &Path,
+        targets: &[(String, Through)],
+    ) -> Result<Self, CargoError> {
+        let mut options = Vec::new();
+        let mut variables = Vec::new();
+        for (triple, through) in targets {
+            options.push("--config".into());
+            options.push(runner_setting(triple, text(runner)?, through).into());
+            // Before cargo 1.93 a variable won over `--config`; what it held is in `through`.
+            variables.push((runner_variable(triple).into(), None));
+        }
+        options.extend(args.doc_options.iter().cloned());
+        Ok(Self {
+            options,
+            packages: args.package_options.clone(),
+            words: Vec::new(),
+            variables,
+        })
     }
-    command.args(&args.doc_options);
-    Ok(command)
+
+    /// For one package, by its id, or for all that the user chose. Words for rustdoc's harness may follow.
+    pub(crate) fn command(&self, package: Option<&str>) -> Command {
+        let mut command = Command::new(program());
+        command
+            .args(["test", "--doc", "--no-fail-fast"])
+            .args(&self.options);
+        match package {
+            Some(id) => command.args(["--package", id]),
+            None => command.args(&self.packages),
+        };
+        command.arg("--").args(&self.words);
+        for (name, value) in &self.variables {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command
+    }
 }
 
 /// The setting that makes cargo start a target's programs with `cargo-orbit orbit runner`.
@@ -259,10 +297,15 @@ mod tests {
         );
         let args = CargoArgs {
             doc_options: vec!["--release".into()],
+            package_options: vec!["--workspace".into()],
             ..CargoArgs::default()
         };
         let targets = [("t".to_owned(), Vec::new())];
-        let command = doctest_command(&args, Path::new("/o"), &targets).unwrap();
+        let doctests = DoctestCommand::new(&args, Path::new("/o"), &targets).unwrap();
+        let of_one = doctests.command(Some("path+file:///w#a@0.1.0"));
+        let of_one: Vec<_> = of_one.get_args().collect();
+        assert_eq!(of_one[6..], ["--package", "path+file:///w#a@0.1.0", "--"]);
+        let command = doctests.command(None);
         let words: Vec<_> = command.get_args().collect();
         assert_eq!(
             words,
@@ -272,7 +315,9 @@ mod tests {
                 "--no-fail-fast",
                 "--config",
                 r#"target."t".runner=["/o","orbit","runner","--"]"#,
-                "--release"
+                "--release",
+                "--workspace",
+                "--"
             ]
         );
         let removed: Vec<_> = command.get_envs().collect();

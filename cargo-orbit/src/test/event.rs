@@ -230,6 +230,26 @@ pub(crate) struct Used {
     pub(crate) memory_peak_bytes: Option<u64>,
 }
 
+impl Used {
+    /// As the sandbox counted it.
+    pub(crate) fn of(usage: &orbit::Usage) -> Self {
+        Self {
+            cpu_user: usage.cpu_user,
+            cpu_system: usage.cpu_system,
+            memory_peak_bytes: usage.memory_peak_bytes.or(Some(usage.max_rss_bytes)),
+        }
+    }
+
+    /// What several programs used, one after the other.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self {
+            cpu_user: self.cpu_user + other.cpu_user,
+            cpu_system: self.cpu_system + other.cpu_system,
+            memory_peak_bytes: self.memory_peak_bytes.max(other.memory_peak_bytes),
+        }
+    }
+}
+
 /// An address that a test tried to reach.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Denied {

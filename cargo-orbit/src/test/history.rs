@@ -123,6 +123,11 @@ impl History {
         }
     }
 
+    /// Forgets that something failed as a whole.
+    pub(crate) fn clear(&mut self, binary: &BinaryId) {
+        self.failed.remove(&whole(binary));
+    }
+
     /// Forgets tests of a binary that are not there any more: `names` are all that it has.
     pub(crate) fn keep(&mut self, binary: &BinaryId, names: &[String]) {
         let now = self.now.entry(binary.clone()).or_default();
@@ -134,6 +139,7 @@ impl History {
         }
         self.failed
             .retain(|id| id.binary != *binary || is_there(&id.name));
+        self.forgive(binary);
     }
 }
 

@@ -6,7 +6,7 @@
 //! Doctests are rustdoc's business: [`mod@doctests`], with [`session`] for the runners that rustdoc starts.
 
 pub(crate) mod args;
-mod attempt;
+pub(crate) mod attempt;
 mod binary;
 mod build;
 mod cargo;
@@ -17,7 +17,7 @@ pub(crate) mod environment;
 pub(crate) mod event;
 mod history;
 pub(crate) mod isolate;
-mod libtest;
+pub(crate) mod libtest;
 mod schedule;
 mod select;
 pub(crate) mod session;
@@ -52,14 +52,15 @@ use self::{
     attempt::Ground,
     binary::{Surroundings, TestBinary},
     build::Build,
-    doctests::Doctests,
+    cargo::DoctestCommand,
+    doctests::{Doctests, Found},
     engine::{Choice, Ended, Engine, Message, Options},
     environment::HostVariables,
     event::{Event, RunStarted},
     history::History,
     isolate::{Toolchain, View},
     select::{RunIgnored, Selection},
-    session::{Host, NotRun, Session},
+    session::{Host, NotRun, Report, Session},
     words::Words,
 };
 use crate::{
@@ -97,7 +98,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let workspace = Workspace::new(&metadata);
     let choice = Chosen {
         config: Settled::load(&workspace, &args.settings, env::vars_os())?,
-        filters: filters(&args.run.filterset, &workspace)?,
+        filters: Arc::new(filters(&args.run.filterset, &workspace)?),
     };
     // Until all have ended.
     let meeting = SessionDirectory::make().context("cannot make a place for this session")?;
@@ -128,8 +129,29 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         host_variables: ground.host_variables.clone(),
         settings: args.settings.clone(),
     };
-    let mut host = Host::new(&session)?;
-    let doctests = doctests(args, &words, &metadata, &targets, &host, &options)?;
+    let host = Host::new(&session)?;
+    let (found, of_doctests) = mpsc::channel();
+    let doctests = (args.cargo.targets_chosen != TargetsChosen::Some)
+        .then(|| {
+            let command = doctest_command(&args.cargo, &words, &targets, &host, &options)?;
+            anyhow::Ok(Doctests {
+                command,
+                libraries: doctests::libraries(&metadata),
+                selection: options.selection.clone(),
+                filters: Arc::clone(&choice.filters),
+                threads: options.jobs,
+                reports: host.reports().share()?,
+                found,
+            })
+        })
+        .transpose()?
+        .filter(Doctests::may_run);
+    // They are listed when all else is.
+    let (doctests, listed_doctests) = if options.list {
+        (None, doctests)
+    } else {
+        (doctests, None)
+    };
 
     let mut reports = reports(args, &words, metadata.workspace_root.as_std_path());
     if !options.list {
@@ -152,7 +174,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
     };
     let engine = Engine::new(&ground, &options, &choice, sender.clone(), reports, history);
-    let ended = thread::scope(|scope| {
+    let mut ended = thread::scope(|scope| {
         match build {
             Some(build) => {
                 let (metadata, around) = (&metadata, &around);
@@ -172,9 +194,35 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         engine.run(&messages, doctests, &stop_build)
     });
     signals.close();
+    if let Some(doctests) = listed_doctests
+        && ended.signal.is_none()
+    {
+        match doctests.names(&ground) {
+            Ok(names) => ended.listed.extend(names),
+            Err(fault) => bail!(
+                "the doctests cannot be listed: cargo {}\n{}",
+                fault.verdict,
+                String::from_utf8_lossy(&fault.stderr).trim_end()
+            ),
+        }
+    }
+    for found in of_doctests.try_iter() {
+        match found {
+            Found::All(binary, names) => ended.history.keep(&binary, &names),
+            Found::Well => ended.history.clear(&doctests::all()),
+        }
+    }
     drop(ground);
     drop(meeting);
-    let not_run = host.reports()?;
+    let not_run: Vec<NotRun> = host
+        .reports()
+        .read()?
+        .into_iter()
+        .filter_map(|report| match report {
+            Report::NotRun(not_run) => Some(not_run),
+            Report::Ran(_) => None,
+        })
+        .collect();
     if !not_run.is_empty() {
         eprint!("{}", not_run_text(&not_run));
     }
@@ -258,7 +306,7 @@ fn jobs(text: &str, cpus: usize) -> anyhow::Result<usize> {
 /// What chooses how tests run, and which.
 struct Chosen {
     config: Settled,
-    filters: Vec<Filter>,
+    filters: Arc<Vec<Filter>>,
 }
 
 impl Choice for Chosen {
@@ -373,53 +421,27 @@ fn run_started(
     }
 }
 
-/// The doctests to run, where some are wanted.
-fn doctests(
-    args: &Args,
+/// `cargo test --doc` with everything but names.
+fn doctest_command(
+    args: &CargoArgs,
     words: &Words,
-    metadata: &cargo_metadata::Metadata,
     targets: &[(String, Vec<String>)],
     host: &Host,
     options: &Options,
-) -> anyhow::Result<Option<Doctests>> {
-    let packages = doctests::libraries(metadata);
-    let selection = &options.selection;
-    let in_share = selection.partition.is_none_or(select::Partition::is_first);
-    let is_wanted = args.cargo.targets_chosen != TargetsChosen::Some
-        && !packages.is_empty()
-        && in_share
-        && selection.failed.is_none()
-        && args.run.filterset.is_empty()
-        && !options.list;
-    if !is_wanted {
-        return Ok(None);
-    }
+) -> anyhow::Result<DoctestCommand> {
     let runner = env::current_exe().context("cannot find the program cargo-orbit itself")?;
-    let mut command = cargo::doctest_command(&args.cargo, &runner, targets)?;
-    command.env(environment::SESSION, host.address());
-    command.arg("--").args(&selection.names).args(&words.others);
-    command.args(
-        selection
-            .skip
-            .iter()
-            .flat_map(|name| ["--skip", name.as_str()]),
-    );
-    let flags = [
-        (selection.exact, "--exact"),
-        (selection.ignored == RunIgnored::Only, "--ignored"),
-        (
-            selection.ignored == RunIgnored::Include,
-            "--include-ignored",
-        ),
-    ];
-    command.args(
-        flags
-            .into_iter()
-            .filter(|(wanted, _)| *wanted)
-            .map(|(_, flag)| flag),
-    );
-    command.arg(format!("--test-threads={}", options.jobs));
-    Ok(Some(Doctests { command, packages }))
+    let mut command = DoctestCommand::new(args, &runner, targets)?;
+    let session = (environment::SESSION.into(), Some(host.address()));
+    command.variables.push(session);
+    command.words.extend(words.others.iter().cloned());
+    command.words.extend(match options.selection.ignored {
+        RunIgnored::No => None,
+        RunIgnored::Only => Some("--ignored".into()),
+        RunIgnored::Include => Some("--include-ignored".into()),
+    });
+    let threads = format!("--test-threads={}", options.jobs);
+    command.words.push(threads.into());
+    Ok(command)
 }
 
 /// Tells the engine of signals that ask this process to end.

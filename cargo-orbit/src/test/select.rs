@@ -73,6 +73,15 @@ impl Selection {
             .collect()
     }
 
+    /// The same, but where `whole` failed, of which nobody knows what belongs to it, everything has failed.
+    pub(crate) fn of_all_if_lost(&self, whole: &BinaryId) -> Self {
+        let failed = self.failed.clone();
+        Self {
+            failed: failed.filter(|failed| failed.iter().all(|id| id.binary != *whole)),
+            ..self.clone()
+        }
+    }
+
     fn is_named(&self, name: &str) -> bool {
         let named = |pattern: &String| {
             if self.exact {
@@ -118,11 +127,6 @@ impl Partition {
             By::Hash => stable_hash(&format!("{binary} {name}")),
         };
         number % self.of == self.share - 1
-    }
-
-    /// Whether this is the share that has what cannot be shared.
-    pub(crate) const fn is_first(self) -> bool {
-        self.share == 1
     }
 }
 

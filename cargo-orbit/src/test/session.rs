@@ -7,15 +7,22 @@
 use std::{
     ffi::OsString,
     fs::{File, OpenOptions},
-    io::{self, Read as _, Seek as _, Write as _},
-    os::fd::AsRawFd as _,
+    io::{self, Read as _, Write as _},
+    os::{fd::AsRawFd as _, unix::fs::FileExt as _},
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::{
+    fs::{MemfdFlags, memfd_create},
+    process::Pid,
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{environment::HostVariables, isolate::View};
+use super::{
+    environment::HostVariables,
+    event::{BinaryId, Denied, Used, Verdict},
+    isolate::View,
+};
 use crate::config::args::SettingsArgs;
 
 /// What is the same for every test program of a session.
@@ -38,11 +45,52 @@ pub(crate) struct NotRun {
     pub(crate) why: String,
 }
 
+/// A program with doctests that has ended, and what rustdoc cannot say of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Ran {
+    pub(crate) binary: BinaryId,
+    pub(crate) used: Used,
+    /// How it ended, where its exit code does not say so: a doctest marked `should_panic` would take that for a success.
+    pub(crate) verdict: Option<Verdict>,
+    /// Processes that were alive when it ended.
+    pub(crate) leaked: Vec<String>,
+    pub(crate) denied: Vec<Denied>,
+}
+
+/// What a runner tells.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Report {
+    NotRun(NotRun),
+    Ran(Ran),
+}
+
 /// The end of a session that began it.
 #[derive(Debug)]
 pub(crate) struct Host {
     session: File,
-    reports: File,
+    reports: Reports,
+}
+
+/// What runners have reported.
+#[derive(Debug)]
+pub(crate) struct Reports(File);
+
+impl Reports {
+    /// All of it, by now.
+    pub(crate) fn read(&self) -> Result<Vec<Report>, SessionError> {
+        let length = self.0.metadata().map_err(SessionError::Read)?.len();
+        let mut text = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
+        self.0
+            .read_exact_at(&mut text, 0)
+            .map_err(SessionError::Read)?;
+        let text = String::from_utf8_lossy(&text);
+        text.lines().map(decode).collect()
+    }
+
+    /// The same, for another thread.
+    pub(crate) fn share(&self) -> Result<Self, SessionError> {
+        self.0.try_clone().map(Self).map_err(SessionError::Read)
+    }
 }
 
 impl Host {
@@ -54,7 +102,7 @@ impl Host {
         };
         let mut host = Self {
             session: file("orbit-session")?,
-            reports: file("orbit-reports")?,
+            reports: Reports(file("orbit-reports")?),
         };
         let text = serde_json::to_vec(session).map_err(SessionError::create)?;
         host.session
@@ -65,18 +113,12 @@ impl Host {
 
     /// The value of [`super::environment::SESSION`] for runners.
     pub(crate) fn address(&self) -> OsString {
-        let fds = (self.session.as_raw_fd(), self.reports.as_raw_fd());
+        let fds = (self.session.as_raw_fd(), self.reports.0.as_raw_fd());
         format!("{} {} {}", std::process::id(), fds.0, fds.1).into()
     }
 
-    /// What runners have reported.
-    pub(crate) fn reports(&mut self) -> Result<Vec<NotRun>, SessionError> {
-        let mut text = String::new();
-        self.reports.rewind().map_err(SessionError::Read)?;
-        self.reports
-            .read_to_string(&mut text)
-            .map_err(SessionError::Read)?;
-        text.lines().map(decode).collect()
+    pub(crate) fn reports(&self) -> &Reports {
+        &self.reports
     }
 }
 
@@ -84,6 +126,8 @@ impl Host {
 #[derive(Debug)]
 pub(crate) struct Guest {
     pub(crate) session: Session,
+    /// Who began it.
+    pub(crate) host: Pid,
     reports: PathBuf,
 }
 
@@ -97,6 +141,7 @@ impl Guest {
         let &[pid, session, reports] = &numbers[..] else {
             return Err(SessionError::Address);
         };
+        let host = i32::try_from(pid).ok().and_then(Pid::from_raw);
         let path = |fd| PathBuf::from(format!("/proc/{pid}/fd/{fd}"));
         let mut text = String::new();
         open(&path(session), OpenOptions::new().read(true))?
@@ -104,12 +149,13 @@ impl Guest {
             .map_err(SessionError::Read)?;
         Ok(Self {
             session: decode(&text)?,
+            host: host.ok_or(SessionError::Address)?,
             reports: path(reports),
         })
     }
 
     /// Tells the host. One write of one line, so that the lines of several runners do not mix.
-    pub(crate) fn report(&self, report: &NotRun) -> Result<(), SessionError> {
+    pub(crate) fn report(&self, report: &Report) -> Result<(), SessionError> {
         let mut line = serde_json::to_string(report).map_err(SessionError::create)?;
         line.push('\n');
         open(&self.reports, OpenOptions::new().append(true))?
@@ -165,18 +211,29 @@ mod tests {
             host_variables: HostVariables::new([("A".into(), "secret".into())]),
             settings: SettingsArgs::default(),
         };
-        let mut host = Host::new(&session).unwrap();
+        let host = Host::new(&session).unwrap();
         let address = host.address().into_string().unwrap();
         let guests = [(); 2].map(|()| Guest::join(&address).unwrap());
         assert_eq!(guests[0].session, session);
 
-        let report = |program: &str| NotRun {
-            program: program.into(),
-            why: "two\nlines".to_owned(),
+        let report = |program: &str| {
+            Report::NotRun(NotRun {
+                program: program.into(),
+                why: "two\nlines".to_owned(),
+            })
         };
         guests[0].report(&report("/a")).unwrap();
-        guests[1].report(&report("/b")).unwrap();
-        assert_eq!(host.reports().unwrap(), [report("/a"), report("/b")]);
+        assert_eq!(host.reports().read().unwrap(), [report("/a")]);
+        let ran = Report::Ran(Ran {
+            binary: BinaryId("a::doc".into()),
+            used: Used::default(),
+            verdict: Some(Verdict::Leaked),
+            leaked: vec!["sleep".into()],
+            denied: Vec::new(),
+        });
+        guests[1].report(&ran).unwrap();
+        let elsewhere = host.reports().share().unwrap();
+        assert_eq!(elsewhere.read().unwrap(), [report("/a"), ran]);
     }
 
     #[test]
