@@ -74,13 +74,22 @@ fn command(&(line, end): &Case, under_orbit: bool) -> Command {
     command
 }
 
+/// The name in a line `test NAME ... VERDICT`.
+fn of_line(line: &str) -> &str {
+    let name = line.strip_prefix("test ").unwrap_or(line);
+    name.rsplit_once(" ... ").map_or(name, |(name, _)| name)
+}
+
 /// `test NAME ... VERDICT`, of cargo.
 fn of_cargo(output: &Output) -> BTreeMap<String, String> {
     let stdout = String::from_utf8_lossy(&output.stdout);
     let verdict = |line: &str| {
         let (name, verdict) = line.strip_prefix("test ")?.rsplit_once(" ... ")?;
         let word = verdict.split([',', ' ']).next()?;
-        let name = name.strip_suffix(" - should panic").unwrap_or(name);
+        // What is to be done with a test is not of its name, by which it is listed.
+        let how = [" - should panic", " - compile fail", " - compile"];
+        let name = how.iter().find_map(|how| name.strip_suffix(how));
+        let name = name.unwrap_or_else(|| of_line(line));
         Some((name.to_owned(), word.to_ascii_lowercase()))
     };
     stdout.lines().filter_map(verdict).collect()
