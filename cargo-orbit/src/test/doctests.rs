@@ -1,7 +1,7 @@
 //! Doctests: `cargo test --doc`, with [`crate::runner`] before each program that rustdoc makes.
 //!
 //! Rustdoc compiles doctests, decides which share a program, and runs them; only cargo knows what to tell it. So they
-//! come last, and their verdicts are read from what rustdoc [says]. What rustdoc does not see, as that a program met its
+//! come last, and their verdicts are read from what rustdoc says. What rustdoc does not see, as that a program met its
 //! timeout, runners tell by the [session](super::session). Where not all are wanted they are listed first, and rustdoc is given
 //! [words](chosen) for those that are.
 
