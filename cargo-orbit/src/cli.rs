@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{env, explain, images, run, runner, shell, test};
+use crate::{doctor, env, explain, images, run, runner, shell, test};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -31,6 +31,7 @@ pub(crate) enum Verb {
     Gc(images::GcArgs),
     Shell(shell::Args),
     Explain(Box<explain::Args>),
+    Doctor(doctor::Args),
     Env(env::Args),
     Runner(runner::Args),
 }

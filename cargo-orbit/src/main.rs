@@ -8,6 +8,7 @@
 
 mod cli;
 mod config;
+mod doctor;
 mod env;
 mod exit;
 mod explain;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         Verb::Gc(args) => (images::gc(&args), exit::FAILED),
         Verb::Shell(args) => (shell::run(&args), exit::SETUP_FAILED),
         Verb::Explain(args) => (explain::run(&args), exit::FAILED),
+        Verb::Doctor(args) => (doctor::run(&args), exit::FAILED),
         Verb::Env(args) => (env::run(&args), exit::FAILED),
         Verb::Runner(args) => (runner::run(args), exit::SETUP_FAILED),
     };

@@ -2,8 +2,10 @@
 
 pub use crate::{
     attribute::{Inside, Keys, Passed, Test, enter, passed},
+    builder::prepare_ahead_if_possible,
     checked::check,
     dependencies::check_dependencies,
+    diagnosis::{Ids, cache_dir, ids},
     meeting::session::SessionDirectory,
     sandbox::{end_by_itself, start_to_wait, start_with},
     variables::{SANDBOX_OF, SANDBOX_OF_TEST, is_passed},

@@ -108,6 +108,8 @@ mod attribute;
 
 mod checked;
 
+mod diagnosis;
+
 #[doc(hidden)]
 pub mod __private;
 

@@ -3,6 +3,7 @@
 mod ahead;
 mod attribute;
 mod changes;
+mod doctor;
 mod engine;
 mod faults;
 mod host_view;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
             squeeze::cases(),
             postgres::cases(),
             shell::cases(),
+            doctor::cases(),
             hostile::cases(),
             faults::cases(),
             run::cases(),
