@@ -577,7 +577,7 @@ impl SandboxBuilder {
 
     /// From the first that is started, keeps `count` sandboxes like this one prepared: with namespaces, init, root
     /// filesystem, `/proc` and `/dev`, and without a program. A start then takes one of them, which saves more than half of
-    /// its time. Each is used once, and replaced when the supervisor has had nothing else to do for 3 ms. They take
+    /// its time. Each is used once, and replaced when the supervisor has nothing else to do. They take
     /// a small process each (at most 64 of a kind, and four kinds), and end with the test process.
     ///
     /// A sandbox is like another where they differ in the program alone: its arguments, environment, user, working
@@ -772,4 +772,12 @@ pub(crate) fn cpus_text(cpus: f64) -> String {
         return "more CPUs than a thousand".to_owned();
     }
     cpus.to_string()
+}
+
+/// As [`SandboxBuilder::prepare_ahead`], where that can be, and as if nothing had been said where it cannot.
+#[must_use]
+pub fn prepare_ahead_if_possible(mut sandbox: SandboxBuilder, count: usize) -> SandboxBuilder {
+    sandbox.spec.ahead = count;
+    sandbox.spec.ahead_if_possible = true;
+    sandbox
 }

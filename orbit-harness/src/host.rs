@@ -32,6 +32,8 @@ pub(crate) struct Host {
     pub(crate) cgroups: Cgroups,
     /// Where the program `pasta` is, which egress takes.
     pub(crate) pasta: Option<PathBuf>,
+    /// Whether a file in memory takes attributes of users, by which a layer there hides what is below it.
+    pub(crate) hides_in_memory: bool,
 }
 
 /// One name in `/`.
@@ -97,6 +99,7 @@ impl Host {
             mount_points: read_mount_points(&fs::read("/proc/self/mountinfo")?),
             cgroups: probe_cgroups(),
             pasta: find_program("pasta"),
+            hides_in_memory: takes_attributes(),
         })
     }
 
@@ -219,6 +222,14 @@ fn holds_setid_capabilities() -> bool {
     use rustix::thread::CapabilitySet as Set;
     let needed = Set::SETUID | Set::SETGID | Set::SYS_ADMIN;
     rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(needed))
+}
+
+/// Whether a tmpfs keeps attributes in `user.` (Linux 6.6): a memfd is a file of one.
+fn takes_attributes() -> bool {
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    rustix::fs::memfd_create(c"orbit", flags).is_ok_and(|file| {
+        rustix::fs::fsetxattr(&file, c"user.orbit", b"y", rustix::fs::XattrFlags::empty()).is_ok()
+    })
 }
 
 fn read_top_level() -> io::Result<BTreeMap<PathBuf, TopLevel>> {

@@ -149,7 +149,9 @@ pub(crate) fn plan(
         };
         faults.push(SpecFault::new("cmd", "", why));
     }
-    if let Some(why) = cannot_be_ahead(spec, cgroup.is_some()) {
+    let not_ahead = cannot_be_ahead(spec, cgroup.is_some());
+    let ahead = not_ahead.as_ref().map_or(spec.ahead, |_| 0);
+    if let Some(why) = not_ahead.filter(|_| !spec.ahead_if_possible) {
         faults.push(SpecFault::new("prepare_ahead", spec.ahead.to_string(), why));
     }
     if !faults.is_empty() {
@@ -198,7 +200,7 @@ pub(crate) fn plan(
         clock_offset: spec.clock_offset,
         cgroup,
         warnings,
-        ahead: spec.ahead,
+        ahead,
     })
 }
 
@@ -245,7 +247,8 @@ fn steps(
     };
     steps.extend(match &spec.image {
         ImageRef::Host => {
-            let mut view = host_view::steps(&spec.host_view, around, host, size);
+            let mut view =
+                host_view::steps(&spec.host_view, around, host, size, image.layers.is_empty());
             if spec.read_only {
                 view.iter_mut().for_each(Step::without_writes);
             }
@@ -253,7 +256,7 @@ fn steps(
             if !image.layers.is_empty() {
                 view = view
                     .into_iter()
-                    .filter_map(|step| step.over_sealed(&image.layers_dir, &image.layers))
+                    .map(|step| step.over_sealed(&image.layers_dir, &image.layers))
                     .collect();
             }
             view
@@ -285,9 +288,7 @@ fn steps(
                 if sealed.is_empty() {
                     step
                 } else {
-                    step.clone()
-                        .over_sealed(&image.layers_dir, sealed)
-                        .unwrap_or(step)
+                    step.over_sealed(&image.layers_dir, sealed)
                 }
             }
             MountKind::Tmpfs { size } => Step::Tmpfs {

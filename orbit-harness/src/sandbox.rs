@@ -399,7 +399,8 @@ impl Sandbox {
     /// Nobody sees the output before that, and a pipe holds a good part of it: so this thread does not wake for each
     /// line, and looks at what is written once in a [`REST`], or when there is much of it.
     fn collect(&mut self, deadline: Option<Instant>) -> Result<bool, Error> {
-        let mut rests = true;
+        let captures = self.stdout.is_some() || self.stderr.is_some();
+        let mut rests = captures;
         while self.exit.is_none() && self.gone.is_none() {
             let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
             let rest = rests.then_some(REST);
@@ -427,7 +428,7 @@ impl Sandbox {
             self.drain();
             // After a rest with nothing to read, and after one that was too long for so much, wait for what comes.
             let taken = self.captured() - before;
-            rests = !rests && taken < MUCH_BYTES;
+            rests = captures && !rests && taken < MUCH_BYTES;
             self.take_end_of_main(false)?;
             if has_event && !self.take_event()? {
                 return Err(Kind::Vanished.into());

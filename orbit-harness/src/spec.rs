@@ -83,6 +83,8 @@ pub(crate) struct Spec {
     pub(crate) record_changes: bool,
     /// How many more of this kind are made before they are asked for.
     pub(crate) ahead: usize,
+    /// Whether that is left out where it cannot be, rather than refused.
+    pub(crate) ahead_if_possible: bool,
 }
 
 /// What a sandbox over the host's files sees beyond the system, and what it does not.

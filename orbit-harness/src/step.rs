@@ -36,6 +36,12 @@ pub(crate) enum Step {
     /// The root: one or more read-only trees under a writable layer in the scratch, which holds these files of
     /// `/etc` from the start.
     OverlayRoot { lower: Lower, etc: Vec<EtcFile> },
+    /// The root: the host's own, without what is mounted in it, under a writable layer in the scratch. There directories
+    /// of the sandbox's own, which hide the host's, and nothing in place of the rest that is hidden.
+    HostRoot {
+        own: Vec<(PathBuf, u32)>,
+        hidden: Vec<PathBuf>,
+    },
     /// The root: an empty directory in the scratch.
     EmptyRoot,
     /// A directory of the system's, with its parents; what is there already stays.
@@ -46,7 +52,7 @@ pub(crate) enum Step {
     Home { at: PathBuf },
     /// Files of `/etc`, mounted over those of the host.
     CoverEtc(Vec<EtcFile>),
-    /// A symbolic link.
+    /// A symbolic link, where nothing is yet.
     Symlink { at: PathBuf, target: PathBuf },
     /// A directory of the host, and above it what sealed layers have at the same place, under a writable layer in the
     /// scratch. Topmost first; a layer that has nothing there is left out.
@@ -118,31 +124,30 @@ impl Step {
         }
     }
 
-    /// The same over `layers`, which were sealed from a sandbox that was made by this step; topmost first. `None` where
-    /// they hold what it would make.
-    pub(crate) fn over_sealed(self, dir: &std::path::Path, names: &[String]) -> Option<Self> {
+    /// The same over `layers`, which were sealed from a sandbox that was made by this step, or by one for the whole root;
+    /// topmost first.
+    pub(crate) fn over_sealed(self, dir: &std::path::Path, names: &[String]) -> Self {
         let layers = || names.iter().rev().map(|name| dir.join(name)).collect();
         match self {
-            Self::EmptyRoot => Some(Self::OverlayRoot {
+            Self::EmptyRoot => Self::OverlayRoot {
                 lower: Lower::Layers {
                     dir: dir.to_owned(),
                     names: names.to_vec(),
                     base: None,
                 },
                 etc: Vec::new(),
-            }),
-            Self::Overlay { source, at } => Some(Self::OverlaySealed {
+            },
+            Self::Overlay { source, at } => Self::OverlaySealed {
                 layers: layers(),
                 source: Some(source),
                 at,
-            }),
-            Self::Fresh { at, .. } => Some(Self::OverlaySealed {
+            },
+            Self::Fresh { at, .. } => Self::OverlaySealed {
                 layers: layers(),
                 source: None,
                 at,
-            }),
-            Self::Symlink { .. } => None,
-            other => Some(other),
+            },
+            other => other,
         }
     }
 }
@@ -182,6 +187,20 @@ impl fmt::Display for Step {
                 f.write_str(" upper=scratch")?;
                 etc.iter()
                     .try_for_each(|file| write!(f, " /etc/{}={:?}", file.name, file.content))
+            }
+            Self::HostRoot { own, hidden } => {
+                f.write_str("mount overlay / lower=/ upper=scratch")?;
+                if !own.is_empty() {
+                    f.write_str(" own=")?;
+                    for (number, (path, mode)) in own.iter().enumerate() {
+                        let comma = if number == 0 { "" } else { "," };
+                        write!(f, "{comma}{}:{mode:o}", path.display())?;
+                    }
+                }
+                if !hidden.is_empty() {
+                    write!(f, " hidden={}", list(hidden).replace(' ', ","))?;
+                }
+                Ok(())
             }
             Self::EmptyRoot => f.write_str("mount bind / from=scratch"),
             Self::Directory { at, mode } => write!(f, "directory {} mode={mode:o}", at.display()),

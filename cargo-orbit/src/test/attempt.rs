@@ -18,6 +18,7 @@ use super::{
     environment::{self, HostVariables},
     event::{Attempt, Denied, Used, Verdict},
     isolate::{Program, View},
+    takedown::Takedown,
 };
 use crate::{
     config::settings::Settings,
@@ -41,6 +42,7 @@ pub(crate) struct Ground {
     pub(crate) keep_failed: bool,
     /// What each test wrote is listed.
     pub(crate) diff: bool,
+    pub(crate) takedown: Takedown,
 }
 
 impl Ground {
@@ -252,6 +254,7 @@ pub(crate) fn run_with(
             && !ground.running.was_ended()
             && is_worth_keeping();
         let kept = keep.then(|| kept::keep(&mut sandbox, title));
+        ground.takedown.take(sandbox);
         Ok((outcome, kept))
     });
     let wall_time = ground.began.elapsed().saturating_sub(started);

@@ -332,6 +332,7 @@ impl<'a> Engine<'a> {
             ground,
             sender: self.sender.clone(),
             load: Some((room, job)),
+            following: self.queue.len().min(self.slots()),
         };
         // Where there is no thread to be had, the errand says so as it is dropped.
         let _ = thread::Builder::new().spawn_scoped(scope, move || errand.run(options));

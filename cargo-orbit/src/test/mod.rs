@@ -3,7 +3,7 @@
 //! The parts: [`args`] and [`words`] are what was asked; [`build`] has cargo build, and [`binary`] knows what cargo would start each
 //! binary with; [`engine`] runs them, by [`schedule`] and [`select`]; [`isolate`] is what a test sees of the host, [`environment`]
 //! its variables; [`libtest`] understands what test programs say; [`event`] is all of it as data, of which reports are made.
-//! Doctests are rustdoc's business: [`mod@doctests`], with [`session`] for the runners that rustdoc starts.
+//! [`takedown`] takes sandboxes down beside the next. Doctests are rustdoc's business: [`mod@doctests`], with [`session`] for the runners that rustdoc starts.
 
 pub(crate) mod args;
 pub(crate) mod attempt;
@@ -21,6 +21,7 @@ pub(crate) mod libtest;
 mod schedule;
 mod select;
 pub(crate) mod session;
+pub(crate) mod takedown;
 mod together;
 mod words;
 
@@ -61,6 +62,7 @@ use self::{
     isolate::{Toolchain, View},
     select::{RunIgnored, Selection},
     session::{Host, NotRun, Report, Session},
+    takedown::Takedown,
     words::Words,
 };
 use crate::{
@@ -114,6 +116,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         services: Services::new(choice.config.services()),
         keep_failed: args.run.keep_failed,
         diff: args.run.diff,
+        takedown: Takedown::new(options.jobs),
     };
     let around = Surroundings {
         cargo: cargo::program().into(),

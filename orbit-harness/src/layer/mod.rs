@@ -36,6 +36,8 @@ pub(crate) struct Writable {
     pub(crate) parts: Vec<Part>,
     /// What Orbit itself makes there before the program starts, or mounts something on.
     made: BTreeSet<PathBuf>,
+    /// What Orbit hides of the host from the start.
+    covered: BTreeSet<PathBuf>,
     /// The files of `/etc` that Orbit wrote.
     etc: Vec<EtcFile>,
     temporary: Vec<PathBuf>,
@@ -96,6 +98,17 @@ impl Writable {
                     found.made.extend(files);
                     found.made.insert("/etc".into());
                     Some((upper(), Path::new("/"), of_lower(lower), true))
+                }
+                Step::HostRoot { own, hidden } => {
+                    let own = own.iter().map(|(path, _)| path.clone());
+                    found.made.extend(own.clone());
+                    found.covered.extend(own.chain(hidden.iter().cloned()));
+                    Some((
+                        upper(),
+                        Path::new("/"),
+                        vec![Below::whole(Path::new("/"))],
+                        true,
+                    ))
                 }
                 Step::EmptyRoot => Some(("root".to_owned(), Path::new("/"), Vec::new(), false)),
                 Step::Overlay { source, at } => {
@@ -167,6 +180,11 @@ impl Writable {
     /// Whether Orbit put something at `path` before the program ran.
     fn is_made(&self, path: &Path) -> bool {
         self.made.contains(path)
+    }
+
+    /// Whether Orbit hid what the host has at `path`, which nobody in the sandbox saw then.
+    fn is_covered(&self, path: &Path) -> bool {
+        self.covered.contains(path)
     }
 
     /// What Orbit wrote to the file at `path`, where it wrote one.

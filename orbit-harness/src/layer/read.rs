@@ -104,8 +104,12 @@ impl Reader<'_> {
                 let stat =
                     stat_in(&directory, &name).map_err(|errno| self.fault(part, &path, errno))?;
                 let Some(stat) = stat else { continue };
-                let under = under(lowers, &next.lowers, &path)
-                    .map_err(|errno| self.fault(part, &path, errno))?;
+                let under = if self.writable.is_covered(&joined(&part.at, &path)) {
+                    Under::default()
+                } else {
+                    under(lowers, &next.lowers, &path)
+                        .map_err(|errno| self.fault(part, &path, errno))?
+                };
                 if part.is_overlay && is_whiteout(&stat) {
                     if let Some(was) = under.stat {
                         self.note(part, &path, ChangeKind::Removed, kind_of(&was), 0);

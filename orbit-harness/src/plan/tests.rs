@@ -49,6 +49,7 @@ fn host(uid: u32) -> Host {
             .into(),
         cgroups: Cgroups::V1OrHybrid,
         pasta: Some("/usr/bin/pasta".into()),
+        hides_in_memory: true,
     }
 }
 

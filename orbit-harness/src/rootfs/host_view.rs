@@ -1,8 +1,9 @@
 //! The host view: the host's own files, read through throwaway writable layers, with private places hidden.
 //!
-//! One overlay for each directory of `/`, as the kernel refuses one over `/` itself inside a user namespace:
+//! For a privileged caller one overlay over the root filesystem, which the supervisor holds apart from what is mounted
+//! in it. For others one for each directory of `/`, as the kernel refuses one over `/` itself inside a user namespace:
 //! what is mounted below is locked there. For the same reason a directory with mounts below it is bound
-//! read-only, mounts and all.
+//! read-only, mounts and all. Both look the same from inside. Each overlay costs a start and an end some 0.1 ms.
 
 use std::{
     collections::BTreeSet,
@@ -13,6 +14,7 @@ use std::{
 use crate::{
     host::{Host, TopLevel},
     rootfs::normal,
+    security::idmap::plan::Writer,
     spec::HostView,
     step::Step,
     units::Bytes,
@@ -37,23 +39,32 @@ pub(crate) struct Surroundings {
     pub(crate) umask: u32,
 }
 
-/// The steps that make the host view, with a writable layer of `size`.
-pub(crate) fn steps(view: &HostView, around: &Surroundings, host: &Host, size: Bytes) -> Vec<Step> {
+/// The steps that make the host view, with a writable layer of `size`; as one overlay only where `may_be_whole`.
+pub(crate) fn steps(
+    view: &HostView,
+    around: &Surroundings,
+    host: &Host,
+    size: Bytes,
+    may_be_whole: bool,
+) -> Vec<Step> {
     let mut plan = View {
         host,
         home: home(view, host),
         steps: Vec::new(),
         covered: BTreeSet::new(),
+        is_whole: may_be_whole && host.ids.writer == Writer::Privileged && host.hides_in_memory,
     };
-    plan.steps.extend([
-        Step::Scratch {
-            size,
-            owner: system_owner(host),
-        },
-        Step::EmptyRoot,
-    ]);
-    for (path, kind) in &host.top_level {
-        plan.top_level(path, kind);
+    plan.steps.push(Step::Scratch {
+        size,
+        owner: system_owner(host),
+    });
+    if plan.is_whole {
+        plan.whole_root();
+    } else {
+        plan.steps.push(Step::EmptyRoot);
+        for (path, kind) in &host.top_level {
+            plan.top_level(path, kind);
+        }
     }
     let directory = |at: &str, mode| Step::Directory {
         at: at.into(),
@@ -100,6 +111,15 @@ fn system_owner(host: &Host) -> u32 {
     u32::from(host.uid != 0 && host.ids.uids.count() > 1 && host.ids.gids.count() > 1)
 }
 
+/// The mode of a directory of `/` that a sandbox has of its own.
+fn own_mode(path: &Path) -> u32 {
+    match path.to_str() {
+        Some("/root" | "/lost+found") => 0o700,
+        Some("/tmp") => 0o1777,
+        _ => 0o755,
+    }
+}
+
 /// The home directory inside.
 pub(crate) fn home(view: &HostView, host: &Host) -> PathBuf {
     normal(view.home.as_ref().unwrap_or(&host.home))
@@ -111,9 +131,38 @@ struct View<'a> {
     steps: Vec<Step>,
     /// What an overlay of its own already shows.
     covered: BTreeSet<PathBuf>,
+    /// Whether the root is one overlay over the host's.
+    is_whole: bool,
 }
 
 impl View<'_> {
+    /// The host's root filesystem, without what is private, and what is mounted in it.
+    fn whole_root(&mut self) {
+        let (mut own, mut hidden, mut mounted) = (Vec::new(), Vec::new(), Vec::new());
+        for (path, kind) in &self.host.top_level {
+            match kind {
+                TopLevel::Directory | TopLevel::EmptyDirectory if self.is_own(path) => {
+                    own.push((path.clone(), own_mode(path)));
+                }
+                TopLevel::Directory | TopLevel::EmptyDirectory => {
+                    if self.host.is_mount_point(path) || self.host.has_mounts_below(path) {
+                        mounted.push(self.layer_over(path));
+                    }
+                }
+                TopLevel::Symlink(_) => {}
+                TopLevel::Other => hidden.push(path.clone()),
+            }
+        }
+        self.steps.push(Step::HostRoot { own, hidden });
+        self.steps.extend(mounted);
+    }
+
+    /// Whether a sandbox has a directory of its own in place of this one of the host.
+    fn is_own(&self, path: &Path) -> bool {
+        let is = |list: &[&str]| list.iter().any(|own| path == Path::new(own));
+        is(&OWN) || is(&HIDDEN) || is(&["/lost+found"]) || self.home == path
+    }
+
     fn top_level(&mut self, path: &Path, kind: &TopLevel) {
         let is = |list: &[&str]| list.iter().any(|own| path == Path::new(own));
         match kind {
@@ -125,14 +174,9 @@ impl View<'_> {
                 });
             }
             TopLevel::Directory | TopLevel::EmptyDirectory if is(&HIDDEN) || self.home == path => {
-                let mode = if path == Path::new("/root") {
-                    0o700
-                } else {
-                    0o755
-                };
                 self.steps.push(Step::Directory {
                     at: path.to_owned(),
-                    mode,
+                    mode: own_mode(path),
                 });
             }
             // There is nothing below to show: a directory of the root's own layer does for half of what an overlay takes.
@@ -173,7 +217,7 @@ impl View<'_> {
 
     /// Whether there was nothing in a directory of `/`: what was made there since has to be shown by itself.
     fn was_empty(&self, top: &Path) -> bool {
-        self.host.top_level.get(top) == Some(&TopLevel::EmptyDirectory)
+        !self.is_whole && self.host.top_level.get(top) == Some(&TopLevel::EmptyDirectory)
     }
 
     fn hidden_places(&self) -> impl Iterator<Item = PathBuf> + '_ {

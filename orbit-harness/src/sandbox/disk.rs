@@ -121,7 +121,9 @@ fn writable_mounts(steps: &[Step]) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = Vec::new();
     for step in steps {
         let (at, is_layer) = match step {
-            Step::OverlayRoot { .. } | Step::EmptyRoot => (Path::new("/"), true),
+            Step::OverlayRoot { .. } | Step::HostRoot { .. } | Step::EmptyRoot => {
+                (Path::new("/"), true)
+            }
             Step::Overlay { at, .. } | Step::OverlaySealed { at, .. } | Step::Fresh { at, .. } => {
                 (&**at, true)
             }

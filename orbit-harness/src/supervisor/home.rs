@@ -1,10 +1,11 @@
 //! The supervisor's own place: its ids, its mounts, its signals.
 //!
-//! Its root is a small tmpfs of three directories, which every sandbox's init starts from:
+//! Its root is a small tmpfs of a few directories, which every sandbox's init starts from:
 //!
 //! | path | what it is |
 //! |---|---|
 //! | `/host` | the host's files; as root, seen through the container's id map |
+//! | `/plain` | as root, the filesystem of the host's `/` without what is mounted in it, which an overlay takes |
 //! | `/proc` | the processes of all sandboxes |
 //! | `/stage` | where an init mounts its scratch |
 
@@ -33,6 +34,8 @@ use crate::{
 
 /// Where the host's files are, for the supervisor and the inits.
 pub(super) const HOST: &str = "/host";
+/// The filesystem of the host's root, with nothing mounted in it.
+pub(super) const PLAIN: &str = "/plain";
 /// Where an init mounts its scratch.
 pub(super) const STAGE: &str = "/stage";
 
@@ -111,7 +114,7 @@ fn settle_root(mapping: Mapping, trees: Vec<(PathBuf, OwnedFd)>) -> Result<(), S
     .map_err(fail(StartStep::PrivateMounts))?;
     let base = mount_base().map_err(fail(StartStep::Root))?;
     let in_base = |name: &str| base.join(name.trim_start_matches('/'));
-    for directory in [HOST, "/proc", STAGE, "/original"] {
+    for directory in [HOST, PLAIN, "/proc", STAGE, "/original"] {
         rustix::fs::mkdir(in_base(directory), 0o755.into()).map_err(fail(StartStep::Root))?;
     }
     let privileged = mapping == Mapping::Privileged;
@@ -122,8 +125,13 @@ fn settle_root(mapping: Mapping, trees: Vec<(PathBuf, OwnedFd)>) -> Result<(), S
     rustix::mount::mount("proc", "/proc", "proc", proc_flags, None)
         .map_err(fail(StartStep::Proc))?;
     if privileged {
-        for (path, tree) in trees {
-            attach_tree(&path, &tree)?;
+        for (number, (path, tree)) in trees.into_iter().enumerate() {
+            let target = if number == 0 {
+                PLAIN.into()
+            } else {
+                below_host(&path)
+            };
+            attach_tree(&path, &target, &tree)?;
             // It was opened in the caller's namespace, and is a peer of its mounts where those are shared, as they
             // are under systemd: what is mounted or unmounted here would be there too. So before the next.
             rustix::mount::mount_change(
@@ -138,14 +146,13 @@ fn settle_root(mapping: Mapping, trees: Vec<(PathBuf, OwnedFd)>) -> Result<(), S
     Ok(())
 }
 
-/// Puts one of the host's filesystems at its place below `/host`.
-fn attach_tree(path: &Path, tree: &OwnedFd) -> Result<(), StartFailure> {
-    let target = below_host(path);
+/// Puts the host's filesystem `path` at `target`.
+fn attach_tree(path: &Path, target: &Path, tree: &OwnedFd) -> Result<(), StartFailure> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    let attached = rustix::mount::move_mount(tree, "", rustix::fs::CWD, &target, flags)
+    let attached = rustix::mount::move_mount(tree, "", rustix::fs::CWD, target, flags)
         // A copy of a shared mount is its peer: what is mounted on it, or detached, would be on the host too.
         // At once, as the next one may be attached below this one.
-        .and_then(|()| rustix::mount::mount_change(&target, MountPropagationFlags::PRIVATE));
+        .and_then(|()| rustix::mount::mount_change(target, MountPropagationFlags::PRIVATE));
     match attached {
         Ok(()) => Ok(()),
         // Its place lies in a directory that the container's root may not enter, or is gone: then nothing in

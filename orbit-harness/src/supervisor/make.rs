@@ -118,6 +118,7 @@ impl Maker {
                 Ok(())
             }
             Step::OverlayRoot { lower, etc } => self.overlay_root(lower, etc),
+            Step::HostRoot { own, hidden } => self.host_root(own, hidden),
             Step::EmptyRoot => self.empty_root(),
             Step::Directory { at, mode } => self.directory(at, *mode).map(drop),
             Step::Fresh { at, mode } => self.fresh(at, *mode),

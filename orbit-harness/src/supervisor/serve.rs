@@ -44,12 +44,6 @@ const PROCESS: u64 = 1 << 63;
 /// Set in the tag of the channel on which a sandbox that is made ahead says that it is ready.
 const READY: u64 = 1 << 62;
 
-/// How long nothing is to happen before a sandbox is made ahead: longer than one that ends at once takes.
-const LULL: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 3_000_000,
-};
-
 struct Supervisor {
     single_threaded: SingleThreaded,
     control: Channel,
@@ -155,10 +149,12 @@ fn try_serve(
     loop {
         events.clear();
         let next_ahead = supervisor.pool.next();
-        let mut timeout = supervisor.until_next_timeout();
-        if next_ahead.is_some() {
-            timeout = Some(timeout.map_or(LULL, |it| it.min(LULL)));
-        }
+        // What is made ahead is made when there is nothing else to do.
+        let timeout = if next_ahead.is_some() {
+            Some(Timespec::default())
+        } else {
+            supervisor.until_next_timeout()
+        };
         match epoll::wait(
             &supervisor.epoll,
             rustix::buffer::spare_capacity(&mut events),

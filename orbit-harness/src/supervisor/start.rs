@@ -26,7 +26,8 @@ use crate::{
 /// What the starter tells the new supervisor, in this order.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Handover {
-    /// Filesystems of the host, seen through the id map: where each belongs, and the mounts themselves.
+    /// Filesystems of the host, seen through the id map: where each belongs, and the mounts themselves. The very first is
+    /// that of the root, to stand by itself.
     HostTrees(Vec<PathBuf>),
     /// The maps are written and nothing more will come; the supervisor's number, as its parent knows it.
     Mapped { pid: i32 },
@@ -139,6 +140,8 @@ fn hand_over_host(pid: i32, to_supervisor: &Channel) -> Result<(), StartFailure>
     let mut paths = crate::host::read_mount_points(&mountinfo);
     // What is mounted on comes before what is mounted on it, which the table's own order does not promise.
     paths.sort_by_key(|path| path.components().count());
+    // Once more, to stand alone.
+    paths.insert(0, "/".into());
     for path in paths {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         // A mount that another covers, or that is gone by now, cannot be reached by its path.

@@ -32,6 +32,14 @@ pub(crate) fn cases() -> Vec<Case> {
         case("home_is_empty_and_private", home_is_empty_and_private),
         case("homes_and_run_are_hidden", homes_and_run_are_hidden),
         case(
+            "what_is_hidden_stays_so_when_it_is_made_again",
+            what_is_hidden_stays_so_when_it_is_made_again,
+        ),
+        case(
+            "the_root_shows_directories_and_links",
+            the_root_shows_directories_and_links,
+        ),
+        case(
             "a_secret_of_the_host_stays_one",
             a_secret_of_the_host_stays_one,
         )
@@ -49,6 +57,48 @@ pub(crate) fn cases() -> Vec<Case> {
             two_sandboxes_do_not_see_each_other,
         ),
     ]
+}
+
+/// What hides the host's is not in the sandbox's own hands.
+fn what_is_hidden_stays_so_when_it_is_made_again(_: &Context) -> Result<()> {
+    let script = "for d in /home /root /run /tmp; do ls -A $d; rm -rf $d 2>/dev/null; mkdir -p $d 2>/dev/null; \
+                  ls -A $d; mv $d $d.moved 2>/dev/null; mkdir -p $d 2>/dev/null; ls -A $d $d.moved 2>/dev/null; done | \
+                  grep -v -e : -e '^$' -e '^lock$' | sort -u";
+    let found = View::Host.read(script)?;
+    // What is shown below a home directory was asked for: where the working directory lies, and the program.
+    let home = std::env::var("HOME").unwrap_or_default();
+    for entry in fs::read_dir("/home")?
+        .chain(fs::read_dir("/run")?)
+        .flatten()
+    {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let is_shown = home.contains(&name) || name == "lock";
+        ensure!(
+            is_shown || !found.lines().any(|line| line == name),
+            "{name} is seen:\n{found}"
+        );
+    }
+    Ok(())
+}
+
+/// A swap file and a socket in `/` are no part of a system's files.
+fn the_root_shows_directories_and_links(_: &Context) -> Result<()> {
+    let found = View::Host.read("for f in /* /.*; do test -d $f || test -L $f || echo $f; done")?;
+    let found: Vec<&str> = found.lines().filter(|it| *it != "/.*").collect();
+    ensure!(found.is_empty(), "{found:?}");
+    // And what is hidden there is not told as removed.
+    let changes = Sandbox::builder()
+        .cmd(["sh", "-c", "echo x > /home/x 2>/dev/null; true"])
+        .record_changes(true)
+        .run()?
+        .changes
+        .unwrap_or_default();
+    let told: Vec<String> = changes.lasting().map(ToString::to_string).collect();
+    ensure!(
+        told.iter().all(|line| line == "A /home/x"),
+        "more than was written: {told:?}"
+    );
+    Ok(())
 }
 
 fn files_are_whose_they_are(context: &Context) -> Result<()> {

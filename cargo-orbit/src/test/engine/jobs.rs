@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+use orbit::__private::prepare_ahead_if_possible;
+
 use super::{Message, Options};
 use crate::{
     config::settings::Settings,
@@ -63,6 +65,8 @@ pub(super) struct Errand<'a> {
     pub(super) ground: &'a Ground,
     pub(super) sender: Sender<Message>,
     pub(super) load: Option<(Room, Job)>,
+    /// How many more tests will follow at once.
+    pub(super) following: usize,
 }
 
 impl Errand<'_> {
@@ -71,7 +75,7 @@ impl Errand<'_> {
         let Some((mut room, job)) = self.load.take() else {
             return;
         };
-        let ground = self.ground;
+        let (ground, following) = (self.ground, self.following);
         let lane = room.lane();
         let lost = |why| {
             let mut attempt = attempt::not_run(ground, why);
@@ -85,7 +89,7 @@ impl Errand<'_> {
                 Done::Listed(binary, listed)
             }
             Job::Alone(task) => {
-                let attempt = caught(|| alone(ground, options, &task));
+                let attempt = caught(|| alone(ground, options, &task, following));
                 let mut attempt = attempt.unwrap_or_else(lost);
                 attempt.lane = lane;
                 Done::Alone(task, Box::new(attempt))
@@ -199,8 +203,8 @@ fn list(
     ))
 }
 
-/// Runs one test in a sandbox of its own.
-fn alone(ground: &Ground, options: &Options, task: &Task) -> Attempt {
+/// Runs one test in a sandbox of its own. While it runs, sandboxes for those that follow it are made.
+fn alone(ground: &Ground, options: &Options, task: &Task, following: usize) -> Attempt {
     let needed = match ground.need(&task.settings) {
         Ok(needed) => needed,
         Err(attempt) => return *attempt,
@@ -216,7 +220,7 @@ fn alone(ground: &Ground, options: &Options, task: &Task) -> Attempt {
     }
     arguments.extend(options.arguments.iter().cloned());
     let sandbox = ground.sandbox(&task.binary, &task.settings, arguments);
-    let mut sandbox = needed.give_to(sandbox, &task.settings);
+    let mut sandbox = prepare_ahead_if_possible(needed.give_to(sandbox, &task.settings), following);
     if let Some(limit) = task.settings.timeout() {
         sandbox = sandbox.timeout(limit);
     }

@@ -14,6 +14,7 @@ use crate::{
         isolate::View,
         libtest::{self, Told},
         schedule::Room,
+        takedown::Takedown,
         together::{Gone, Group, Span},
     },
 };
@@ -80,6 +81,7 @@ fn ground() -> Ground {
         services: Services::new(Vec::new()),
         keep_failed: true,
         diff: true,
+        takedown: Takedown::default(),
     }
 }
 
@@ -274,6 +276,7 @@ fn a_job_that_gets_no_thread_is_not_run_and_leaves_its_room() {
             ground: engine.ground,
             sender: engine.sender.clone(),
             load,
+            following: 0,
         });
         engine.take(receiver.try_recv().unwrap(), &|| {});
         engine.build = Some(true);

@@ -104,7 +104,11 @@ impl Maker {
 
     pub(super) fn symlink(&self, path: &Path, target: &Path) -> Done {
         let (parent, name) = self.split(path)?;
-        Ok(rustix::fs::symlinkat(target, &parent, name)?)
+        match rustix::fs::symlinkat(target, &parent, name) {
+            // A sealed layer has it, or what the program put there.
+            Err(Errno::EXIST) => Ok(()),
+            other => Ok(other?),
+        }
     }
 
     /// The directory that `path` lies in, made with its parents where it is not there, and its name in it.
