@@ -419,7 +419,7 @@ fn a_thousand_members(context: &Context) -> Result<()> {
 }
 
 /// How many files each descendant has open, where that may be looked at: by root only.
-fn descriptors_of_descendants() -> Vec<(i32, usize)> {
+pub(crate) fn descriptors_of_descendants() -> Vec<(i32, usize)> {
     let own = i32::try_from(std::process::id()).unwrap_or_default();
     let open = |pid: i32| fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
     let found = orbit_tests::proc_fs::descendants(own);

@@ -12,6 +12,7 @@ use orbit::{Network, NetworkMode, Sandbox, SandboxBuilder};
 use orbit_tests::{Case, Context, Who};
 
 use crate::{
+    named::descriptors_of_descendants,
     service::{BLOCK, block},
     support::{await_port, exchange, raise_descriptor_limit, rate, service},
 };
@@ -39,7 +40,8 @@ pub(crate) fn cases() -> Vec<Case> {
         .deadline(Duration::from_secs(120)),
         Case::new("scale::a_thousand_rounds_leave_nothing", a_thousand_rounds)
             .who(Who::RANGED)
-            .deadline(Duration::from_secs(300)),
+            .needs(&["nftables"])
+            .deadline(Duration::from_secs(600)),
     ]
 }
 
@@ -206,23 +208,52 @@ fn time_all(mut stream: TcpStream, bytes: u64) -> Result<Duration> {
 
 fn a_thousand_rounds(context: &Context) -> Result<()> {
     const ROUNDS: usize = 1000;
-    // The supervisor and the broker stay: they are there before the audit begins.
-    drop(Sandbox::builder().cmd(["true"]).expose(80).start()?);
-    let audit = context.audit();
-    let started = Instant::now();
-    for round in 0..ROUNDS {
-        let mut sandbox = Sandbox::builder()
+    let network = Network::builder().subnet("10.81.0.0/28").create()?;
+    let once = |round: usize| -> Result<()> {
+        let sandbox = Sandbox::builder()
             .cmd(["true"])
             .disk("1M")
             .expose(80)
-            .publish("0:53/udp")
-            .start()
-            .with_context(|| format!("round {round}"))?;
-        sandbox.wait()?;
+            .publish("0:53/udp");
+        let (own, shared);
+        let sandbox = match round % 5 {
+            0 => sandbox,
+            1 => sandbox.network(&network),
+            2 => {
+                own = Network::builder().create()?;
+                sandbox.network(&own).network_alias("of-its-own")
+            }
+            3 => {
+                shared = Network::builder().name("rounds").shared(true).create()?;
+                sandbox.network(&shared)
+            }
+            _ => {
+                let sandbox = sandbox.network(NetworkMode::Bridge);
+                sandbox.bridge("orbit-e2e6").bridge_cidr("172.29.24.0/28")
+            }
+        };
+        sandbox.start()?.wait()?;
+        Ok(())
+    };
+    // The supervisor and the broker stay: they are there before the audit begins.
+    once(0)?;
+    let audit = context.audit();
+    let before = descriptors_of_descendants();
+    let started = Instant::now();
+    for round in 0..ROUNDS {
+        once(round).with_context(|| format!("round {round}"))?;
     }
     println!(
-        "{ROUNDS} sandboxes with two published ports each: {:?}",
+        "{ROUNDS} sandboxes with two published ports each, on loopback, on a network that stays, on one of their own, \
+         on one that is shared, on the bridge: {:?}",
         started.elapsed()
     );
-    Ok(audit.check()?)
+    audit.check()?;
+    // Networks are namespaces that the broker holds.
+    let after = descriptors_of_descendants();
+    ensure!(
+        before == after,
+        "descriptors of the supervisor and the broker: {before:?}, then {after:?}"
+    );
+    Ok(())
 }
