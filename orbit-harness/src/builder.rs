@@ -295,7 +295,8 @@ impl SandboxBuilder {
     }
 
     /// One more name by which sandboxes on its networks reach this one, beside its [name](Self::name) and its
-    /// [host name](Self::hostname).
+    /// [host name](Self::hostname): labels of letters, digits, `_` and, within, `-`, of at most 63 bytes each and 64 in
+    /// all, joined by dots. `localhost` and numbers alone are refused, since nobody would be asked for them.
     pub fn network_alias(mut self, alias: impl Into<String>) -> Self {
         self.spec.aliases.push(alias.into());
         self

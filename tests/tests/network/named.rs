@@ -265,6 +265,20 @@ fn bad_networks(context: &Context) -> Result<()> {
         nobody().network(&small).network_alias("no host").start(),
         "network alias `no host`: expected labels of letters",
     )?;
+    let (long, label) = (["long"; 14].join("."), "x".repeat(64));
+    for (alias, why) in [
+        ("", "expected labels"),
+        ("-db", "expected labels"),
+        ("db-", "expected labels"),
+        (label.as_str(), "expected labels"),
+        (long.as_str(), "longer than the 64 bytes"),
+        ("10.0.0.1", "numbers alone"),
+        ("localhost", "each sandbox has this name for itself"),
+    ] {
+        let started = nobody().network(&small).network_alias(alias).start();
+        fails(started, &format!("network alias `{alias}`: "))?;
+        fails(nobody().network(&small).network_alias(alias).start(), why)?;
+    }
     fails(
         nobody().network(&small).network(&around).start(),
         "its subnet 10.0.0.0/8 overlaps with 10.3.0.0/30 of the network small",
