@@ -277,7 +277,13 @@ impl SandboxBuilder {
     }
 
     /// The bridge that [`NetworkMode::Bridge`] means: `myruntime0` unless this says otherwise. As root it is a
-    /// link of the host, shared by all processes; for others it is this process's own.
+    /// link of the host, shared by all processes, on which a sandbox knows by name those that were there before it
+    /// (`/etc/hosts`): there is no name server on it.
+    ///
+    /// For others it is this process's own, which all of its sandboxes on the bridge share, with names answered as on
+    /// every [`Network`]: no link can be made between two processes' namespaces without the host's root. Processes of one
+    /// user meet on a [shared](crate::NetworkBuilder::shared) network, and so do root's that need each other's names in
+    /// any order.
     pub fn bridge(mut self, name: &str) -> Self {
         match names::check_bridge(name) {
             Ok(()) => name.clone_into(&mut self.spec.bridge.name),
@@ -295,7 +301,8 @@ impl SandboxBuilder {
     }
 
     /// One more name by which sandboxes on its networks reach this one, beside its [name](Self::name) and its
-    /// [host name](Self::hostname).
+    /// [host name](Self::hostname): labels of letters, digits, `_` and, within, `-`, of at most 63 bytes each and 64 in
+    /// all, joined by dots. `localhost` and numbers alone are refused, since nobody would be asked for them.
     pub fn network_alias(mut self, alias: impl Into<String>) -> Self {
         self.spec.aliases.push(alias.into());
         self

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Nobody owns the network: who comes connects with all that are there, and the network is over with the last. What a
-//! killed process leaves is a socket that refuses connections, which the next to come removes.
+//! killed process leaves is a socket that refuses connections, which the next to come or go removes.
 
 pub(crate) mod session;
 
@@ -208,7 +208,10 @@ impl Drop for Meeting {
             return;
         };
         let _ = fs::remove_file(&self.socket);
-        leave(&self.directory);
+        // What killed processes left is no reason to leave anything; who cannot be asked is.
+        if connect_all(&self.directory).is_ok() {
+            leave(&self.directory);
+        }
     }
 }
 
@@ -381,6 +384,19 @@ mod tests {
         let Entrance { meeting, lock, .. } = second;
         drop(lock);
         drop(meeting);
+        assert!(!directory.exists() && !runtime.path().join("networks").exists());
+    }
+
+    #[test]
+    fn what_a_dead_process_left_goes_with_the_last_that_lives() {
+        let runtime = tempfile::tempdir().unwrap();
+        let last = enter(runtime.path(), None).unwrap();
+        let directory = last.meeting.directory.clone();
+        // As if another had come, and had been killed.
+        let (listener, left) = listen(&directory).unwrap();
+        drop((listener, last.lock));
+        drop(last.meeting);
+        assert!(!left.exists());
         assert!(!directory.exists() && !runtime.path().join("networks").exists());
     }
 

@@ -280,6 +280,16 @@ impl Network {
         Ok(network)
     }
 
+    /// The link of a sandbox that is on it, before it has an address.
+    pub(crate) fn link_to_be(&self) -> Link {
+        Link {
+            network: self.0.name.clone(),
+            subnet: self.0.subnet,
+            address: self.0.subnet.gateway(),
+            names: LinkNames::Server,
+        }
+    }
+
     pub(crate) fn is(&self, other: &Self) -> bool {
         self.0.id == other.0.id
     }
@@ -365,10 +375,8 @@ pub(crate) struct Membership {
 impl Address {
     pub(crate) fn link(&self) -> Link {
         Link {
-            network: self.network.0.name.clone(),
-            subnet: self.network.0.subnet,
             address: self.address,
-            names: LinkNames::Server,
+            ..self.network.link_to_be()
         }
     }
 

@@ -454,7 +454,7 @@ fn published(spec: &Spec) -> Vec<Published> {
 
 fn link_faults(spec: &Spec, faults: &mut Vec<SpecFault>) {
     for alias in &spec.aliases {
-        let why = match names::check_host(alias) {
+        let why = match names::check_alias(alias) {
             Err(why) => why,
             Ok(()) if spec.links.is_empty() => "the sandbox is on no network that has names",
             Ok(()) => continue,

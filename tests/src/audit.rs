@@ -1,11 +1,11 @@
 //! The leak audit: what was there after a test that was not there before.
 //!
 //! What counts as ours: every descendant of this process, with its namespaces and its listening ports;
-//! this process's open files; the mount table, links and nft rules we see; cgroup directories; and the
-//! entries of directories for temporary files. Descendants stay ours when their parents end, because
+//! this process's open files; the mount table, links and nft rules we see; cgroup directories; the files by which
+//! processes share networks; and the entries of directories for temporary files. Descendants stay ours when their parents end, because
 //! [`LeakAudit::adopting`] makes this process their reaper.
 //!
-//! Things that belong to no process (a cgroup, a rule, a link) may be another program's. Such a trace is a
+//! Things that belong to no process (a cgroup, a rule, a link, a lease) may be another program's. Such a trace is a
 //! leak if it stays for the whole of [`PATIENCE`]; one that is surely ours, if it is there at its end.
 
 use std::{
@@ -27,6 +27,8 @@ use crate::proc_fs::{Process, descendants, listening};
 /// How long what was made may take to go away.
 pub const PATIENCE: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(10);
+/// Where root's processes meet, and keep the leases of its bridges.
+const MEETING_OF_ROOT: &str = "/run/orbit";
 /// Cgroup trees are shallow; this only stops a walk gone wrong.
 const CGROUP_DEPTH_MAX: usize = 12;
 
@@ -45,6 +47,8 @@ pub enum Kind {
     Cgroup,
     /// An entry of a directory for temporary files.
     TempFile,
+    /// A file where processes keep which addresses of a network are whose.
+    Lease,
     /// An open file of this process.
     OpenFile,
     /// A descendant that ended and is not reaped.
@@ -65,7 +69,7 @@ impl Kind {
     const fn is_surely_ours(self) -> bool {
         !matches!(
             self,
-            Self::Link | Self::NftRule | Self::Cgroup | Self::TempFile
+            Self::Link | Self::NftRule | Self::Cgroup | Self::TempFile | Self::Lease
         )
     }
 
@@ -77,6 +81,7 @@ impl Kind {
             Self::NftRule => "nft rule",
             Self::Cgroup => "cgroup",
             Self::TempFile => "temporary file",
+            Self::Lease => "lease",
             Self::OpenFile => "open file",
             Self::Zombie => "zombie",
             Self::Process => "process",
@@ -102,6 +107,8 @@ struct Scope {
     mounts_of: i32,
     /// Directories of which every entry counts.
     directories: Vec<PathBuf>,
+    /// Directories of which every file counts, however deep: where processes meet.
+    meetings: Vec<PathBuf>,
     /// Whether orphans come to us, and their remains are ours to reap.
     adopting: bool,
     /// Whether our own open files count.
@@ -109,11 +116,16 @@ struct Scope {
 }
 
 impl LeakAudit {
-    /// An audit of this process and its descendants; `directories` must have the same entries afterwards.
-    pub fn start(directories: impl IntoIterator<Item = PathBuf>) -> Self {
+    /// An audit of this process and its descendants; afterwards `directories` must have the same entries, and
+    /// `meetings`, and root's place for them, the same files at any depth.
+    pub fn start(
+        directories: impl IntoIterator<Item = PathBuf>,
+        meetings: impl IntoIterator<Item = PathBuf>,
+    ) -> Self {
         Self::with(Scope {
             mounts_of: 0,
             directories: directories.into_iter().collect(),
+            meetings: meetings.into_iter().collect(),
             adopting: false,
             files: true,
         })
@@ -125,11 +137,15 @@ impl LeakAudit {
     ///
     /// # Panics
     /// Where the kernel knows no child subreapers (before Linux 3.4).
-    pub fn adopting(directories: impl IntoIterator<Item = PathBuf>) -> Self {
+    pub fn adopting(
+        directories: impl IntoIterator<Item = PathBuf>,
+        meetings: impl IntoIterator<Item = PathBuf>,
+    ) -> Self {
         prctl::set_child_subreaper(true).expect("Linux 3.4");
         Self::with(Scope {
             mounts_of: 0,
             directories: directories.into_iter().collect(),
+            meetings: meetings.into_iter().collect(),
             adopting: true,
             files: true,
         })
@@ -140,6 +156,7 @@ impl LeakAudit {
         Self::with(Scope {
             mounts_of: pid,
             directories: Vec::new(),
+            meetings: Vec::new(),
             adopting: false,
             files: true,
         })
@@ -271,6 +288,7 @@ impl Scope {
         add(Kind::NftRule, nft_rules());
         add(Kind::Cgroup, cgroups());
         add(Kind::TempFile, self.temp_files());
+        add(Kind::Lease, self.leases());
         if self.files {
             add(Kind::OpenFile, open_files());
         }
@@ -288,6 +306,22 @@ impl Scope {
         found
     }
 
+    fn leases(&self) -> Vec<String> {
+        let mut ahead = self.meetings.clone();
+        ahead.push(MEETING_OF_ROOT.into());
+        let mut found = Vec::new();
+        while let Some(directory) = ahead.pop() {
+            for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    ahead.push(entry.path());
+                } else {
+                    found.push(entry.path().display().to_string());
+                }
+            }
+        }
+        found
+    }
+
     fn temp_files(&self) -> Vec<String> {
         let whole = self
             .directories
@@ -299,8 +333,8 @@ impl Scope {
         let mut found = Vec::new();
         for (directory, part) in whole.chain(shared) {
             for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
-                // Where root's processes meet: who comes first makes it, and it stays.
-                let is_meeting_place = entry.path() == Path::new("/run/orbit");
+                // Who comes first makes it, and it stays: what is in it is another kind.
+                let is_meeting_place = entry.path() == Path::new(MEETING_OF_ROOT);
                 if entry.file_name().to_string_lossy().contains(part) && !is_meeting_place {
                     found.push(entry.path().display().to_string());
                 }

@@ -199,7 +199,10 @@ impl Context {
     /// An audit of this very process, inside of a test: for what must be gone while the process lives on.
     /// (The one around each test sees its files only by the fact that the process has ended.)
     pub fn audit(&self) -> LeakAudit {
-        LeakAudit::start([self.tmp(), self.cache().join("v1/tmp")])
+        LeakAudit::start(
+            [self.tmp(), self.cache().join("v1/tmp")],
+            [self.cache().join("run")],
+        )
     }
 
     /// A path in the workspace.

@@ -171,10 +171,13 @@ impl Stage {
         }
         let directory = CaseDirectory::make(who)?;
         let toolchain = self.toolchain_variables(&directory.path().join("home"))?;
-        let audit = LeakAudit::adopting([
-            directory.path().join("tmp"),
-            directory.path().join("cache/v1/tmp"),
-        ]);
+        let audit = LeakAudit::adopting(
+            [
+                directory.path().join("tmp"),
+                directory.path().join("cache/v1/tmp"),
+            ],
+            [directory.path().join("cache/run")],
+        );
         let outcome = self.execute(case, who, directory.path(), &toolchain);
         let audited = audit.check();
         if audited.is_err() {

@@ -5,6 +5,7 @@ use std::{
     io::{BufRead, BufReader, Write},
     net::TcpListener,
     os::{fd::AsRawFd, unix::net::UnixListener},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -21,7 +22,7 @@ fn alone() -> MutexGuard<'static, ()> {
 }
 
 fn start() -> LeakAudit {
-    LeakAudit::start([])
+    LeakAudit::start([], [])
 }
 
 fn leaks_of(audit: &LeakAudit) -> Leaks {
@@ -53,7 +54,7 @@ fn a_process() {
 #[test]
 fn an_orphan_is_adopted_named_and_swept() {
     let _alone = alone();
-    let audit = LeakAudit::adopting([]);
+    let audit = LeakAudit::adopting([], []);
     // The shell ends at once; what it started has no parent but us.
     assert!(
         Command::new("sh")
@@ -137,7 +138,7 @@ fn a_mount_left_or_gone() {
 fn a_temporary_file_or_directory() {
     let _alone = alone();
     let watched = tempfile::tempdir().unwrap();
-    let audit = LeakAudit::start([watched.path().to_owned()]);
+    let audit = LeakAudit::start([watched.path().to_owned()], []);
     fs::create_dir(watched.path().join("left-here")).unwrap();
     let shared = tempfile::Builder::new()
         .prefix("orbit-left-")
@@ -148,6 +149,87 @@ fn a_temporary_file_or_directory() {
     assert!(leaks.names(Kind::TempFile, "/tmp/orbit-left-"), "{leaks}");
     shared.close().unwrap();
     fs::remove_dir(watched.path().join("left-here")).unwrap();
+    audit.check().unwrap();
+}
+
+#[test]
+fn a_lease() {
+    let _alone = alone();
+    let meeting = tempfile::tempdir().unwrap();
+    let network = meeting.path().join("networks/left-lab");
+    let audit = LeakAudit::start([], [meeting.path().to_owned()]);
+    fs::create_dir_all(&network).unwrap();
+    // A directory that is empty holds nothing back.
+    audit.check().unwrap();
+    fs::write(network.join("10.9.0.2"), "97 db\n").unwrap();
+    let leaks = leaks_of(&audit);
+    assert!(leaks.names(Kind::Lease, "left-lab/10.9.0.2"), "{leaks}");
+    fs::remove_dir_all(&network).unwrap();
+    audit.check().unwrap();
+}
+
+/// In a network of its own, where it is root: these are made by root alone.
+const INSIDE: &str = "ORBIT_TESTS_AUDIT_INSIDE";
+
+#[test]
+fn a_link_and_a_rule() {
+    let _alone = alone();
+    if std::env::var_os(INSIDE).is_none() {
+        let output = Command::new("unshare")
+            .args(["--map-root-user", "--net"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "a_link_and_a_rule"])
+            .env(INSIDE, "1")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        return;
+    }
+    let run = |line: &str| {
+        let words: Vec<&str> = line.split(' ').collect();
+        let status = Command::new(words[0]).args(&words[1..]).status();
+        assert!(status.unwrap().success(), "{line}");
+    };
+    let audit = start();
+    run("ip link add left0 type veth peer name left1");
+    run("nft add table inet left-over");
+    let leaks = leaks_of(&audit);
+    assert!(leaks.names(Kind::Link, "left0"), "{leaks}");
+    assert!(leaks.names(Kind::NftRule, "left-over"), "{leaks}");
+    let between = start();
+    run("ip link del left0");
+    run("nft delete table inet left-over");
+    let gone = leaks_of(&between);
+    for kind in [Kind::Link, Kind::NftRule] {
+        let is_gone = gone.found.iter().any(|leak| leak.gone && leak.kind == kind);
+        assert!(is_gone, "{gone}");
+    }
+    audit.check().unwrap();
+}
+
+#[test]
+fn a_cgroup() {
+    let _alone = alone();
+    // Of whichever hierarchy may be written to: as root, where there is one.
+    let mut groups = vec![PathBuf::from("/sys/fs/cgroup")];
+    groups.extend(
+        fs::read_dir("/sys/fs/cgroup")
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path()),
+    );
+    let audit = start();
+    let mut groups = groups
+        .into_iter()
+        .map(|group| group.join("orbit-left-over"));
+    let Some(made) = groups.find(|group| fs::create_dir(group).is_ok()) else {
+        eprintln!("no control group can be made here");
+        return;
+    };
+    let leaks = leaks_of(&audit);
+    fs::remove_dir(&made).unwrap();
+    assert!(leaks.names(Kind::Cgroup, "orbit-left-over"), "{leaks}");
     audit.check().unwrap();
 }
 
@@ -171,7 +253,7 @@ fn an_open_file() {
 #[test]
 fn a_process_that_hops_from_pid_to_pid() {
     let _alone = alone();
-    let audit = LeakAudit::adopting([]);
+    let audit = LeakAudit::adopting([], []);
     let script = "hop() { sleep 0.1; [ $1 -gt 0 ] && hop $(($1 - 1)) & }; hop 40";
     assert!(
         Command::new("sh")

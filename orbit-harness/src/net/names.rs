@@ -5,6 +5,8 @@
 pub(crate) fn check_host(name: &str) -> Result<(), &'static str> {
     let label = |label: &str| {
         (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
             && label
                 .bytes()
                 .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
@@ -12,7 +14,25 @@ pub(crate) fn check_host(name: &str) -> Result<(), &'static str> {
     if name.len() > 64 {
         Err("it is longer than the 64 bytes that the kernel takes")
     } else if !name.split('.').all(label) {
-        Err("expected labels of letters, digits, `-` and `_`, joined by dots")
+        Err(
+            "expected labels of letters, digits, `_` and, within, `-`, each of 1 to 63 bytes, joined by dots",
+        )
+    } else {
+        Ok(())
+    }
+}
+
+/// Checks one more name for a sandbox on its networks, by which others are to find it: what a resolver would not ask
+/// for is none.
+///
+/// Source: inet_aton(3), by which a resolver reads numbers as an address; RFC 6761, section 6.3, of `localhost`.
+pub(crate) fn check_alias(alias: &str) -> Result<(), &'static str> {
+    check_host(alias)?;
+    let is_number = |label: &str| label.bytes().all(|byte| byte.is_ascii_digit());
+    if alias.split('.').all(is_number) {
+        Err("a name of numbers alone is read as an address, and never looked up")
+    } else if alias.eq_ignore_ascii_case("localhost") {
+        Err("each sandbox has this name for itself")
     } else {
         Ok(())
     }
@@ -53,10 +73,30 @@ mod tests {
             "a:b",
             "ä",
             "a\n",
+            "-db",
+            "db-",
+            "a.-b",
             &"x".repeat(64),
             &"x.".repeat(40),
         ] {
             assert!(check_host(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn aliases_are_names_that_are_looked_up() {
+        for good in [
+            "db",
+            "my_service",
+            "db.internal",
+            "1.db",
+            "10x",
+            "localhost2",
+        ] {
+            assert_eq!(check_alias(good), Ok(()), "{good}");
+        }
+        for bad in ["", "-db", "10.0.0.1", "7", "localhost", "LocalHost", "a b"] {
+            assert!(check_alias(bad).is_err(), "{bad:?}");
         }
     }
 

@@ -261,12 +261,16 @@ impl From<PortMap> for String {
 
 /// The first host port that is asked for twice among `all`, as an address to name.
 ///
-/// An address that is any address (`0.0.0.0`, `::`) takes the port on every other one of its family.
+/// An address that is any address takes the port on every other one: `0.0.0.0` of IPv4, `::` of both families, as sockets
+/// are dual-stack (ipv6(7), `IPV6_V6ONLY`).
 pub(crate) fn first_conflict(all: &[Published]) -> Option<(SocketAddr, Protocol)> {
+    let takes = |one: IpAddr, other: IpAddr| match one {
+        IpAddr::V4(v4) => v4.is_unspecified() && other.is_ipv4(),
+        IpAddr::V6(v6) => v6.is_unspecified(),
+    };
     let clash = |one: &Published, other: &Published| {
-        let same_address = one.host.ip() == other.host.ip()
-            || (one.host.is_ipv4() == other.host.is_ipv4()
-                && (one.host.ip().is_unspecified() || other.host.ip().is_unspecified()));
+        let (first, second) = (one.host.ip().to_canonical(), other.host.ip().to_canonical());
+        let same_address = first == second || takes(first, second) || takes(second, first);
         one.host.port() != 0
             && one.host.port() == other.host.port()
             && one.protocol == other.protocol
@@ -371,10 +375,19 @@ mod tests {
             conflict(&["8000-8010:80-90", "8005:1"]).as_deref(),
             Some("127.0.0.1:8005")
         );
-        assert!(conflict(&["0.0.0.0:8080:80", "8080:80"]).is_some());
+        for clash in [
+            &["0.0.0.0:8080:80", "8080:80"],
+            &["0.0.0.0:8080:80", "[::]:8080:80"],
+            &["[::]:8080:80", "8080:81"],
+            &["[::1]:8080:80", "[::]:8080:80"],
+            &["[::ffff:127.0.0.1]:8080:80", "8080:80"],
+        ] {
+            assert!(conflict(clash).is_some(), "{clash:?}");
+        }
         for fine in [
             &["8080:80", "8080:80/udp"][..],
             &["8080:80", "[::1]:8080:80"],
+            &["0.0.0.0:8080:80", "[::1]:8080:80"],
             &["127.0.0.1:8080:80", "127.0.0.2:8080:80"],
             &["0:80", "0:80"],
         ] {

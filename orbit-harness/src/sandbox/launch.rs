@@ -32,7 +32,7 @@ use crate::{
     names::{self, Claim},
     network::{Address, Membership, Network},
     outcome::Outcome,
-    plan::{asks_beyond, plan},
+    plan::{Plan, asks_beyond, plan},
     publish::{self, Ports},
     rootfs::host_view::Surroundings,
     security::idmap::plan::Writer,
@@ -88,14 +88,7 @@ impl SandboxBuilder {
         anchor(&mut spec, &around.working_dir, &mut faults);
         limited::look_up(&mut spec.limits, &mut faults);
         let (image, _held) = resolve(&spec, host, &mut faults)?;
-        match plan(&spec, &image, host, &around) {
-            Ok(plan) if faults.is_empty() => Ok(plan.to_string()),
-            Ok(_) => Err(Error::spec(faults)),
-            Err(found) => {
-                faults.extend(found);
-                Err(Error::spec(faults))
-            }
-        }
+        planned(&spec, &image, host, &around, faults).map(|plan| plan.to_string())
     }
 
     /// Starts the program in a fresh sandbox, and returns once it runs, and is ready where something is
@@ -157,26 +150,20 @@ impl SandboxBuilder {
             Some(signal) => signal,
             None => image_stop_signal(&image, &mut faults),
         };
+        // All of it is checked before anything is made, with links as they will be but for their addresses.
+        spec.links = links_to_be(&networks, &spec, host);
+        let mut plan = planned(&spec, &image, host, &around, faults)?;
+        // What cannot be published is not worth a sandbox.
+        let bound = publish::bind(&plan.publish)?;
         let claim = claim_name(&mut spec)?;
-        let (addresses, place) = if faults.is_empty() {
-            take_addresses(networks, &mut spec, host)?
-        } else {
-            Default::default()
-        };
-        let mut plan = match plan(&spec, &image, host, &around) {
-            Ok(plan) if faults.is_empty() => plan,
-            Ok(_) => return Err(Error::spec(faults)),
-            Err(found) => {
-                faults.extend(found);
-                return Err(Error::spec(faults));
-            }
-        };
+        let (addresses, place) = take_addresses(networks, &mut spec, host)?;
+        if claim.is_some() || !spec.links.is_empty() {
+            plan = planned(&spec, &image, host, &around, Vec::new())?;
+        }
         let ports = match spec.network {
             NetworkMode::Host => Ports::of_host(&spec.expose),
             _ => Ports::default(),
         };
-        // First of all: what cannot be published is not worth a sandbox.
-        let bound = publish::bind(&plan.publish)?;
         let cannot_open = |error| Error::io("cannot open the program's standard streams", error);
         let input = capture::input(stdin).map_err(cannot_open)?;
         let outputs = [Outputs::of(&stdout), Outputs::of(&stderr)];
@@ -413,7 +400,46 @@ fn anchor(spec: &mut Spec, here: &Path, faults: &mut Vec<SpecFault>) {
     }
 }
 
-/// Makes the name unique among this user's running sandboxes, where that is asked.
+/// The plan, or everything that is wrong: `faults` first, which were found before.
+fn planned(
+    spec: &Spec,
+    image: &Image,
+    host: &Host,
+    around: &Surroundings,
+    mut faults: Vec<SpecFault>,
+) -> Result<Plan, Error> {
+    match plan(spec, image, host, around) {
+        Ok(plan) if faults.is_empty() => Ok(plan),
+        Ok(_) => Err(Error::spec(faults)),
+        Err(found) => {
+            faults.extend(found);
+            Err(Error::spec(faults))
+        }
+    }
+}
+
+/// The links that [`take_addresses`] would give, in its order, each with the first address of its network in place of one
+/// of its own. Nothing is taken or made.
+fn links_to_be(networks: &[Network], spec: &Spec, host: &Host) -> Vec<Link> {
+    let mut links: Vec<Link> = networks.iter().map(Network::link_to_be).collect();
+    if spec.network == NetworkMode::Bridge {
+        let is_hosts = host.uid == 0;
+        let names = if is_hosts {
+            LinkNames::Hosts(Vec::new())
+        } else {
+            LinkNames::Server
+        };
+        let bridge = Link {
+            network: spec.bridge.name.clone(),
+            subnet: spec.bridge.subnet,
+            address: spec.bridge.subnet.gateway(),
+            names,
+        };
+        links.insert(if is_hosts { links.len() } else { 0 }, bridge);
+    }
+    links
+}
+
 /// An address on each of `networks`, and on the bridge where one is asked for: as root it is the host's, for others
 /// it is the first of the networks.
 fn take_addresses(
@@ -476,6 +502,7 @@ fn keep_image(image: &ImageRef, held: &Held) {
     kept.insert(image.to_string(), held.clone());
 }
 
+/// Makes the name unique among this user's running sandboxes, where that is asked.
 fn claim_name(spec: &mut Spec) -> Result<Option<Claim>, Error> {
     let Some(name) = spec.name.as_ref().filter(|_| spec.unique_name) else {
         return Ok(None);

@@ -66,7 +66,7 @@ fn said(child: &mut Child) -> String {
 
 /// An audit that also sees what loses its parents.
 fn audit(context: &Context) -> LeakAudit {
-    LeakAudit::adopting([context.tmp()])
+    LeakAudit::adopting([context.tmp()], [context.cache().join("run")])
 }
 
 fn a_harness_ended_by_any_signal_leaves_nothing(context: &Context) -> Result<()> {

@@ -60,7 +60,7 @@ fn ends_the_same(context: &Context, krate: &Published) -> Result<()> {
     let copy = krate.copy_of(Uid::current());
     // Some of these suites leave temporary files (so do build scripts) or processes (duct: three). Without
     // Orbit that is theirs, so it is put aside; with Orbit it would be ours, and the audit sees it.
-    let audit = LeakAudit::adopting([]);
+    let audit = LeakAudit::adopting([], []);
     let plain_tmp = context.work().join("tmp");
     fs::create_dir(&plain_tmp)?;
     let plain = || Ok(context.cargo()?.arg("test").env("TMPDIR", &plain_tmp));

@@ -263,6 +263,52 @@ fn bad_bridges(context: &Context) -> Result<()> {
         bridge(BRIDGE, "172.29.7.0"),
         "bridge cidr `172.29.7.0`: expected an IPv4 network",
     )?;
+    // Each is told before a lease is taken, or a bridge made.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let port = taken.local_addr()?.port();
+    let network = orbit::Network::builder()
+        .name("wide")
+        .subnet("172.29.0.0/16")
+        .create()?;
+    for (sandbox, part) in [
+        (bridge(BRIDGE, CIDR).network(&network), "overlaps with"),
+        (bridge(BRIDGE, CIDR).network_alias("-db"), "alias `-db`"),
+        (
+            bridge(BRIDGE, CIDR).network_alias("10.0.0.1"),
+            "alias `10.0.0.1`: a name of numbers alone",
+        ),
+        (bridge(BRIDGE, CIDR).expose(0), "expose `0`"),
+        (
+            bridge(BRIDGE, CIDR).publish("70000:80"),
+            "`70000` is no port",
+        ),
+        (
+            bridge(BRIDGE, CIDR)
+                .publish("8080:80")
+                .publish("[::]:8080:80"),
+            "this port of the host is published twice",
+        ),
+        (
+            bridge(BRIDGE, CIDR).publish((port, 80)),
+            "the port is taken: this process itself",
+        ),
+        (bridge(BRIDGE, "172.29.7.0/31"), "expected 8 to 30"),
+    ] {
+        fails(sandbox, part)?;
+        ensure!(!link_is_there(BRIDGE), "{part}");
+        ensure!(
+            !Path::new("/run/orbit/bridges").join(BRIDGE).exists(),
+            "{part}"
+        );
+    }
+    drop((network, taken));
+    {
+        let small = || bridge("orbit-e2e7", "172.29.10.0/30");
+        let _only = small().cmd(["sleep", "60"]).start()?;
+        fails(small(), "orbit-e2e7")?;
+        fails(small(), "full")?;
+    }
+    ensure!(!link_is_there("orbit-e2e7"));
     if context.who == Who::Root {
         fails(bridge("lo", CIDR), "a link called lo is there already")?;
         let _holds = on_bridge(&["serve-echo", "0.0.0.0:80"])?.start()?;

@@ -265,6 +265,20 @@ fn bad_networks(context: &Context) -> Result<()> {
         nobody().network(&small).network_alias("no host").start(),
         "network alias `no host`: expected labels of letters",
     )?;
+    let (long, label) = (["long"; 14].join("."), "x".repeat(64));
+    for (alias, why) in [
+        ("", "expected labels"),
+        ("-db", "expected labels"),
+        ("db-", "expected labels"),
+        (label.as_str(), "expected labels"),
+        (long.as_str(), "longer than the 64 bytes"),
+        ("10.0.0.1", "numbers alone"),
+        ("localhost", "each sandbox has this name for itself"),
+    ] {
+        let started = nobody().network(&small).network_alias(alias).start();
+        fails(started, &format!("network alias `{alias}`: "))?;
+        fails(nobody().network(&small).network_alias(alias).start(), why)?;
+    }
     fails(
         nobody().network(&small).network(&around).start(),
         "its subnet 10.0.0.0/8 overlaps with 10.3.0.0/30 of the network small",
@@ -419,7 +433,7 @@ fn a_thousand_members(context: &Context) -> Result<()> {
 }
 
 /// How many files each descendant has open, where that may be looked at: by root only.
-fn descriptors_of_descendants() -> Vec<(i32, usize)> {
+pub(crate) fn descriptors_of_descendants() -> Vec<(i32, usize)> {
     let own = i32::try_from(std::process::id()).unwrap_or_default();
     let open = |pid: i32| fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
     let found = orbit_tests::proc_fs::descendants(own);

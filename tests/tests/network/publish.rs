@@ -342,6 +342,19 @@ fn bad_ports(context: &Context) -> Result<()> {
     };
     ensure!(error.is_spec());
     let text = error.to_string();
+    // As dual-stack sockets they could never both be had.
+    let both = Sandbox::builder()
+        .cmd(["true"])
+        .publish("0.0.0.0:8080:80")
+        .publish("[::]:8080:80")
+        .start();
+    match both {
+        Ok(_) => bail!("port 8080 was had twice"),
+        Err(error) => ensure!(
+            error.is_spec() && error.to_string().contains("is published twice"),
+            "{error}"
+        ),
+    }
     for part in [
         "publish `8080:0`: a sandbox has no port 0",
         "publish `70000:80`: `70000` is no port",

@@ -9,6 +9,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use orbit::{Network, Sandbox, Status};
 use orbit_tests::{Case, Context, Who, images};
 
@@ -96,7 +100,15 @@ fn served_elsewhere(context: &Context, name: &str) -> Result<Child> {
     Ok(child)
 }
 
+/// Asks it to end: it takes what it made along.
 fn end(mut child: Child) -> Result<()> {
+    kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGTERM)?;
+    child.wait()?;
+    Ok(())
+}
+
+/// Ends it before it can do anything more.
+fn kill_now(mut child: Child) -> Result<()> {
     // Of a child of ours, which nobody has waited for.
     child.kill()?;
     child.wait()?;
@@ -141,7 +153,7 @@ fn processes_meet(context: &Context) -> Result<()> {
     // The same again is the same network, in one process too.
     ensure!(fetched(&lab()?, "before:80")? == "before");
     end(after)?;
-    end(before)?;
+    kill_now(before)?;
     let outcome = service(&["fetch", "before:80"])?.network(&network).run()?;
     ensure!(outcome.stderr_text().contains("lookup"), "{outcome:?}");
     ensure!(fetched(&network, "own:80")? == "own");
@@ -217,7 +229,7 @@ fn no_two_have_an_address(context: &Context) -> Result<()> {
         Err(error) => ensure!(error.to_string().contains("is full"), "{error}"),
     }
     for child in elsewhere {
-        end(child)?;
+        kill_now(child)?;
     }
     // At once: what the dead had is free, and nothing of theirs answers there.
     let again = service(&["serve-text", "0.0.0.0:80", "again"])?
@@ -238,7 +250,7 @@ fn killed_process(context: &Context) -> Result<()> {
     let network = lab()?;
     ensure!(fetched(&network, "killed:80")? == "killed");
     ensure!(sockets(&directory)? == 2);
-    end(killed)?;
+    kill_now(killed)?;
     let outcome = service(&["fetch", "killed:80"])?.network(&network).run()?;
     ensure!(outcome.stderr_text().contains("lookup"), "{outcome:?}");
     // A socket that refuses connections is left of it, until somebody comes.
@@ -265,10 +277,6 @@ fn sockets(directory: &Path) -> Result<usize> {
 }
 
 fn stopped_process(context: &Context) -> Result<()> {
-    use nix::{
-        sys::signal::{Signal, kill},
-        unistd::Pid,
-    };
     // All that it started, for the broker to stand still.
     let stopped = served_elsewhere(context, "stopped")?;
     let all = orbit_tests::proc_fs::descendants(i32::try_from(stopped.id())?);

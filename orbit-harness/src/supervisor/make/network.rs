@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read as _, Seek as _},
+    io::{self, Read as _, Seek as _, Write as _},
     net::IpAddr,
     os::fd::AsFd as _,
     path::Path,
@@ -47,6 +47,7 @@ impl Maker {
         }
         let netlink = Netlink::open().map_err(cause)?;
         let index = netlink.index(name).map_err(cause)?;
+        quiet(name).map_err(cause)?;
         netlink
             .add_address(index, link.address, link.subnet.prefix())
             .and_then(|()| netlink.bring_up(index))
@@ -113,6 +114,26 @@ impl Maker {
         };
         Ok(rustix::mount::mount_bind(own, fd_path(&target))?)
     }
+}
+
+/// Keeps IPv6 from asking by the link `name`, which is not up yet, for what is not there: a router, and somebody else with
+/// its own address, which follows from a hardware address that is nobody else's.
+///
+/// Each such question goes to everybody on the network, for as long as there is no answer. Of some hundred sandboxes
+/// they fill the kernel's queue (`net.core.netdev_max_backlog`, 1000 packets), and what is lost is others' packets.
+///
+/// Source: Linux, Documentation/networking/ip-sysctl.rst, `router_solicitations`, `dad_transmits`.
+fn quiet(name: &str) -> io::Result<()> {
+    for what in ["router_solicitations", "dad_transmits"] {
+        let path = format!("/proc/sys/net/ipv6/conf/{name}/{what}");
+        match File::options().write(true).open(path) {
+            Ok(mut file) => file.write_all(b"0")?,
+            // A kernel without IPv6 asks nothing.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// The addresses of this network's links.
