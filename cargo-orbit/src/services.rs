@@ -17,10 +17,7 @@ use orbit::{
     Killer, Network, Sandbox, SandboxBuilder, Wait,
 };
 
-use crate::config::{
-    service::{ReadyWhen, Service},
-    settings::Settings,
-};
+use crate::config::{service::Service, settings::Settings};
 
 /// What is told of each sandbox that is being started, so that it can be ended: and what is said when it has started.
 pub(crate) type Starting<'a> = &'a (dyn Fn(Killer) -> Box<dyn FnOnce()> + Sync);
@@ -215,10 +212,7 @@ fn builder(service: &Service) -> SandboxBuilder {
         .fold(sandbox, |sandbox, port| sandbox.expose(*port));
     let ports = || service.ports.iter().copied().map(Wait::port).collect();
     let waits: Vec<Wait> = match &service.waits {
-        Some(waits) => waits
-            .iter()
-            .map(|when| wait(when, &service.ports))
-            .collect(),
+        Some(waits) => waits.iter().map(|when| when.wait(&service.ports)).collect(),
         None => ports(),
     };
     // Its log is told by whom it fails.
@@ -226,21 +220,6 @@ fn builder(service: &Service) -> SandboxBuilder {
         .into_iter()
         .fold(sandbox, SandboxBuilder::wait_for)
         .log_on_panic(false)
-}
-
-fn wait(when: &ReadyWhen, ports: &[u16]) -> Wait {
-    match when {
-        ReadyWhen::Port(port) => Wait::port(*port),
-        ReadyWhen::Log(pattern) => Wait::log(pattern),
-        ReadyWhen::Http { path, port } => match port.or_else(|| ports.first().copied()) {
-            Some(port) => Wait::http(path).on_port(port),
-            // Says by itself that a port is missing.
-            None => Wait::http(path),
-        },
-        ReadyWhen::Exec(words) => Wait::exec(words),
-        ReadyWhen::File(path) => Wait::file(path),
-        ReadyWhen::Healthcheck => Wait::healthcheck(),
-    }
 }
 
 impl Needed<'_> {
@@ -300,6 +279,9 @@ impl Running {
     }
 
     fn end(&self) -> Option<String> {
+        if self.service.may_end() {
+            return None;
+        }
         let mut sandbox = self.sandbox.lock().unwrap_or_else(PoisonError::into_inner);
         let how = end_by_itself(&mut sandbox)?;
         Some(format!(

@@ -9,4 +9,5 @@ pub use crate::{
     meeting::session::SessionDirectory,
     sandbox::{end_by_itself, start_to_wait, start_with},
     variables::{SANDBOX_OF, SANDBOX_OF_TEST, is_passed},
+    wait::wait_faults,
 };

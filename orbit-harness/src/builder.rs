@@ -69,6 +69,8 @@ impl std::fmt::Debug for Consumers {
 pub(crate) struct Base {
     pub(crate) image: Image,
     pub(crate) held: Held,
+    /// The image as it is when it is used, from what holds it: its layers may have been given other names.
+    pub(crate) current: fn(&Held) -> Option<Image>,
 }
 
 impl std::fmt::Debug for Base {

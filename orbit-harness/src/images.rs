@@ -118,6 +118,21 @@ pub fn pull(reference: &str, policy: PullPolicy) -> Result<StoredImage, Error> {
     pull_telling(reference, policy, &|_| {})
 }
 
+/// As [`pull`], with the feature `tokio`. Given up, the image is brought all the same.
+///
+/// # Errors
+/// As [`pull`].
+#[cfg(feature = "tokio")]
+pub async fn pull_async(
+    reference: impl Into<String>,
+    policy: PullPolicy,
+) -> Result<StoredImage, Error> {
+    let reference = reference.into();
+    crate::sys::blocking(move || pull(&reference, policy))
+        .await
+        .map_err(|error| Error::io("cannot go on with the image", error))?
+}
+
 /// As [`pull`]; `tell` is called while it runs, from several threads at once and many times a second, and must not
 /// block.
 ///

@@ -185,6 +185,20 @@ impl Limited {
         self.directory()?.freeze(frozen).map_err(Error::from)
     }
 
+    #[cfg(feature = "tokio")]
+    pub(crate) fn begin_to_freeze(&self, frozen: bool) -> Result<(), Error> {
+        self.directory()?
+            .begin_to_freeze(frozen)
+            .map_err(Error::from)
+    }
+
+    #[cfg(feature = "tokio")]
+    pub(crate) fn has_settled(&self, frozen: bool) -> bool {
+        self.directory
+            .as_ref()
+            .is_some_and(|directory| directory.has_settled(frozen))
+    }
+
     /// Whether every process of it stands still, as far as a control group can say so.
     #[cfg(feature = "images")]
     pub(crate) fn is_frozen(&self) -> bool {

@@ -278,6 +278,35 @@ impl Log {
     }
 }
 
+/// Becomes readable when there is more of a log, for as long as it is there.
+#[derive(Debug)]
+pub(crate) struct LogWaker {
+    log: Arc<Log>,
+    waker: Arc<OwnedFd>,
+}
+
+impl LogWaker {
+    pub(crate) fn new(log: Arc<Log>) -> rustix::io::Result<Self> {
+        let waker = log.add_waker()?;
+        Ok(Self { log, waker })
+    }
+
+    pub(crate) fn fd(&self) -> &OwnedFd {
+        &self.waker
+    }
+
+    /// Makes it wait for what comes from now on.
+    pub(crate) fn drain(&self) {
+        let _ = rustix::io::read(&*self.waker, &mut [0u8; 8]);
+    }
+}
+
+impl Drop for LogWaker {
+    fn drop(&mut self) {
+        self.log.remove_waker(&self.waker);
+    }
+}
+
 /// A line as a message shows it: of bearable length, and with nothing that moves a terminal's cursor.
 fn shorten(text: &str) -> String {
     const MAX_CHARS: usize = 400;
@@ -345,6 +374,41 @@ impl Logs {
     pub fn follow_for(mut self, patience: Duration) -> Self {
         self.until = Some(Instant::now() + patience);
         self.follow()
+    }
+
+    /// As [`next`](Iterator::next), with the feature `tokio`: what is waited for, where the log is
+    /// [followed](Self::follow), holds no thread. To give it up loses no line.
+    ///
+    /// # Errors
+    /// Where this process has no descriptor to spare.
+    #[cfg(feature = "tokio")]
+    pub async fn next_async(&mut self) -> Result<Option<LogLine>, crate::Error> {
+        let cannot = |error| crate::Error::io("cannot wait for the log", error);
+        // Before the first look: what comes between is told.
+        let waker = LogWaker::new(Arc::clone(&self.log)).map_err(cannot)?;
+        loop {
+            {
+                let state = self.log.lock();
+                if let Some((number, line)) = state.line_from(self.next) {
+                    self.next = number + 1;
+                    return Ok(Some(line));
+                }
+                if !self.follows || state.is_whole {
+                    return Ok(None);
+                }
+            }
+            if self.until.is_some_and(|until| until <= Instant::now()) {
+                return Ok(None);
+            }
+            let fd = waker
+                .fd()
+                .try_clone()
+                .map_err(|error| crate::Error::io("cannot wait for the log", error))?;
+            crate::sys::readable(vec![fd], self.until)
+                .await
+                .map_err(|error| crate::Error::io("cannot wait for the log", error))?;
+            waker.drain();
+        }
     }
 }
 

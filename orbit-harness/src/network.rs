@@ -153,6 +153,17 @@ impl NetworkBuilder {
             make(id, name, wanted.unwrap_or(default))
         }
     }
+
+    /// As [`create`](Self::create), with the feature `tokio`. Given up, the network is made and ended.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    #[cfg(feature = "tokio")]
+    pub async fn create_async(self) -> Result<Network, Error> {
+        crate::sys::blocking(move || self.create())
+            .await
+            .map_err(|error| Error::io("cannot go on with the network", error))?
+    }
 }
 
 fn make(id: u64, name: String, subnet: Subnet) -> Result<Network, Error> {

@@ -246,6 +246,24 @@ impl Sandbox {
         broker.connect(network.as_fd(), port).map_err(failed)
     }
 
+    /// As [`connect`](Self::connect), for at most `patience`: a server that takes no connections, since its queue is full,
+    /// holds up nobody. The stream may still be connecting.
+    fn begin_to_connect(&self, port: u16, patience: Duration) -> Result<TcpStream, Error> {
+        let failed = |source| Error::from(Kind::Connect { port, source });
+        let Some(network) = &self.network else {
+            let address = (Ipv4Addr::LOCALHOST, port).into();
+            // 0 is refused.
+            let patience = patience.max(Duration::from_millis(1));
+            return TcpStream::connect_timeout(&address, patience).map_err(failed);
+        };
+        let host =
+            Host::get().map_err(|e| Error::io("cannot read the facts of this machine", e))?;
+        let broker = Supervisor::get(host)?.broker()?;
+        broker
+            .begin_to_connect(network.as_fd(), port)
+            .map_err(failed)
+    }
+
     /// Sends `signal`, as numbered in signal(7), to the program. Nothing happens if it has ended.
     ///
     /// # Errors
@@ -338,11 +356,7 @@ impl Sandbox {
             // It ended before its program ran.
             return Ok(Changes::default());
         };
-        let host =
-            Host::get().map_err(|e| Error::io("cannot read the facts of this machine", e))?;
-        let request = Request::Changes(Box::new(self.writable()));
-        let reply = Supervisor::get(host)?.ask(&request, &[scratch.as_fd()])?;
-        written(&reply)
+        changes_of(scratch, self.writable())
     }
 
     /// Where what it writes lies.
@@ -615,6 +629,14 @@ impl Sandbox {
     pub fn usage(&self) -> Usage {
         self.limited.usage(self.pid())
     }
+}
+
+/// What was written to `scratch`, the filesystem of a sandbox's writable layers.
+fn changes_of(scratch: &OwnedFd, writable: Writable) -> Result<Changes, Error> {
+    let host = Host::get().map_err(|e| Error::io("cannot read the facts of this machine", e))?;
+    let request = Request::Changes(Box::new(writable));
+    let reply = Supervisor::get(host)?.ask(&request, &[scratch.as_fd()])?;
+    written(&reply)
 }
 
 fn parse_limit<T: std::str::FromStr<Err: fmt::Display>>(

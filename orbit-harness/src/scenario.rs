@@ -331,6 +331,22 @@ impl Scenario {
         Ok(outcomes)
     }
 
+    /// As [`stop`](Self::stop). Given up, all are ended.
+    ///
+    /// # Errors
+    /// As [`stop`](Self::stop).
+    #[cfg(feature = "tokio")]
+    pub async fn stop_async(mut self, patience: Duration) -> Result<Vec<(String, Outcome)>, Error> {
+        let mut outcomes = Vec::new();
+        while let Some(started) = self.started.last_mut() {
+            let outcome = started.sandbox.stop_async(patience).await?;
+            if let Some(stopped) = self.started.pop() {
+                outcomes.push((stopped.name, outcome));
+            }
+        }
+        Ok(outcomes)
+    }
+
     /// Who has ended though nobody wanted it, how, and the end of its log.
     fn ended_by_themselves(&mut self) -> Vec<(String, String)> {
         let unwanted = self.started.iter_mut().filter(|started| !started.was_over);

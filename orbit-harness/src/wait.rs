@@ -14,14 +14,16 @@ use crate::{image::HealthCheck, logs::LogStream, outcome::Status, spec::SpecFaul
 ///
 /// Wait::port(5432);
 /// Wait::log("ready to accept connections").on(LogStream::Stderr).times(2);
-/// Wait::http("/health").on_port(8080).status(200).header("content-type", "json").body("\"up\"");
+/// Wait::http("/health").on_port(8080).status(200).expect_header("content-type", "json").body("\"up\"");
+/// Wait::http("/query").method("POST").basic_auth("root", "secret").send_body("SELECT 1").body_matches("^1$");
 /// Wait::all([Wait::exec(["pg_isready"]), Wait::file("/run/app.pid")]);
 /// Wait::any([Wait::healthcheck(), Wait::exit(0)]);
 /// ```
 ///
 /// How a wait learns of it: log, exit, and the end of an exec are events of the kernel. For a listening port there is
 /// none, so the table of the sandbox's sockets is read, which disturbs nobody, after 1 ms and then at most 20 ms
-/// apart; `http` asks once the port listens, at most 100 ms apart; `exec` and `healthcheck` run again at most 250 ms
+/// apart; `http` asks once the port listens, at most 100 ms apart, and gives an answer 5 s, or what is left of the
+/// startup timeout where that is less; `exec` and `healthcheck` run again at most 250 ms
 /// after a failure; `file` hears of changes by inotify where this process may watch the directory, and looks every
 /// 25 ms where it may not.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -59,9 +61,54 @@ pub(crate) enum WaitKind {
 pub(crate) struct HttpWait {
     pub(crate) path: String,
     pub(crate) port: u16,
-    pub(crate) status: Option<u16>,
+    pub(crate) method: String,
+    /// What is sent.
     pub(crate) headers: Vec<(String, String)>,
-    pub(crate) body: Option<String>,
+    pub(crate) content: Vec<u8>,
+    /// What is expected of the answer.
+    pub(crate) status: Option<u16>,
+    /// Names in lower case, and what their values have in them.
+    pub(crate) expected_headers: Vec<(String, String)>,
+    pub(crate) bodies: Vec<BodyMatch>,
+}
+
+/// What the body of an answer must be like.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum BodyMatch {
+    /// It has this in it.
+    Contains(String),
+    /// This regular expression is found in it.
+    Regex {
+        pattern: String,
+        /// `None` where the pattern is none, and where it was read from a record.
+        #[serde(skip)]
+        regex: Option<Regex>,
+    },
+}
+
+impl BodyMatch {
+    /// Whether `body` is so.
+    pub(crate) fn is_met(&self, body: &str) -> bool {
+        match self {
+            Self::Contains(text) => body.contains(text.as_str()),
+            Self::Regex { pattern, regex } => {
+                let read = || Regex::new(pattern).ok();
+                regex
+                    .clone()
+                    .or_else(read)
+                    .is_some_and(|regex| regex.is_match(body))
+            }
+        }
+    }
+}
+
+impl fmt::Display for BodyMatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Contains(text) => write!(f, "`{text}`"),
+            Self::Regex { pattern, .. } => write!(f, "/{pattern}/"),
+        }
+    }
 }
 
 /// When a sandbox counts as ready: what another one like it is waited for.
@@ -111,14 +158,23 @@ impl Wait {
         wait
     }
 
-    /// A `GET` of this path succeeds: with a status from 200 to 399, on port 80, unless told otherwise.
+    /// A request for this path succeeds: a `GET`, with a status from 200 to 399, on port 80, unless told otherwise. It
+    /// is made in version 1.0 of HTTP, without TLS, and follows no redirection.
+    ///
+    /// What is sent: [`method`](Self::method), [`header`](Self::header), [`basic_auth`](Self::basic_auth),
+    /// [`bearer_auth`](Self::bearer_auth), [`send_body`](Self::send_body). What is expected of the answer, all of it:
+    /// [`status`](Self::status), [`expect_header`](Self::expect_header), [`body`](Self::body),
+    /// [`body_matches`](Self::body_matches).
     pub fn http(path: &str) -> Self {
         let mut wait = Self::new(WaitKind::Http(HttpWait {
             path: path.to_owned(),
             port: 80,
-            status: None,
+            method: "GET".to_owned(),
             headers: Vec::new(),
-            body: None,
+            content: Vec::new(),
+            status: None,
+            expected_headers: Vec::new(),
+            bodies: Vec::new(),
         }));
         if !path.starts_with('/') || path.contains(|c: char| c.is_whitespace() || c.is_control()) {
             wait.fault(
@@ -227,18 +283,108 @@ impl Wait {
         self.http_with("status", |http| http.status = Some(status))
     }
 
-    /// Of [http](Self::http): the answer has a header of this name, in whatever case, whose value has this in it.
+    /// Of [http](Self::http): what is asked with, in place of `GET`: `HEAD`, `POST`.
+    #[must_use]
+    pub fn method(self, method: &str) -> Self {
+        let mut wait = self.http_with("method", |http| method.clone_into(&mut http.method));
+        if !is_token(method) {
+            let why = "expected a method such as `POST`";
+            wait.fault("wait for http: method", method, why);
+        }
+        wait
+    }
+
+    /// Of [http](Self::http): this header is sent. One that Orbit sends by itself (`Host`, `User-Agent`, `Accept`) is
+    /// replaced.
     #[must_use]
     pub fn header(self, name: &str, value: &str) -> Self {
-        self.http_with("header", |http| {
-            http.headers.push((name.to_lowercase(), value.to_owned()));
+        let mut wait = self.http_with("header", |http| {
+            http.headers.push((name.to_owned(), value.to_owned()));
+        });
+        if !is_token(name) || value.contains(['\r', '\n', '\0']) {
+            let given = format!("{name}: {value}");
+            let why = "expected a header's name, and a value of one line";
+            wait.fault("wait for http: header", &given, why);
+        } else if ["content-length", "connection", "transfer-encoding"]
+            .contains(&name.to_ascii_lowercase().as_str())
+        {
+            let why = "Orbit sends it, as the request is";
+            wait.fault("wait for http: header", name, why);
+        }
+        wait
+    }
+
+    /// Of [http](Self::http): who asks, by name and password.
+    ///
+    /// Source: RFC 7617, section 2.
+    #[must_use]
+    pub fn basic_auth(self, user: &str, password: &str) -> Self {
+        let mut wait = self.http_with("basic_auth", |http| {
+            let pair = base64(format!("{user}:{password}").as_bytes());
+            let value = format!("Basic {pair}");
+            http.headers.push(("Authorization".to_owned(), value));
+        });
+        if user.contains(':') || user.chars().chain(password.chars()).any(char::is_control) {
+            // The password is not to be told.
+            let why = "a name without `:`, and no control characters";
+            wait.fault("wait for http: basic_auth", user, why);
+        }
+        wait
+    }
+
+    /// Of [http](Self::http): who asks, by a token.
+    ///
+    /// Source: RFC 6750, section 2.1.
+    #[must_use]
+    pub fn bearer_auth(self, token: &str) -> Self {
+        let mut wait = self.http_with("bearer_auth", |http| {
+            let value = format!("Bearer {token}");
+            http.headers.push(("Authorization".to_owned(), value));
+        });
+        if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            wait.fault("wait for http: bearer_auth", "", "it is no token");
+        }
+        wait
+    }
+
+    /// Of [http](Self::http): what is sent after the headers, with its length in bytes.
+    #[must_use]
+    pub fn send_body(self, content: impl Into<Vec<u8>>) -> Self {
+        self.http_with("send_body", |http| http.content = content.into())
+    }
+
+    /// Of [http](Self::http): the answer has a header of this name, in whatever case, whose value has this in it.
+    #[must_use]
+    pub fn expect_header(self, name: &str, value: &str) -> Self {
+        self.http_with("expect_header", |http| {
+            let expected = (name.to_lowercase(), value.to_owned());
+            http.expected_headers.push(expected);
         })
     }
 
     /// Of [http](Self::http): the answer's body has this in it.
     #[must_use]
     pub fn body(self, text: &str) -> Self {
-        self.http_with("body", |http| http.body = Some(text.to_owned()))
+        self.http_with("body", |http| {
+            http.bodies.push(BodyMatch::Contains(text.to_owned()));
+        })
+    }
+
+    /// Of [http](Self::http): this regular expression is found in the answer's body.
+    #[must_use]
+    pub fn body_matches(self, pattern: &str) -> Self {
+        let (regex, error) = match Regex::new(pattern) {
+            Ok(regex) => (Some(regex), None),
+            Err(error) => (None, Some(error)),
+        };
+        let mut wait = self.http_with("body_matches", |http| {
+            let pattern = pattern.to_owned();
+            http.bodies.push(BodyMatch::Regex { pattern, regex });
+        });
+        if let Some(error) = error {
+            wait.fault("wait for http: body", pattern, &error.to_string());
+        }
+        wait
     }
 
     /// Of [exec](Self::exec): the code that will do, in place of 0.
@@ -275,6 +421,35 @@ impl Wait {
     }
 }
 
+/// What is wrong with a wait, as far as it is known before it is used.
+pub fn wait_faults(wait: &Wait) -> Vec<String> {
+    wait.faults.iter().map(ToString::to_string).collect()
+}
+
+/// Whether it can be a method, or the name of a header.
+///
+/// Source: RFC 9110, section 5.6.2.
+fn is_token(text: &str) -> bool {
+    let is_of_one = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !text.is_empty() && text.bytes().all(is_of_one)
+}
+
+/// Source: RFC 4648, section 4. The crate that does this comes with registries alone.
+fn base64(bytes: &[u8]) -> String {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for three in bytes.chunks(3) {
+        let at = |place: usize| u32::from(three.get(place).copied().unwrap_or(0));
+        let bits = at(0) << 16 | at(1) << 8 | at(2);
+        for place in 0..4 {
+            let letter = LETTERS[(bits >> (18 - 6 * place)) as usize & 63];
+            let is_there = place <= three.len();
+            text.push(if is_there { char::from(letter) } else { '=' });
+        }
+    }
+    text
+}
+
 impl fmt::Display for Wait {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let list = |f: &mut fmt::Formatter<'_>, name: &str, waits: &[Self]| {
@@ -299,7 +474,11 @@ impl fmt::Display for Wait {
                 Ok(())
             }
             WaitKind::Http(http) => {
-                write!(f, "http {} on port {}", http.path, http.port)?;
+                f.write_str("http ")?;
+                if http.method != "GET" {
+                    write!(f, "{} ", http.method)?;
+                }
+                write!(f, "{} on port {}", http.path, http.port)?;
                 match http.status {
                     Some(status) => write!(f, " with {status}"),
                     None => Ok(()),
@@ -431,6 +610,14 @@ mod tests {
             Wait::any([]),
             Wait::port(1).times(2),
             Wait::log("x").status(200),
+            Wait::port(1).body_matches("x"),
+            Wait::http("/").method("GET /"),
+            Wait::http("/").header("a b", "c"),
+            Wait::http("/").header("a", "b\r\nc: d"),
+            Wait::http("/").header("Content-Length", "3"),
+            Wait::http("/").basic_auth("a:b", "c"),
+            Wait::http("/").bearer_auth("a b"),
+            Wait::http("/").body_matches("("),
             Wait::all([Wait::port(1), Wait::port(0)]),
         ];
         for wait in wrong {
@@ -439,12 +626,33 @@ mod tests {
         let texts = Wait::all([
             Wait::log("^ready$").on(LogStream::Stderr).times(2),
             Wait::http("/").on_port(8080).status(204),
+            Wait::http("/").method("POST").on_port(1),
             Wait::exec(["true"]),
         ]);
         assert!(texts.faults.is_empty());
         assert_eq!(
             texts.to_string(),
-            "all [log /^ready$/ on stderr 2 times, http / on port 8080 with 204, exec `true`]"
+            "all [log /^ready$/ on stderr 2 times, http / on port 8080 with 204, \
+             http POST / on port 1, exec `true`]"
         );
+    }
+
+    #[test]
+    fn a_password_is_written_as_the_standard_says() {
+        // RFC 4648, section 10.
+        for (plain, text) in [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foob", "Zm9vYg=="),
+            ("fooba", "Zm9vYmE="),
+            ("foobar", "Zm9vYmFy"),
+        ] {
+            assert_eq!(base64(plain.as_bytes()), text);
+        }
+        assert_eq!(base64(&[0xfb, 0xff]), "+/8=");
+        let fault = Wait::http("/").basic_auth("a", "hidden\n");
+        assert!(!format!("{:?}", fault.faults).contains("hidden"));
     }
 }

@@ -86,11 +86,18 @@ fn table(more: Value) -> Value {
     json!({"type": "object", "additionalProperties": false, "properties": properties})
 }
 
-/// A table of `[[service]]`.
-fn service() -> Value {
-    let name = "^[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?$";
-    let port = || json!({"type": "integer", "minimum": 1, "maximum": 65535});
+fn port() -> Value {
+    json!({"type": "integer", "minimum": 1, "maximum": 65535})
+}
+
+/// A table of `wait` in `[[service]]`.
+fn service_wait() -> Value {
     let text = || json!({"type": "string", "minLength": 1});
+    let number = |least: i32| json!({"type": "integer", "minimum": least});
+    let headers = || json!({"type": "object", "additionalProperties": {"type": "string"}});
+    let words = || json!({"type": "array", "minItems": 1, "items": text()});
+    let waits =
+        || json!({"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/service_wait"}});
     let one_of = |properties: Value, required: &str| {
         json!({
             "type": "object",
@@ -99,6 +106,37 @@ fn service() -> Value {
             "required": [required],
         })
     };
+    let pair = json!({"type": "array", "minItems": 2, "maxItems": 2, "items": {"type": "string"}});
+    let http = json!({
+        "http": {"type": "string", "pattern": "^/"},
+        "port": port(),
+        "method": text(),
+        "header": headers(),
+        "basic_auth": pair,
+        "bearer_auth": text(),
+        "send_body": text(),
+        "status": {"type": "integer", "minimum": 0, "maximum": 65535},
+        "expect_header": headers(),
+        "body": text(),
+        "body_matches": text(),
+    });
+    let log = json!({"log": text(), "on": {"enum": ["stdout", "stderr"]}, "times": number(0)});
+    json!({"oneOf": [
+        one_of(json!({"port": port()}), "port"),
+        one_of(log, "log"),
+        one_of(http, "http"),
+        one_of(json!({"exec": words(), "code": {"type": "integer"}}), "exec"),
+        one_of(json!({"file": {"type": "string", "pattern": "^/"}}), "file"),
+        one_of(json!({"exit": {"type": "integer"}}), "exit"),
+        one_of(json!({"healthcheck": {"const": true}}), "healthcheck"),
+        one_of(json!({"all": waits()}), "all"),
+        one_of(json!({"any": waits()}), "any"),
+    ]})
+}
+
+/// A table of `[[service]]`.
+fn service() -> Value {
+    let name = "^[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?$";
     let mut properties: Map<String, Value> = service::OWN
         .iter()
         .map(|key| (key.name.to_owned(), of_key(key)))
@@ -112,23 +150,13 @@ fn service() -> Value {
         "ports".into(),
         json!({"type": "array", "items": port(), "description": service::help("ports")}),
     );
-    let waits = [
-        one_of(json!({"port": port()}), "port"),
-        one_of(json!({"log": text()}), "log"),
-        one_of(
-            json!({"http": {"type": "string", "pattern": "^/"}, "port": port()}),
-            "http",
-        ),
-        one_of(
-            json!({"exec": {"type": "array", "minItems": 1, "items": text()}}),
-            "exec",
-        ),
-        one_of(json!({"file": text()}), "file"),
-        one_of(json!({"healthcheck": {"const": true}}), "healthcheck"),
-    ];
     properties.insert(
         "wait".into(),
-        json!({"type": "array", "items": {"oneOf": waits}, "description": service::help("wait")}),
+        json!({
+            "type": "array",
+            "items": {"$ref": "#/$defs/service_wait"},
+            "description": service::help("wait"),
+        }),
     );
     json!({
         "type": "object",
@@ -179,6 +207,7 @@ fn schema() -> Value {
             "description": "Keys that begin again here: what weaker places said of them does not hold.",
         }),
     );
+    defs.insert("service_wait".into(), service_wait());
     let mut an_override = table(json!({
         "filter": {"type": "string", "minLength": 1, "description": "For which tests: a filterset."},
     }));
@@ -380,6 +409,12 @@ mod tests {
             "[[service]]\nname = 'a'\nwait = [{ exec = ['a'] }, { port = 1 }, { file = '/a' }]"
                 .into(),
         );
+        good.push(
+            "[[service]]\nname = 'a'\nwait = [{ any = [{ exit = 0 }, { all = [{ log = 'a', on = 'stderr', times = 2 }] }] }, \
+             { http = '/a', port = 1, method = 'POST', header = { A = 'b' }, basic_auth = ['a', 'b'], send_body = 'a', \
+             status = 201, expect_header = { A = 'b' }, body = 'a', body_matches = 'a' }]"
+                .into(),
+        );
         for text in good {
             assert!(is_read(&text), "{text}");
             assert!(is_valid(&text), "{text}");
@@ -415,6 +450,9 @@ mod tests {
                 "[[service]]\nname = 'a'\nwait = [{}]",
                 "[[service]]\nname = 'a'\nwait = [{ log = 'a', file = '/b' }]",
                 "[[service]]\nname = 'a'\nwait = [{ healthcheck = false }]",
+                "[[service]]\nname = 'a'\nwait = [{ port = 1, times = 2 }]",
+                "[[service]]\nname = 'a'\nwait = [{ http = '/', basic_auth = ['a'] }]",
+                "[[service]]\nname = 'a'\nwait = [{ any = [{ port = 0 }] }]",
                 "[profile.ci]\nservice = []",
             ]
             .map(str::to_owned),

@@ -1,5 +1,7 @@
 //! `[[service]]`: what runs beside the tests that need it. Read from a file, with everything that is wrong with it.
 
+mod ready;
+
 use std::{ops::Range, path::Path, sync::Arc, time::Duration};
 
 use orbit::__private::{check, check_dependencies};
@@ -8,6 +10,7 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
+pub(crate) use self::ready::ReadyWhen;
 use super::{
     fault::{Fault, Origin, Text},
     file::FilterText,
@@ -33,17 +36,6 @@ pub(crate) struct Service {
     pub(crate) after: Vec<String>,
     /// What its sandbox is, by the keys that tests' sandboxes have too.
     pub(crate) settings: Settings,
-}
-
-/// What must be so before tests start.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum ReadyWhen {
-    Port(u16),
-    Log(String),
-    Http { path: String, port: Option<u16> },
-    Exec(Vec<String>),
-    File(String),
-    Healthcheck,
 }
 
 /// A service with what has to be looked at once all files are read.
@@ -119,8 +111,10 @@ pub(crate) const OTHERS: &[Other] = &[
         default: "each port listens",
         example: "[{ log = \"ready\" }, { http = \"/health\", port = 8080 }]",
         #[cfg(test)]
-        help: "When it is ready, all of it: `port`, `log` (a regular expression), `http` (a path), `exec` (a program \
-               that succeeds), `file`, `healthcheck = true`.",
+        help: "When it is ready, all of it; each is one of `port`, `log` (a regular expression; `on`, `times`), `http` (a \
+               path; `port`, `method`, `header`, `basic_auth`, `bearer_auth`, `send_body`, and of the answer `status`, \
+               `expect_header`, `body`, `body_matches`), `exec` (a program; `code`), `file`, `exit` (the code that it \
+               ends with), `healthcheck = true`, `all` and `any` (lists of such).",
     },
 ];
 
@@ -152,8 +146,6 @@ pub(crate) const SHARED: &[&str] = &[
     "cap_add",
     "cap_drop",
 ];
-
-const WAITS: &[&str] = &["port", "log", "http", "exec", "file", "healthcheck"];
 
 /// Every name that may stand in `[[service]]`.
 pub(crate) fn names() -> impl Iterator<Item = &'static str> {
@@ -326,75 +318,10 @@ fn other(name: &str, value: &DeValue<'_>, service: &mut Service) -> Result<(), B
     for item in items {
         let table = item.get_ref().as_table();
         let table = table.ok_or_else(|| bad_at(item.span(), &expected))?;
-        waits.push(wait(table, item.span())?);
+        waits.push(ready::read(table, item.span())?);
     }
     service.waits = Some(waits);
     Ok(())
-}
-
-fn wait(table: &DeTable<'_>, span: Range<usize>) -> Result<ReadyWhen, BadValue> {
-    let said = |name: &str| table.get(name);
-    for name in table.keys() {
-        if !WAITS.contains(&name.get_ref().as_ref()) {
-            let meant = match nearest(name.get_ref(), WAITS.iter().copied()) {
-                Some(near) => format!("did you mean `{near}`?"),
-                None => format!("there are {}", WAITS.join(", ")),
-            };
-            let why = format!("there is no `{}` to wait for; {meant}", name.get_ref());
-            return Err(bad_at(name.span(), why));
-        }
-    }
-    if table.len() - usize::from(said("http").is_some() && said("port").is_some()) != 1 {
-        let why = format!(
-            "wait for one thing in each table: {}; `port` may stand beside `http`",
-            WAITS.join(", ")
-        );
-        return Err(bad_at(span, why));
-    }
-    let text = |value: &Spanned<DeValue<'_>>, what: &str| match value.get_ref().as_str() {
-        Some(text) if !text.is_empty() => Ok(text.to_owned()),
-        _ => Err(bad_at(value.span(), format!("expected {what}"))),
-    };
-    if let Some(path) = said("http") {
-        let path_text = text(path, "a path, such as http = \"/health\"")?;
-        if !path_text.starts_with('/') {
-            return Err(bad_at(
-                path.span(),
-                format!("`{path_text}`: a path begins with `/`"),
-            ));
-        }
-        let port = said("port").map(port).transpose()?;
-        return Ok(ReadyWhen::Http {
-            path: path_text,
-            port,
-        });
-    }
-    if let Some(number) = said("port") {
-        return port(number).map(ReadyWhen::Port);
-    }
-    if let Some(pattern) = said("log") {
-        let regex = text(pattern, "a regular expression, such as log = \"ready\"")?;
-        check("log", &regex).map_err(|why| bad_at(pattern.span(), format!("`{regex}`: {why}")))?;
-        return Ok(ReadyWhen::Log(regex));
-    }
-    if let Some(path) = said("file") {
-        return text(path, "a path, such as file = \"/run/app.pid\"").map(ReadyWhen::File);
-    }
-    if let Some(words) = said("exec") {
-        let expected = "expected a program and its arguments, such as exec = [\"pg_isready\"]";
-        let items = words.get_ref().as_array().filter(|items| !items.is_empty());
-        let items = items.ok_or_else(|| bad_at(words.span(), expected))?;
-        let words = items
-            .iter()
-            .map(|item| text(item, "a string"))
-            .collect::<Result<_, _>>()?;
-        return Ok(ReadyWhen::Exec(words));
-    }
-    match said("healthcheck").map(|value| (value.get_ref().as_bool(), value.span())) {
-        Some((Some(true), _)) => Ok(ReadyWhen::Healthcheck),
-        Some((_, span)) => Err(bad_at(span, "expected healthcheck = true")),
-        None => Err(bad_at(span, "expected something to wait for")),
-    }
 }
 
 fn port(value: &Spanned<DeValue<'_>>) -> Result<u16, BadValue> {
@@ -457,6 +384,11 @@ impl Service {
             after: Vec::new(),
             settings: Settings::new(),
         }
+    }
+
+    /// Whether it is one that prepares something and ends.
+    pub(crate) fn may_end(&self) -> bool {
+        self.waits.iter().flatten().any(ReadyWhen::is_end)
     }
 
     /// The beginning of its variables' names: `ORBIT_SERVICE_DB`.

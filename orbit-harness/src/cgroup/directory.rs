@@ -96,28 +96,35 @@ impl Directory {
     /// # Errors
     /// Where the kernel refuses, or is not done in some seconds.
     pub(crate) fn freeze(&self, frozen: bool) -> Result<(), LimitError> {
-        let (value, line) = if frozen {
-            ("1", "frozen 1")
-        } else {
-            ("0", "frozen 0")
-        };
-        let fail = |error| LimitError::io("freeze or thaw", self.path.join("cgroup.freeze"))(error);
-        self.write("cgroup.freeze", value).map_err(fail)?;
-        let done = || {
-            self.read("cgroup.events")
-                .is_some_and(|text| text.lines().any(|found| found == line))
-        };
-        if wait_until(done) {
+        self.begin_to_freeze(frozen)?;
+        if wait_until(|| self.has_settled(frozen)) {
             return Ok(());
         }
-        Err(fail(io::ErrorKind::TimedOut.into()))
+        Err(self.cannot_freeze(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// The same, without a wait for the end.
+    pub(crate) fn begin_to_freeze(&self, frozen: bool) -> Result<(), LimitError> {
+        let value = if frozen { "1" } else { "0" };
+        self.write("cgroup.freeze", value)
+            .map_err(|error| self.cannot_freeze(error))
+    }
+
+    /// Whether every process in it stands still, or none.
+    pub(crate) fn has_settled(&self, frozen: bool) -> bool {
+        let line = if frozen { "frozen 1" } else { "frozen 0" };
+        self.read("cgroup.events")
+            .is_some_and(|text| text.lines().any(|found| found == line))
+    }
+
+    fn cannot_freeze(&self, error: io::Error) -> LimitError {
+        LimitError::io("freeze or thaw", self.path.join("cgroup.freeze"))(error)
     }
 
     /// Whether every process in it stands still.
     #[cfg(feature = "images")]
     pub(crate) fn is_frozen(&self) -> bool {
-        self.read("cgroup.events")
-            .is_some_and(|text| text.lines().any(|found| found == "frozen 1"))
+        self.has_settled(true)
     }
 
     /// The text of a file; `None` where this kernel has none of it.

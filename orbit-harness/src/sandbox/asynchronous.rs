@@ -8,30 +8,33 @@
 //! thread of a runtime is left.
 
 use std::{
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use super::{Exec, ExecBuilder, Killer, Sandbox};
-use crate::{builder::SandboxBuilder, error::Error, outcome::Outcome, spec::Content, sys};
+use rustix::event::{PollFlags, epoll};
+
+use super::{Exec, ExecBuilder, Killer, Paused, Sandbox, ready::Source};
+use crate::{
+    builder::SandboxBuilder,
+    changes::Changes,
+    error::{Error, Kind},
+    outcome::Outcome,
+    spec::Content,
+    supervisor::Control,
+    sys,
+    wait::Wait,
+};
 
 /// Runs `work` where it may block.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(failed) => match failed.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // The runtime is being shut down.
-            Err(failed) => Err(Error::io(
-                "cannot go on with the sandbox",
-                std::io::Error::other(failed),
-            )),
-        },
-    }
+    sys::blocking(work)
+        .await
+        .map_err(|error| Error::io("cannot go on with the sandbox", error))?
 }
 
 /// Ends the sandbox of a start that nobody waits for any more: one that has begun, or begins yet.
@@ -217,6 +220,214 @@ impl Sandbox {
         let (core, from, to) = (self.core.clone(), from.into(), to.into());
         blocking(move || core.copy_out(&from, &to)).await
     }
+
+    /// As [`copy_in_as`](Self::copy_in_as).
+    ///
+    /// # Errors
+    /// As [`copy_in_as`](Self::copy_in_as).
+    pub async fn copy_in_as_async(
+        &self,
+        owner: impl Into<String>,
+        from: impl Into<PathBuf>,
+        to: impl Into<PathBuf>,
+    ) -> Result<(), Error> {
+        let (core, owner) = (self.core.clone(), owner.into());
+        let (from, to) = (from.into(), to.into());
+        blocking(move || core.copy_in(Some(&owner), &from, &to)).await
+    }
+
+    /// As [`wait_for`](Self::wait_for). To give it up harms nothing.
+    ///
+    /// # Errors
+    /// As [`wait_for`](Self::wait_for).
+    pub async fn wait_for_async(&mut self, wait: &Wait, patience: Duration) -> Result<(), Error> {
+        if !wait.faults.is_empty() {
+            return Err(Error::spec(wait.faults.clone()));
+        }
+        self.get_ready_async(std::slice::from_ref(wait), patience)
+            .await
+    }
+
+    /// As [`restart`](Self::restart). Given up, the sandbox stays as it is by then: its program may have ended, and not
+    /// have begun again.
+    ///
+    /// # Errors
+    /// As [`restart`](Self::restart).
+    pub async fn restart_async(&mut self, patience: Duration) -> Result<(), Error> {
+        self.begin_restart()?;
+        if !self.stay(Some(Instant::now() + patience)).await? {
+            self.signal(libc::SIGKILL)?;
+            self.stay(None).await?;
+        }
+        self.run_again()?;
+        let waits = self.waits.clone();
+        self.get_ready_async(&waits, self.startup_timeout).await
+    }
+
+    /// As `collect_to_stay`.
+    async fn stay(&mut self, deadline: Option<Instant>) -> Result<bool, Error> {
+        while self.exit.is_none() && self.gone.is_none() {
+            let mut fds = vec![
+                self.core
+                    .events
+                    .as_fd()
+                    .try_clone_to_owned()
+                    .map_err(cannot)?,
+            ];
+            if let Some(main) = self.main.as_ref().filter(|_| self.main_end.is_none()) {
+                fds.push(main.end().as_fd().try_clone_to_owned().map_err(cannot)?);
+            }
+            let is_in_time = readable(fds, deadline).await?;
+            self.drain();
+            self.take_end_of_main(true)?;
+            let has_event = super::ready::has_event(self)?;
+            if !is_in_time && !has_event {
+                return Ok(false);
+            }
+        }
+        self.main = None;
+        Ok(true)
+    }
+
+    /// As [`pause`](Self::pause). Given up, the sandbox is paused all the same, or will be.
+    ///
+    /// # Errors
+    /// As [`pause`](Self::pause).
+    pub async fn pause_async(&self) -> Result<Paused, Error> {
+        self.set_paused_async(true, "pause the sandbox").await
+    }
+
+    /// As [`unpause`](Self::unpause).
+    ///
+    /// # Errors
+    /// As [`unpause`](Self::unpause).
+    pub async fn unpause_async(&self) -> Result<(), Error> {
+        self.set_paused_async(false, "unpause the sandbox")
+            .await
+            .map(drop)
+    }
+
+    async fn set_paused_async(&self, paused: bool, doing: &'static str) -> Result<Paused, Error> {
+        if self.can_be_frozen(doing)? {
+            self.set_frozen_async(paused).await?;
+            return Ok(Paused::Frozen);
+        }
+        let core = self.core.clone();
+        blocking(move || core.ask(Control::Stop(paused), doing).map(drop)).await?;
+        self.core.set_stopped(paused);
+        Ok(Paused::Stopped)
+    }
+
+    /// As [`freeze`](Self::freeze). Given up, the sandbox is frozen all the same.
+    ///
+    /// # Errors
+    /// As [`freeze`](Self::freeze).
+    pub async fn freeze_async(&self) -> Result<(), Error> {
+        self.set_frozen_async(true).await
+    }
+
+    /// As [`thaw`](Self::thaw).
+    ///
+    /// # Errors
+    /// As [`thaw`](Self::thaw).
+    pub async fn thaw_async(&self) -> Result<(), Error> {
+        self.set_frozen_async(false).await
+    }
+
+    async fn set_frozen_async(&self, frozen: bool) -> Result<(), Error> {
+        const FIRST: Duration = Duration::from_micros(100);
+        const LONGEST: Duration = Duration::from_millis(20);
+        const PATIENCE: Duration = Duration::from_secs(5);
+        self.limited.begin_to_freeze(frozen)?;
+        let began = Instant::now();
+        let mut pause = FIRST;
+        while !self.limited.has_settled(frozen) {
+            if began.elapsed() > PATIENCE {
+                let late = std::io::ErrorKind::TimedOut;
+                return Err(Error::io("cannot freeze or thaw the sandbox", late));
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST);
+        }
+        self.core.set_frozen(frozen);
+        Ok(())
+    }
+
+    /// As [`connect`](Self::connect), to a stream of the runtime.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub async fn connect_async(&self, port: u16) -> Result<tokio::net::TcpStream, Error> {
+        let failed = |source| Error::from(Kind::Connect { port, source });
+        if self.network.is_none() {
+            let address = (std::net::Ipv4Addr::LOCALHOST, port);
+            return tokio::net::TcpStream::connect(address)
+                .await
+                .map_err(failed);
+        }
+        let stream = self.begin_to_connect(port, Duration::ZERO)?;
+        stream.set_nonblocking(true).map_err(failed)?;
+        let stream = tokio::net::TcpStream::from_std(stream).map_err(failed)?;
+        stream.writable().await.map_err(failed)?;
+        match stream.take_error().map_err(failed)? {
+            Some(error) => Err(failed(error)),
+            None => Ok(stream),
+        }
+    }
+
+    /// As [`changes`](Self::changes).
+    ///
+    /// # Errors
+    /// As [`changes`](Self::changes).
+    pub async fn changes_async(&self) -> Result<Changes, Error> {
+        let Some(scratch) = &self.scratch else {
+            return Ok(Changes::default());
+        };
+        let (scratch, writable) = (scratch.try_clone().map_err(cannot)?, self.writable());
+        blocking(move || super::changes_of(&scratch, writable)).await
+    }
+
+    /// As [`fill_disk`](Self::fill_disk).
+    ///
+    /// # Errors
+    /// As [`fill_disk`](Self::fill_disk).
+    pub async fn fill_disk_async(&self) -> Result<(), Error> {
+        self.resize_later(super::disk::Resize::fill()).await
+    }
+
+    /// As [`free_disk`](Self::free_disk).
+    ///
+    /// # Errors
+    /// As [`free_disk`](Self::free_disk).
+    pub async fn free_disk_async(&self) -> Result<(), Error> {
+        match self.size_asked() {
+            Some(size) => self.resize_later(super::disk::Resize::free(size)).await,
+            None => Ok(()),
+        }
+    }
+
+    /// As [`set_disk`](Self::set_disk).
+    ///
+    /// # Errors
+    /// As [`set_disk`](Self::set_disk).
+    pub async fn set_disk_async(&self, limit: &str) -> Result<(), Error> {
+        self.resize_later(super::disk::Resize::to(limit)?).await
+    }
+
+    async fn resize_later(&self, resize: super::disk::Resize) -> Result<(), Error> {
+        let scratch = self.scratch.as_ref().map(OwnedFd::try_clone);
+        let scratch = scratch.transpose().map_err(cannot)?;
+        blocking(move || resize.carry_out(scratch.as_ref())).await
+    }
+
+    /// As [`set_read_only`](Self::set_read_only).
+    ///
+    /// # Errors
+    /// As [`set_read_only`](Self::set_read_only).
+    pub async fn set_read_only_async(&self, read_only: bool) -> Result<(), Error> {
+        let core = self.core.clone();
+        blocking(move || core.set_read_only(read_only)).await
+    }
 }
 
 /// Async forms, with the feature `tokio`.
@@ -258,29 +469,22 @@ impl Exec {
     }
 }
 
-/// Waits until one of `fds` can be read, or has ended, or the deadline. Whether one can.
-async fn readable(
-    fds: Vec<std::os::fd::OwnedFd>,
-    deadline: Option<Instant>,
-) -> Result<bool, Error> {
-    let fds = fds
-        .into_iter()
-        .map(sys::watch_readable)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(cannot)?;
-    let any = std::future::poll_fn(|context| {
-        for fd in &fds {
-            if let std::task::Poll::Ready(ready) = fd.poll_read_ready(context) {
-                return std::task::Poll::Ready(ready.map(drop));
-            }
-        }
-        std::task::Poll::Pending
-    });
-    match deadline {
-        None => any.await.map(|()| true).map_err(cannot),
-        Some(at) => match tokio::time::timeout_at(at.into(), any).await {
-            Ok(ready) => ready.map(|()| true).map_err(cannot),
-            Err(_) => Ok(false),
-        },
+/// As [`sys::readable`].
+pub(super) async fn readable(fds: Vec<OwnedFd>, deadline: Option<Instant>) -> Result<bool, Error> {
+    sys::readable(fds, deadline).await.map_err(cannot)
+}
+
+/// What becomes readable when one of these has what it is polled for.
+///
+/// # Errors
+/// Where this process has no descriptor to spare.
+pub(super) fn any_of(sources: &[Source<'_>]) -> rustix::io::Result<OwnedFd> {
+    let all = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    for (number, (fd, wanted)) in (0u64..).zip(sources) {
+        let mut events = epoll::EventFlags::empty();
+        events.set(epoll::EventFlags::IN, wanted.contains(PollFlags::IN));
+        events.set(epoll::EventFlags::OUT, wanted.contains(PollFlags::OUT));
+        epoll::add(&all, fd, epoll::EventData::new_u64(number), events)?;
     }
+    Ok(all)
 }

@@ -1,7 +1,7 @@
 //! Faults of a sandbox's disk, for as long as a test wants them: full, smaller, read-only.
 
 use std::{
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -36,7 +36,7 @@ impl Sandbox {
     /// # Errors
     /// Where the sandbox's writable layer is gone.
     pub fn fill_disk(&self) -> Result<(), Error> {
-        self.resize(Room::None, "fill the sandbox's disk", "")
+        Resize::fill().carry_out(self.scratch.as_ref())
     }
 
     /// Gives the disk the room again that it was asked with, after [`fill_disk`](Self::fill_disk) or
@@ -45,12 +45,18 @@ impl Sandbox {
     /// # Errors
     /// As [`fill_disk`](Self::fill_disk), and where more than that is written by now.
     pub fn free_disk(&self) -> Result<(), Error> {
-        let asked = self.core.plan.steps.iter().find_map(|step| match step {
+        match self.size_asked() {
+            Some(size) => Resize::free(size).carry_out(self.scratch.as_ref()),
+            None => Ok(()),
+        }
+    }
+
+    /// How much room it was asked with.
+    pub(super) fn size_asked(&self) -> Option<Bytes> {
+        self.core.plan.steps.iter().find_map(|step| match step {
             Step::Scratch { size, .. } => Some(*size),
             _ => None,
-        });
-        let Some(size) = asked else { return Ok(()) };
-        self.set_room(size, "free the sandbox's disk")
+        })
     }
 
     /// Bounds what the sandbox writes from now on: `256M`, all in all, what is written already included.
@@ -58,31 +64,7 @@ impl Sandbox {
     /// # Errors
     /// Where the amount is none, or more than that is written already.
     pub fn set_disk(&self, limit: &str) -> Result<(), Error> {
-        let size: Bytes = parse_limit("disk", limit)?;
-        if size.as_u64() == 0 {
-            let why = "expected more than nothing; to leave no room, call `fill_disk`";
-            return Err(Error::spec(vec![crate::SpecFault::new("disk", limit, why)]));
-        }
-        self.set_room(size, "set the size of the sandbox's disk")
-    }
-
-    fn set_room(&self, size: Bytes, doing: &str) -> Result<(), Error> {
-        let hint = format!(" to {size}: is more than that written already?");
-        self.resize(Room::Bytes(size), doing, &hint)
-    }
-
-    fn resize(&self, room: Room, doing: &str, hint: &str) -> Result<(), Error> {
-        let Some(scratch) = &self.scratch else {
-            let doing = doing.to_owned();
-            return Err(Kind::Ended { doing }.into());
-        };
-        let reply = Core::supervisor()?.ask(&Request::Resize(room), &[scratch.as_fd()])?;
-        let resized: Result<(), i32> = answered(&reply)?;
-        resized.map_err(|errno| {
-            let hint = if errno == libc::EINVAL { hint } else { "" };
-            let why = std::io::Error::from_raw_os_error(errno);
-            Error::io(format!("cannot {doing}{hint}"), why)
-        })
+        Resize::to(limit)?.carry_out(self.scratch.as_ref())
     }
 
     /// Makes the disk read-only, as a kernel does that found an error on it, or writable again. What would change
@@ -105,14 +87,79 @@ impl Sandbox {
     /// The message names those files; nothing is read-only then. Also where the sandbox has ended, or is frozen and was
     /// never asked anything of the kind before.
     pub fn set_read_only(&self, read_only: bool) -> Result<(), Error> {
-        let at = writable_mounts(&self.core.plan.steps);
+        self.core.set_read_only(read_only)
+    }
+}
+
+impl Core {
+    pub(super) fn set_read_only(&self, read_only: bool) -> Result<(), Error> {
+        let at = writable_mounts(&self.plan.steps);
         let job = FileJob::ReadOnly { at, read_only };
         let doing = if read_only {
             "make read-only"
         } else {
             "make writable"
         };
-        self.core.change_mounts(doing, job)
+        self.change_mounts(doing, job)
+    }
+}
+
+/// A change of the disk's size.
+pub(super) struct Resize {
+    room: Room,
+    doing: &'static str,
+    /// What EINVAL probably means.
+    hint: String,
+}
+
+impl Resize {
+    pub(super) fn fill() -> Self {
+        Self {
+            room: Room::None,
+            doing: "fill the sandbox's disk",
+            hint: String::new(),
+        }
+    }
+
+    pub(super) fn free(size: Bytes) -> Self {
+        Self::bytes(size, "free the sandbox's disk")
+    }
+
+    pub(super) fn to(limit: &str) -> Result<Self, Error> {
+        let size: Bytes = parse_limit("disk", limit)?;
+        if size.as_u64() == 0 {
+            let why = "expected more than nothing; to leave no room, call `fill_disk`";
+            return Err(Error::spec(vec![crate::SpecFault::new("disk", limit, why)]));
+        }
+        Ok(Self::bytes(size, "set the size of the sandbox's disk"))
+    }
+
+    fn bytes(size: Bytes, doing: &'static str) -> Self {
+        Self {
+            room: Room::Bytes(size),
+            doing,
+            hint: format!(" to {size}: is more than that written already?"),
+        }
+    }
+
+    /// `scratch` is the filesystem of the sandbox's writable layers.
+    pub(super) fn carry_out(self, scratch: Option<&OwnedFd>) -> Result<(), Error> {
+        let doing = self.doing;
+        let Some(scratch) = scratch else {
+            let doing = doing.to_owned();
+            return Err(Kind::Ended { doing }.into());
+        };
+        let reply = Core::supervisor()?.ask(&Request::Resize(self.room), &[scratch.as_fd()])?;
+        let resized: Result<(), i32> = answered(&reply)?;
+        resized.map_err(|errno| {
+            let hint = if errno == libc::EINVAL {
+                &*self.hint
+            } else {
+                ""
+            };
+            let why = std::io::Error::from_raw_os_error(errno);
+            Error::io(format!("cannot {doing}{hint}"), why)
+        })
     }
 }
 

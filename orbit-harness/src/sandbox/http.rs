@@ -1,6 +1,8 @@
 //! As much of sockets and of HTTP as it takes to see that a server is there.
 
 use std::{
+    collections::VecDeque,
+    fmt::Write as _,
     io::{self, Read as _, Write as _},
     net::TcpStream,
     os::fd::{AsFd, BorrowedFd},
@@ -35,6 +37,8 @@ fn has_listener(table: &str, port: u16) -> bool {
 /// One request, and what has arrived of the answer.
 pub(super) struct HttpTry {
     stream: TcpStream,
+    /// What is not sent yet.
+    unsent: VecDeque<u8>,
     answer: Vec<u8>,
     deadline: Instant,
 }
@@ -46,20 +50,12 @@ impl AsFd for HttpTry {
 }
 
 impl HttpTry {
-    pub(super) fn start(
-        mut stream: TcpStream,
-        wait: &HttpWait,
-        deadline: Instant,
-    ) -> io::Result<Self> {
-        // In version 1.0 the answer ends with the connection, and comes in one piece.
-        let request = format!(
-            "GET {} HTTP/1.0\r\nHost: localhost:{}\r\nUser-Agent: orbit\r\nAccept: */*\r\nConnection: close\r\n\r\n",
-            wait.path, wait.port
-        );
-        stream.write_all(request.as_bytes())?;
+    /// Over a connection that may be under way: nothing here blocks.
+    pub(super) fn start(stream: TcpStream, wait: &HttpWait, deadline: Instant) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         Ok(Self {
             stream,
+            unsent: request(wait).into(),
             answer: Vec::new(),
             deadline,
         })
@@ -69,8 +65,32 @@ impl HttpTry {
         self.deadline
     }
 
-    /// Reads what there is. `None`: more is to come.
+    /// Whether there is something to send, and not only to read.
+    pub(super) fn is_sending(&self) -> bool {
+        !self.unsent.is_empty()
+    }
+
+    /// Sends what can be sent, and reads what there is. `None`: more is to come.
     pub(super) fn proceed(&mut self, wait: &HttpWait, now: Instant) -> Option<Result<(), String>> {
+        let late = |deadline| (now >= deadline).then(|| Err("no whole answer came in time".into()));
+        while self.is_sending() {
+            match self.stream.write(self.unsent.make_contiguous()) {
+                Ok(count) => drop(self.unsent.drain(..count)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // ENOTCONN: the connection is under way.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::WouldBlock | io::ErrorKind::NotConnected
+                    ) =>
+                {
+                    return late(self.deadline);
+                }
+                // It may have answered what it had read, and closed.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => self.unsent.clear(),
+                Err(error) => return Some(Err(error.to_string())),
+            }
+        }
         let mut buffer = [0; 16 * 1024];
         loop {
             match self.stream.read(&mut buffer) {
@@ -84,11 +104,40 @@ impl HttpTry {
                 return Some(judge(&self.answer, wait));
             }
         }
-        if is_whole(&self.answer) {
+        if is_whole(&self.answer, wait) {
             return Some(judge(&self.answer, wait));
         }
-        (now >= self.deadline).then(|| Err("no whole answer came in time".to_owned()))
+        late(self.deadline)
     }
+}
+
+/// In version 1.0 the answer ends with the connection, and comes in one piece.
+fn request(wait: &HttpWait) -> Vec<u8> {
+    let mut text = format!("{} {} HTTP/1.0\r\n", wait.method, wait.path);
+    let own = [
+        ("Host", format!("localhost:{}", wait.port)),
+        ("User-Agent", "orbit".to_owned()),
+        ("Accept", "*/*".to_owned()),
+    ];
+    let is_given = |name: &str| {
+        wait.headers
+            .iter()
+            .any(|(it, _)| it.eq_ignore_ascii_case(name))
+    };
+    for (name, value) in own.iter().filter(|(name, _)| !is_given(name)) {
+        let _ = write!(text, "{name}: {value}\r\n");
+    }
+    for (name, value) in &wait.headers {
+        let _ = write!(text, "{name}: {value}\r\n");
+    }
+    // A method with a body says its length also where that is 0: RFC 9110, section 8.6.
+    if !wait.content.is_empty() || matches!(wait.method.as_str(), "POST" | "PUT" | "PATCH") {
+        let _ = write!(text, "Content-Length: {}\r\n", wait.content.len());
+    }
+    text += "Connection: close\r\n\r\n";
+    let mut request = text.into_bytes();
+    request.extend(&wait.content);
+    request
 }
 
 /// Names and values.
@@ -114,8 +163,12 @@ fn parse(answer: &[u8]) -> Option<(u16, Headers, &[u8])> {
 }
 
 /// Whether a server that keeps the connection open has said all.
-fn is_whole(answer: &[u8]) -> bool {
+fn is_whole(answer: &[u8], wait: &HttpWait) -> bool {
     parse(answer).is_some_and(|(_, headers, body)| {
+        // The length is that of what is not sent.
+        if wait.method == "HEAD" {
+            return true;
+        }
         let length = headers.iter().find(|(name, _)| name == "content-length");
         length.is_some_and(|(_, value)| {
             value
@@ -134,7 +187,7 @@ fn judge(answer: &[u8], wait: &HttpWait) -> Result<(), String> {
     if !is_wanted {
         return Err(format!("the status is {status}"));
     }
-    for (wanted, value) in &wait.headers {
+    for (wanted, value) in &wait.expected_headers {
         if !headers
             .iter()
             .any(|(name, found)| name == wanted && found.contains(value.as_str()))
@@ -142,17 +195,17 @@ fn judge(answer: &[u8], wait: &HttpWait) -> Result<(), String> {
             return Err(format!("no header `{wanted}` has `{value}`"));
         }
     }
-    match &wait.body {
-        Some(text) if !String::from_utf8_lossy(body).contains(text.as_str()) => {
-            Err(format!("`{text}` is not in the body"))
-        }
-        _ => Ok(()),
+    let body = String::from_utf8_lossy(body);
+    match wait.bodies.iter().find(|wanted| !wanted.is_met(&body)) {
+        Some(wanted) => Err(format!("{wanted} is not in the body")),
+        None => Ok(()),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wait::{BodyMatch, Wait, WaitKind};
 
     #[test]
     fn only_a_listening_socket_listens() {
@@ -174,15 +227,21 @@ mod tests {
         let answer =
             b"HTTP/1.1 204 No Content\r\nX-State: up and running\r\nContent-Length: 4\r\n\r\nbody";
         let wait = |status, header: &str, body: Option<&str>| HttpWait {
-            path: "/".into(),
-            port: 80,
             status,
-            headers: vec![("x-state".into(), header.into())],
-            body: body.map(Into::into),
+            expected_headers: vec![("x-state".into(), header.into())],
+            bodies: body
+                .map(|text| BodyMatch::Contains(text.into()))
+                .into_iter()
+                .collect(),
+            ..http(Wait::http("/"))
         };
-        assert!(is_whole(answer) && !is_whole(&answer[..answer.len() - 1]));
+        let plain = wait(None, "", None);
+        assert!(is_whole(answer, &plain) && !is_whole(&answer[..answer.len() - 1], &plain));
         assert_eq!(judge(answer, &wait(None, "up", Some("bod"))), Ok(()));
         assert_eq!(judge(answer, &wait(Some(204), "", None)), Ok(()));
+        let matches = |pattern| judge(answer, &http(Wait::http("/").body_matches(pattern)));
+        assert_eq!(matches("^bo.y$"), Ok(()));
+        assert_eq!(matches("^od"), Err("/^od/ is not in the body".to_owned()));
         for (wait, why) in [
             (wait(Some(200), "", None), "the status is 204"),
             (wait(None, "down", None), "no header `x-state` has `down`"),
@@ -194,5 +253,58 @@ mod tests {
             assert_eq!(judge(answer, &wait), Err(why.to_owned()));
         }
         assert!(judge(b"SSH-2.0\r\n", &wait(None, "", None)).is_err());
+        // What follows the head of such an answer never comes.
+        let head = &answer[..answer.len() - 4];
+        assert!(is_whole(head, &http(Wait::http("/").method("HEAD"))));
+    }
+
+    fn http(wait: Wait) -> HttpWait {
+        assert!(wait.faults.is_empty(), "{:?}", wait.faults);
+        match wait.kind {
+            WaitKind::Http(http) => http,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_is_sent_is_what_was_said() {
+        let text = |wait| String::from_utf8(request(&http(wait))).unwrap();
+        assert_eq!(
+            text(Wait::http("/up").on_port(8080)),
+            "GET /up HTTP/1.0\r\nHost: localhost:8080\r\nUser-Agent: orbit\r\nAccept: */*\r\n\
+             Connection: close\r\n\r\n"
+        );
+        let wait = Wait::http("/query")
+            .method("POST")
+            .header("host", "shop.example")
+            .header("X-Trace", "1")
+            .basic_auth("Aladdin", "open sesame")
+            .send_body("SELECT 1");
+        assert_eq!(
+            text(wait),
+            "POST /query HTTP/1.0\r\nUser-Agent: orbit\r\nAccept: */*\r\nhost: shop.example\r\nX-Trace: 1\r\n\
+             Authorization: Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==\r\nContent-Length: 8\r\nConnection: close\r\n\r\nSELECT 1"
+        );
+        assert!(text(Wait::http("/").method("PUT")).contains("Content-Length: 0\r\n"));
+    }
+
+    /// A server that reads nothing holds up neither what is sent nor who sends it.
+    #[test]
+    fn nothing_blocks() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let wait = http(
+            Wait::http("/")
+                .method("POST")
+                .send_body(vec![b'x'; 64 << 20]),
+        );
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let began = Instant::now();
+        let deadline = began + std::time::Duration::from_millis(50);
+        let mut one = HttpTry::start(stream, &wait, deadline).unwrap();
+        assert_eq!(one.proceed(&wait, began), None);
+        assert!(one.is_sending());
+        let end = one.proceed(&wait, deadline);
+        assert!(end.is_some_and(|end| end.is_err()));
+        assert!(began.elapsed() < std::time::Duration::from_secs(2));
     }
 }

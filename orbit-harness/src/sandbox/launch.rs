@@ -138,7 +138,10 @@ impl SandboxBuilder {
         check_clock(&spec, &mut faults);
         way_out::look_up(&mut spec, &mut faults);
         let (image, held) = match base {
-            Some(base) => (base.image, base.held),
+            Some(base) => {
+                let current = (base.current)(&base.held);
+                (current.unwrap_or(base.image), base.held)
+            }
             None => resolve(&spec, host, &mut faults)?,
         };
         let healthcheck = healthcheck.or_else(|| image.config.healthcheck.clone());

@@ -52,7 +52,7 @@ impl Sandbox {
     }
 
     fn set_paused(&self, paused: bool, doing: &str) -> Result<Paused, Error> {
-        if self.core.cgroup.is_some() {
+        if self.can_be_frozen(doing)? {
             if paused {
                 self.freeze()?;
             } else {
@@ -60,14 +60,22 @@ impl Sandbox {
             }
             return Ok(Paused::Frozen);
         }
+        self.core.ask(Control::Stop(paused), doing)?;
+        self.core.set_stopped(paused);
+        Ok(Paused::Stopped)
+    }
+
+    /// Whether it has a control group; else its init can stop it.
+    pub(super) fn can_be_frozen(&self, doing: &str) -> Result<bool, Error> {
+        if self.core.cgroup.is_some() {
+            return Ok(true);
+        }
         if self.core.plan.program.init == Init::Program {
             let doing = doing.to_owned();
             let why = "it has no control group, and its program is process 1, which no signal stops; start it with \
                        `.accounting(true)`";
             return Err(Kind::Unsupported { doing, why }.into());
         }
-        self.core.ask(Control::Stop(paused), doing)?;
-        self.core.set_stopped(paused);
-        Ok(Paused::Stopped)
+        Ok(false)
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     builder::Output,
     error::{Error, Kind},
     image::HealthCheck,
-    logs::LogStream,
+    logs::{LogStream, LogWaker},
     outcome::Outcome,
     wait::{HttpWait, NotReady, Progress, Wait, WaitKind, Why},
 };
@@ -69,25 +69,63 @@ impl Sandbox {
         if waits.is_empty() {
             return Ok(());
         }
+        let waker = self.log_waker()?;
+        let mut ready = Readiness::new(waits, limit, self);
+        while !ready.is_met(self)? {
+            let (sources, next) = ready.sources(self, waker.as_ref());
+            let polled = sources
+                .iter()
+                .map(|(fd, wanted)| PollFd::from_borrowed_fd(*fd, *wanted));
+            let mut polled: Vec<_> = polled.collect();
+            let left = next.saturating_duration_since(Instant::now());
+            match rustix::event::poll(&mut polled, Timespec::try_from(left).ok().as_ref()) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(Error::io("cannot wait for the sandbox", error)),
+            }
+            if let Some(waker) = &waker {
+                waker.drain();
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`get_ready`](Self::get_ready), in the poll of a runtime.
+    #[cfg(feature = "tokio")]
+    pub(super) async fn get_ready_async(
+        &mut self,
+        waits: &[Wait],
+        limit: Duration,
+    ) -> Result<(), Error> {
+        if waits.is_empty() {
+            return Ok(());
+        }
+        let waker = self.log_waker()?;
+        let mut ready = Readiness::new(waits, limit, self);
+        while !ready.is_met(self)? {
+            let (all, next) = {
+                let (sources, next) = ready.sources(self, waker.as_ref());
+                let all = super::asynchronous::any_of(&sources);
+                let cannot = |error| Error::io("cannot wait for the sandbox", error);
+                (all.map_err(cannot)?, next)
+            };
+            super::asynchronous::readable(vec![all], Some(next)).await?;
+            if let Some(waker) = &waker {
+                waker.drain();
+            }
+        }
+        Ok(())
+    }
+
+    fn log_waker(&self) -> Result<Option<LogWaker>, Error> {
         let log = self.reader.as_ref().map(|reader| Arc::clone(reader.log()));
-        let waker = log
-            .as_ref()
-            .map(|log| log.add_waker())
+        log.map(LogWaker::new)
             .transpose()
-            .map_err(|error| Error::io("cannot wait for the log", error))?;
-        let ready = Readiness {
-            started: Instant::now(),
-            limit,
-            nodes: waits.iter().map(|wait| Node::new(wait, self)).collect(),
-            pid: self.pid(),
-        }
-        .run(self, waker.as_deref());
-        if let (Some(log), Some(waker)) = (log, waker) {
-            log.remove_waker(&waker);
-        }
-        ready
+            .map_err(|error| Error::io("cannot wait for the log", error))
     }
 }
+
+/// What is polled, and for what.
+pub(super) type Source<'a> = (BorrowedFd<'a>, PollFlags);
 
 /// A wait under way.
 struct Readiness {
@@ -167,61 +205,61 @@ impl Pauses {
 }
 
 impl Readiness {
-    fn run(mut self, sandbox: &mut Sandbox, waker: Option<&OwnedFd>) -> Result<(), Error> {
-        loop {
-            while has_event(sandbox)? {}
-            sandbox.take_end_of_main(false)?;
-            let has_ended = sandbox.exit.is_some() || sandbox.gone.is_some();
-            if has_ended && let Some(reader) = &mut sandbox.reader {
-                // All that will be written is there.
-                reader.finish();
-            }
-            let mut is_met = true;
-            for node in &mut self.nodes {
-                match node.check(sandbox, self.started, self.pid) {
-                    Ok(met) => is_met &= met,
-                    Err(why) => return Err(self.not_ready(sandbox, Why::Failed(why))),
-                }
-            }
-            if is_met {
-                return Ok(());
-            }
-            if has_ended {
-                let outcome = sandbox.wait()?;
-                let notes = outcome.notes.iter().map(ToString::to_string).collect();
-                return Err(self.not_ready(sandbox, Why::Ended(outcome.status, notes)));
-            }
-            let deadline = self.started + self.limit;
-            let now = Instant::now();
-            if now >= deadline {
-                return Err(self.not_ready(sandbox, Why::TimedOut(self.limit)));
-            }
-            let mut next = deadline;
-            let mut fds = Vec::new();
-            for node in &self.nodes {
-                node.sources(&mut fds, &mut next);
-            }
-            let timeout = Timespec::try_from(next.saturating_duration_since(now)).ok();
-            let mut polled = vec![PollFd::new(&sandbox.core.events, PollFlags::IN)];
-            polled.extend(
-                sandbox
-                    .main
-                    .iter()
-                    .map(|main| PollFd::new(main.end(), PollFlags::IN)),
-            );
-            polled.extend(waker.map(|waker| PollFd::new(waker, PollFlags::IN)));
-            polled.extend(
-                fds.iter()
-                    .map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)),
-            );
-            match rustix::event::poll(&mut polled, timeout.as_ref()) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(Error::io("cannot wait for the sandbox", error)),
-            }
-            if let Some(waker) = waker {
-                let _ = rustix::io::read(waker, &mut [0u8; 8]);
+    fn new(waits: &[Wait], limit: Duration, sandbox: &Sandbox) -> Self {
+        Self {
+            started: Instant::now(),
+            limit,
+            nodes: waits.iter().map(|wait| Node::new(wait, sandbox)).collect(),
+            pid: sandbox.pid(),
+        }
+    }
+
+    /// Looks at everything once. Whether all came true.
+    fn is_met(&mut self, sandbox: &mut Sandbox) -> Result<bool, Error> {
+        let deadline = self.started + self.limit;
+        while has_event(sandbox)? {}
+        sandbox.take_end_of_main(false)?;
+        let has_ended = sandbox.exit.is_some() || sandbox.gone.is_some();
+        if has_ended && let Some(reader) = &mut sandbox.reader {
+            // All that will be written is there.
+            reader.finish();
+        }
+        let mut is_met = true;
+        for node in &mut self.nodes {
+            match node.check(sandbox, self.started, self.pid, deadline) {
+                Ok(met) => is_met &= met,
+                Err(why) => return Err(self.not_ready(sandbox, Why::Failed(why))),
             }
         }
+        if is_met {
+            return Ok(true);
+        }
+        if has_ended {
+            let outcome = sandbox.wait()?;
+            let notes = outcome.notes.iter().map(ToString::to_string).collect();
+            return Err(self.not_ready(sandbox, Why::Ended(outcome.status, notes)));
+        }
+        if Instant::now() >= deadline {
+            return Err(self.not_ready(sandbox, Why::TimedOut(self.limit)));
+        }
+        Ok(false)
+    }
+
+    /// What to poll before the next look, and until when at the latest.
+    fn sources<'a>(
+        &'a self,
+        sandbox: &'a Sandbox,
+        waker: Option<&'a LogWaker>,
+    ) -> (Vec<Source<'a>>, Instant) {
+        let mut next = self.started + self.limit;
+        let mut sources = vec![(sandbox.core.events.as_fd(), PollFlags::IN)];
+        let main = sandbox.main.iter();
+        sources.extend(main.map(|main| (main.end().as_fd(), PollFlags::IN)));
+        sources.extend(waker.map(|waker| (waker.fd().as_fd(), PollFlags::IN)));
+        for node in &self.nodes {
+            node.sources(&mut sources, &mut next);
+        }
+        (sources, next)
     }
 
     fn not_ready(&self, sandbox: &Sandbox, why: Why) -> Error {
@@ -314,8 +352,9 @@ impl Node {
         sandbox: &mut Sandbox,
         started: Instant,
         pid: Option<u32>,
+        deadline: Instant,
     ) -> Result<bool, String> {
-        if self.met.is_none() && self.look(sandbox, started, pid)? {
+        if self.met.is_none() && self.look(sandbox, started, pid, deadline)? {
             self.met = Some(started.elapsed());
         }
         Ok(self.met.is_some())
@@ -326,6 +365,7 @@ impl Node {
         sandbox: &mut Sandbox,
         started: Instant,
         pid: Option<u32>,
+        deadline: Instant,
     ) -> Result<bool, String> {
         let now = Instant::now();
         let (pauses, seen) = (&mut self.pauses, &mut self.seen);
@@ -333,7 +373,7 @@ impl Node {
             Leaf::All(nodes) => {
                 let mut is_met = true;
                 for node in nodes {
-                    is_met &= node.check(sandbox, started, pid)?;
+                    is_met &= node.check(sandbox, started, pid, deadline)?;
                 }
                 Ok(is_met)
             }
@@ -341,7 +381,7 @@ impl Node {
                 let mut failed = Vec::new();
                 let count = nodes.len();
                 for node in nodes {
-                    match node.check(sandbox, started, pid) {
+                    match node.check(sandbox, started, pid, deadline) {
                         Ok(true) => return Ok(true),
                         Ok(false) => {}
                         Err(why) => failed.push(why),
@@ -395,8 +435,11 @@ impl Node {
                         "nothing listens there".clone_into(seen);
                         return Ok(false);
                     }
-                    match sandbox.connect(wait.port) {
-                        Ok(stream) => match HttpTry::start(stream, wait, now + HTTP_PATIENCE) {
+                    // Not longer than there is time for.
+                    let until = deadline.min(now + HTTP_PATIENCE);
+                    let patience = until.saturating_duration_since(now);
+                    match sandbox.begin_to_connect(wait.port, patience) {
+                        Ok(stream) => match HttpTry::start(stream, wait, until) {
                             Ok(started) => *trial = Some(started),
                             Err(error) => *seen = error.to_string(),
                         },
@@ -496,7 +539,7 @@ impl Node {
     }
 
     /// What to poll, and when to look again at the latest.
-    fn sources<'a>(&'a self, fds: &mut Vec<BorrowedFd<'a>>, next: &mut Instant) {
+    fn sources<'a>(&'a self, fds: &mut Vec<Source<'a>>, next: &mut Instant) {
         if self.met.is_some() {
             return;
         }
@@ -511,20 +554,25 @@ impl Node {
             Leaf::Port(_) => at(self.pauses.next),
             Leaf::Http { trial, .. } => match trial {
                 Some(trial) => {
-                    fds.push(trial.as_fd());
+                    let sending = if trial.is_sending() {
+                        PollFlags::OUT
+                    } else {
+                        PollFlags::empty()
+                    };
+                    fds.push((trial.as_fd(), PollFlags::IN | sending));
                     at(Some(trial.deadline()));
                 }
                 None => at(self.pauses.next),
             },
             Leaf::Exec { running, check, .. } => match running {
                 Some((exec, _)) => {
-                    fds.push(exec.end().as_fd());
+                    fds.push((exec.end().as_fd(), PollFlags::IN));
                     at(exec.started().checked_add(check.timeout));
                 }
                 None => at(self.pauses.next),
             },
             Leaf::File { watch, .. } => {
-                fds.extend(watch.iter().map(|watch| watch.as_fd()));
+                fds.extend(watch.iter().map(|watch| (watch.as_fd(), PollFlags::IN)));
                 at(self.pauses.next);
             }
         }
@@ -543,7 +591,7 @@ impl Node {
 }
 
 /// Takes an event of the sandbox, if there is one.
-fn has_event(sandbox: &mut Sandbox) -> Result<bool, Error> {
+pub(super) fn has_event(sandbox: &mut Sandbox) -> Result<bool, Error> {
     if sandbox.gone.is_some() || sandbox.exit.is_some() {
         return Ok(false);
     }

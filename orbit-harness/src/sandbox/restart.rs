@@ -39,6 +39,20 @@ impl Sandbox {
     /// Where the sandbox is paused, where the program had ended before, is process 1 itself, has a terminal, or writes to a descriptor that it was
     /// given; where it does not start again, and then the sandbox has no program.
     pub fn restart(&mut self, patience: Duration) -> Result<(), Error> {
+        self.begin_restart()?;
+        if !self.collect_to_stay(Some(Instant::now() + patience))? {
+            self.signal(libc::SIGKILL)?;
+            self.collect_to_stay(None)?;
+        }
+        self.run_again()?;
+        let waits = std::mem::take(&mut self.waits);
+        let ready = self.get_ready(&waits, self.startup_timeout);
+        self.waits = waits;
+        ready
+    }
+
+    /// Asks the program to end, and everything else to stay.
+    pub(super) fn begin_restart(&mut self) -> Result<(), Error> {
         let unsupported = |why| {
             let doing = "restart the sandbox".to_owned();
             Err(Kind::Unsupported { doing, why }.into())
@@ -64,11 +78,11 @@ impl Sandbox {
             hold.map_err(|_| ended())?;
             self.is_held = true;
         }
-        self.signal(self.stop_signal)?;
-        if !self.collect_to_stay(Some(Instant::now() + patience))? {
-            self.signal(libc::SIGKILL)?;
-            self.collect_to_stay(None)?;
-        }
+        self.signal(self.stop_signal)
+    }
+
+    /// Starts the program that has ended.
+    pub(super) fn run_again(&mut self) -> Result<(), Error> {
         if self.gone.is_some() {
             return Err(ended());
         }
@@ -78,10 +92,7 @@ impl Sandbox {
             self.exit = before;
             return Err(error);
         }
-        let waits = std::mem::take(&mut self.waits);
-        let ready = self.get_ready(&waits, self.startup_timeout);
-        self.waits = waits;
-        ready
+        Ok(())
     }
 
     fn start_again(&mut self) -> Result<(), Error> {

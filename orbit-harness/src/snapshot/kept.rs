@@ -65,9 +65,10 @@ pub fn keep(sandbox: &mut Sandbox, title: &str) -> Result<String, Error> {
     let id = sandbox::random_id();
     let _lock = store.lock_sealed(&id)?;
     let spec = spec_of(sandbox, &made.spec);
+    made.publish()?;
     let made = super::Snapshot {
         spec: std::sync::Arc::new(spec),
-        ..made.publish()?
+        ..made
     };
     let record = named::record(&made, id.clone(), SealedKind::Kept, title.to_owned());
     store.write_sealed(&record)?;

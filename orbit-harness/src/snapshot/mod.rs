@@ -8,10 +8,11 @@ mod named;
 mod save;
 
 use std::{
+    any::Any,
     fmt, io,
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, OwnedFd},
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 pub use self::named::NamedSnapshot;
@@ -20,7 +21,7 @@ use crate::{
     error::Error,
     image::{Held, Image},
     images::{SupervisorWorker, host, open},
-    layer::Sealed,
+    layer::{Sealed, Writable},
     net::ports::{PortMap, Protocol},
     plan::Plan,
     sandbox::{self, Sandbox},
@@ -55,15 +56,48 @@ pub struct Snapshot {
 }
 
 struct Inner {
-    /// With the layer of the snapshot on top.
+    /// With the layer of the snapshot on top, as they were named when it was sealed.
     image: Image,
     sealed: Sealed,
     /// What the image's other layers are held by.
     base: Held,
+    place: Mutex<Place>,
+}
+
+/// Where the layer of a snapshot lies.
+struct Place {
+    /// Its name, by now.
+    name: Option<String>,
     /// Of one without a name: its directory, which goes with this value.
-    sealing: Mutex<Option<Sealing>>,
+    sealing: Option<Sealing>,
     /// Of one with a name: what keeps its layers from being removed meanwhile.
-    _lease: Option<ImageLease>,
+    lease: Option<ImageLease>,
+}
+
+impl Inner {
+    fn place(&self) -> MutexGuard<'_, Place> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The image with the names that its layers have by now: one that was given a name is another directory, and whoever
+    /// had the snapshot before has it still.
+    fn image(&self) -> Image {
+        let mut image = self.image.clone();
+        if let Some(below) = current(&self.base) {
+            let count = below.layers.len().min(image.layers.len());
+            image.layers[..count].clone_from_slice(&below.layers[..count]);
+        }
+        if let (Some(last), Some(name)) = (image.layers.last_mut(), &self.place().name) {
+            last.clone_from(name);
+        }
+        image
+    }
+}
+
+/// The image of a snapshot, where that is what is held.
+fn current(held: &Held) -> Option<Image> {
+    let held: &dyn Any = &**held.as_ref()?;
+    Some(held.downcast_ref::<Inner>()?.image())
 }
 
 impl Sandbox {
@@ -88,28 +122,68 @@ impl Sandbox {
     /// # Errors
     /// Where the sandbox runs, never ran, or a file of it cannot be copied to the store: it may be full.
     pub fn snapshot(&mut self) -> Result<Snapshot, Error> {
+        self.begin_to_seal()?.seal()
+    }
+
+    /// As [`snapshot`](Self::snapshot), with the feature `tokio`. Given up, it is made and removed.
+    ///
+    /// # Errors
+    /// As [`snapshot`](Self::snapshot).
+    #[cfg(feature = "tokio")]
+    pub async fn snapshot_async(&mut self) -> Result<Snapshot, Error> {
+        let seal = self.begin_to_seal()?;
+        sandbox::blocking(move || seal.seal()).await
+    }
+
+    fn begin_to_seal(&mut self) -> Result<Seal, Error> {
         let id = self.id().to_owned();
         let fault = |why| Err(Error::spec(vec![SpecFault::new("snapshot", &id, why)]));
         if !self.is_quiet()? {
             return fault("its program runs and writes; call stop(), wait() or freeze() first");
         }
-        let host = host()?;
-        let store = open(host)?;
-        let worker = SupervisorWorker { host };
         let writable = self.writable();
         let (origin, plan, scratch) = self.made_of();
         let Some(scratch) = scratch else {
             return fault("it ended before its program ran, so there is nothing to seal");
         };
+        let scratch = scratch
+            .try_clone()
+            .map_err(|error| Error::io("cannot share the sandbox's files", error))?;
+        Ok(Seal {
+            writable,
+            scratch,
+            image: current(&origin.held).unwrap_or_else(|| origin.image.clone()),
+            base: origin.held.clone(),
+            spec: for_clones(&origin.spec, plan),
+            ready: self.readying(),
+        })
+    }
+}
+
+/// A sandbox's files that stand still, and all that a snapshot of them has beside.
+struct Seal {
+    writable: Writable,
+    scratch: OwnedFd,
+    image: Image,
+    base: Held,
+    spec: Spec,
+    ready: Readying,
+}
+
+impl Seal {
+    fn seal(self) -> Result<Snapshot, Error> {
+        let host = host()?;
+        let store = open(host)?;
+        let worker = SupervisorWorker { host };
         let sealing = store.begin_sealing(&worker)?;
         let directory = store.directory_of_layers();
         let request = Request::Seal {
-            writable: Box::new(writable),
+            writable: Box::new(self.writable),
             destination: directory.join(sealing.name()),
         };
         let sealed = Supervisor::get(host)
             .map_err(Error::from)
-            .and_then(|supervisor| Ok(supervisor.ask(&request, &[scratch.as_fd()])?))
+            .and_then(|supervisor| Ok(supervisor.ask(&request, &[self.scratch.as_fd()])?))
             .and_then(|reply| sandbox::written::<Sealed>(&reply));
         let sealed = match sealed {
             Ok(sealed) => sealed,
@@ -119,19 +193,22 @@ impl Sandbox {
                 return Err(error);
             }
         };
-        let mut image = origin.image.clone();
+        let mut image = self.image;
         image.layers_dir = directory;
         image.layers.push(sealing.name());
         image.sealed += 1;
         Ok(Snapshot {
-            spec: Arc::new(for_clones(&origin.spec, plan)),
-            ready: Arc::new(self.readying()),
+            spec: Arc::new(self.spec),
+            ready: Arc::new(self.ready),
             inner: Arc::new(Inner {
                 image,
                 sealed,
-                base: origin.held.clone(),
-                sealing: Mutex::new(Some(sealing)),
-                _lease: None,
+                base: self.base,
+                place: Mutex::new(Place {
+                    name: None,
+                    sealing: Some(sealing),
+                    lease: None,
+                }),
             }),
         })
     }
@@ -153,8 +230,9 @@ impl Snapshot {
         SandboxBuilder {
             spec: (*self.spec).clone(),
             base: Some(Base {
-                image: self.inner.image.clone(),
+                image: self.inner.image(),
                 held: Some(Arc::clone(&self.inner) as _),
+                current,
             }),
             startup_timeout: self.ready.startup_timeout,
             healthcheck: self.ready.healthcheck.clone(),
@@ -172,6 +250,17 @@ impl Snapshot {
         waits.fold(self.builder(), SandboxBuilder::wait_for).start()
     }
 
+    /// As [`start`](Self::start), with the feature `tokio`. Given up, the sandbox is killed.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    #[cfg(feature = "tokio")]
+    pub async fn start_async(&self) -> Result<Sandbox, Error> {
+        let waits = self.ready.waits.iter().cloned();
+        let builder = waits.fold(self.builder(), SandboxBuilder::wait_for);
+        builder.start_async().await
+    }
+
     /// The content of the files that were written, in bytes.
     pub fn bytes(&self) -> u64 {
         self.inner.sealed.content_bytes
@@ -180,46 +269,45 @@ impl Snapshot {
     /// Writes the files, with those of the image below, as an OCI image layout to the directory `path`, which must not
     /// be there yet. `cargo orbit run --image oci:PATH`, skopeo and others read it; its one image is tagged `latest`.
     ///
+    /// What runs in it by default is what ran in the sandbox, as `docker commit` has it: the configuration of the image
+    /// below, with the entrypoint, command, environment, working directory, user, labels, ports, stop signal and health
+    /// check that the [builder](SandboxBuilder) was given. Values of variables are in it, too: give no secret to a sandbox
+    /// whose image is for others.
+    ///
     /// The layers are packed anew from the store, so their digests are not those of the image that they came from.
     ///
     /// # Errors
     /// Where the sandbox was one over the host's files, which are no image; where `path` is there, or cannot be written;
     /// where a file's name begins with `.wh.`, which means something else in such a layer.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), Error> {
-        save::save(&self.inner.image, &self.spec, path.as_ref())
+        save::save(&self.inner.image(), &self.spec, &self.ready, path.as_ref())
     }
 
-    /// Makes it one that stays. The directory may be in use: it is only renamed.
-    fn publish(&self) -> Result<Self, Error> {
-        let mut slot = self
-            .inner
-            .sealing
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let Some(sealing) = slot.take() else {
-            return Ok(self.clone());
-        };
+    /// As [`save`](Self::save), with the feature `tokio`. Given up, it is written all the same.
+    ///
+    /// # Errors
+    /// As [`save`](Self::save).
+    #[cfg(feature = "tokio")]
+    pub async fn save_async(&self, path: impl Into<std::path::PathBuf>) -> Result<(), Error> {
+        let (snapshot, path) = (self.clone(), path.into());
+        sandbox::blocking(move || snapshot.save(path)).await
+    }
+
+    /// Makes it one that stays, for all who have it. The directory may be in use: it is only renamed.
+    fn publish(&self) -> Result<(), Error> {
         let store = open(host()?)?;
-        let (name, lease) = sealing.publish(&store, self.inner.sealed.clone())?;
-        let mut image = self.inner.image.clone();
-        image.layers.pop();
-        image.layers.push(name);
-        Ok(Self {
-            spec: Arc::clone(&self.spec),
-            ready: Arc::clone(&self.ready),
-            inner: Arc::new(Inner {
-                image,
-                sealed: self.inner.sealed.clone(),
-                base: self.inner.base.clone(),
-                sealing: Mutex::new(None),
-                _lease: Some(lease),
-            }),
-        })
+        let mut place = self.inner.place();
+        if let Some(sealing) = place.sealing.take() {
+            let (name, lease) = sealing.publish(&store, self.inner.sealed.clone())?;
+            place.name = Some(name);
+            place.lease = Some(lease);
+        }
+        Ok(())
     }
 
     /// Whether every layer below it stays: one over a snapshot without a name does not.
     fn is_over_lasting(&self) -> bool {
-        let layers = &self.inner.image.layers;
+        let layers = self.inner.image().layers;
         layers[..layers.len().saturating_sub(1)]
             .iter()
             .all(|name| !name.contains('.'))
@@ -230,7 +318,7 @@ impl fmt::Debug for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Snapshot")
             .field("of", &self.spec.image)
-            .field("layers", &self.inner.image.layers)
+            .field("layers", &self.inner.image().layers)
             .field("bytes", &self.bytes())
             .finish_non_exhaustive()
     }
@@ -239,11 +327,8 @@ impl fmt::Debug for Snapshot {
 /// Removes the files of one without a name.
 impl Drop for Inner {
     fn drop(&mut self) {
-        let slot = self
-            .sealing
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let (Some(sealing), Ok(host)) = (slot.take(), host()) {
+        let place = self.place.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(sealing), Ok(host)) = (place.sealing.take(), host()) {
             // Where that fails, its lock is let go of all the same: the next snapshot sweeps it, or gc.
             let _ = sealing.remove(&SupervisorWorker { host });
         }

@@ -2,19 +2,21 @@
 
 use std::sync::{Arc, Mutex};
 
-use super::{Inner, Snapshot, must_last, now_s};
+use super::{Inner, Place, Snapshot, must_last, now_s};
+#[cfg(feature = "tokio")]
+use crate::sandbox::blocking;
 use crate::{
     error::Error,
-    images::{SupervisorWorker, host, open},
+    images::{SupervisorWorker, host, open, resolve},
     layer::Sealed,
-    spec::Spec,
+    spec::{ImageRef, PullPolicy, Spec, SpecFault},
     store::{Digest, SealedKind, SealedRecord, Store},
 };
 
 /// A snapshot that is looked for by its name and its inputs, and made where it is not there: [`Snapshot::named`].
 ///
 /// It stays in the store until `cargo orbit gc` finds that nobody used it for long. Another version of an input is
-/// another snapshot: name everything that the files depend on, such as the image and each migration.
+/// another snapshot: name everything that the files depend on, such as the [image](Self::image) and each migration.
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -23,7 +25,7 @@ use crate::{
 ///
 /// let image = "oci:target/images/postgres";
 /// let golden = orbit::Snapshot::named("migrated-db")
-///     .input(image)
+///     .image(image)
 ///     .inputs(MIGRATIONS)
 ///     .get_or_create(|| {
 ///         let mut db = orbit::Sandbox::builder().image(image).expose(5432).start()?;
@@ -38,8 +40,15 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct NamedSnapshot {
     name: String,
-    /// Each with its length before it, so that no two lists of inputs are one text.
-    inputs: Vec<u8>,
+    inputs: Vec<Input>,
+}
+
+/// Something that the files depend on.
+#[derive(Clone, Debug)]
+enum Input {
+    Bytes(Vec<u8>),
+    /// An image, by its reference.
+    Image(String),
 }
 
 impl NamedSnapshot {
@@ -52,7 +61,15 @@ impl NamedSnapshot {
 
     /// Something that the files depend on: a text, or the content of a file.
     pub fn input(mut self, input: impl AsRef<[u8]>) -> Self {
-        add(&mut self.inputs, input.as_ref());
+        self.inputs.push(Input::Bytes(input.as_ref().to_owned()));
+        self
+    }
+
+    /// The image that the files are over, written as for [`SandboxBuilder::image`](crate::SandboxBuilder::image). It
+    /// counts by its digest: where the tag stands for another image, or the layout was built anew, that is another
+    /// snapshot. What the tag stands for is looked up as for a sandbox, so an image that is not there is brought.
+    pub fn image(mut self, reference: impl Into<String>) -> Self {
+        self.inputs.push(Input::Image(reference.into()));
         self
     }
 
@@ -64,21 +81,21 @@ impl NamedSnapshot {
     /// The snapshot, where it is there.
     ///
     /// # Errors
-    /// Where the store cannot be read.
+    /// Where the store cannot be read, or an [image](Self::image) not be had.
     pub fn get(&self) -> Result<Option<Snapshot>, Error> {
-        find(&open(host()?)?, &self.id())
+        find(&open(host()?)?, &self.id()?)
     }
 
     /// The snapshot; `create` makes it where it is not there. Of all processes that ask at once one makes it, and the
     /// others wait. Where that one fails or is killed, the next makes it: nothing half made is ever found.
     ///
     /// # Errors
-    /// What `create` returns; where the store cannot be read or written.
+    /// What `create` returns; where the store cannot be read or written, or an [image](Self::image) not be had.
     pub fn get_or_create<E: From<Error>>(
         &self,
         create: impl FnOnce() -> Result<Snapshot, E>,
     ) -> Result<Snapshot, E> {
-        let id = self.id();
+        let id = self.id()?;
         let store = open(host()?).map_err(Error::from)?;
         if let Some(found) = find(&store, &id)? {
             return Ok(found);
@@ -89,11 +106,66 @@ impl NamedSnapshot {
             return Ok(found);
         }
         let made = create()?;
-        must_last(&made, &self.name)?;
-        let made = made.publish()?;
-        store
-            .write_sealed(&record(&made, id, SealedKind::Named, self.name.clone()))
-            .map_err(Error::from)?;
+        self.keep(&made, id)?;
+        Ok(made)
+    }
+
+    fn keep(&self, made: &Snapshot, id: String) -> Result<(), Error> {
+        must_last(made, &self.name)?;
+        made.publish()?;
+        let record = record(made, id, SealedKind::Named, self.name.clone());
+        open(host()?)?.write_sealed(&record)?;
+        Ok(())
+    }
+
+    /// As [`get`](Self::get), with the feature `tokio`.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    #[cfg(feature = "tokio")]
+    pub async fn get_async(&self) -> Result<Option<Snapshot>, Error> {
+        let named = self.clone();
+        blocking(move || named.get()).await
+    }
+
+    /// As [`get_or_create`](Self::get_or_create), with the feature `tokio`. Given up, nothing is there, and the next makes
+    /// it; a thread of the runtime may go on to wait for whoever makes it meanwhile.
+    ///
+    /// # Errors
+    /// As [`get_or_create`](Self::get_or_create).
+    #[cfg(feature = "tokio")]
+    pub async fn get_or_create_async<E: From<Error>, F>(
+        &self,
+        create: impl FnOnce() -> F,
+    ) -> Result<Snapshot, E>
+    where
+        F: Future<Output = Result<Snapshot, E>>,
+    {
+        let named = self.clone();
+        let found = blocking(move || {
+            let id = named.id()?;
+            let store = open(host()?)?;
+            if let Some(found) = find(&store, &id)? {
+                return Ok(Err(found));
+            }
+            let lock = store.lock_sealed(&id)?;
+            // Whoever had the lock may have made it.
+            Ok(match find(&store, &id)? {
+                Some(found) => Err(found),
+                None => Ok((id, lock)),
+            })
+        });
+        let (id, lock) = match found.await? {
+            Ok(locked) => locked,
+            Err(found) => return Ok(found),
+        };
+        let made = create().await?;
+        let (named, kept) = (self.clone(), made.clone());
+        blocking(move || {
+            let _lock = lock;
+            named.keep(&kept, id)
+        })
+        .await?;
         Ok(made)
     }
 
@@ -103,17 +175,50 @@ impl NamedSnapshot {
     /// Where the store cannot be read or written.
     pub fn remove(&self) -> Result<bool, Error> {
         let host = host()?;
-        let removed = open(host)?.remove_sealed(&self.id(), &SupervisorWorker { host });
+        let removed = open(host)?.remove_sealed(&self.id()?, &SupervisorWorker { host });
         Ok(removed?)
     }
 
-    /// The record's name: it says all that the snapshot depends on.
-    fn id(&self) -> String {
+    /// As [`remove`](Self::remove), with the feature `tokio`. Given up, it is removed all the same.
+    ///
+    /// # Errors
+    /// As [`remove`](Self::remove).
+    #[cfg(feature = "tokio")]
+    pub async fn remove_async(&self) -> Result<bool, Error> {
+        let named = self.clone();
+        blocking(move || named.remove()).await
+    }
+
+    /// The record's name: it says all that the snapshot depends on. Each input has its length before it, so that no two
+    /// lists of inputs are one text.
+    fn id(&self) -> Result<String, Error> {
+        self.id_with(digest_of)
+    }
+
+    fn id_with(&self, digest_of: impl Fn(&str) -> Result<String, Error>) -> Result<String, Error> {
         let mut text = Vec::new();
         add(&mut text, self.name.as_bytes());
-        text.extend(&self.inputs);
-        Digest::of(&text).hex()
+        for input in &self.inputs {
+            match input {
+                Input::Bytes(bytes) => add(&mut text, bytes),
+                Input::Image(reference) => add(&mut text, digest_of(reference)?.as_bytes()),
+            }
+        }
+        Ok(Digest::of(&text).hex())
     }
+}
+
+/// What an image is, whatever it is called.
+fn digest_of(reference: &str) -> Result<String, Error> {
+    let fault = |why| Error::spec(vec![SpecFault::new("image of a snapshot", reference, why)]);
+    let parsed: ImageRef = reference.parse().map_err(|why| Error::spec(vec![why]))?;
+    if matches!(parsed, ImageRef::Host | ImageRef::Dir(_)) {
+        return Err(fault(
+            "it has no digest; name what the files depend on with `input`",
+        ));
+    }
+    let (image, _lease) = resolve(&parsed, PullPolicy::default(), host()?)?;
+    Ok(image.digest)
 }
 
 fn add(text: &mut Vec<u8>, input: &[u8]) {
@@ -137,7 +242,7 @@ pub(super) fn record(
         env,
         image: crate::image::Image {
             layers_dir: std::path::PathBuf::new(),
-            ..snapshot.inner.image.clone()
+            ..snapshot.inner.image()
         },
         // What is plain data always is a value.
         ready: serde_json::to_value(&*snapshot.ready).unwrap_or_default(),
@@ -164,8 +269,11 @@ pub(super) fn find(store: &Store, id: &str) -> Result<Option<Snapshot>, Error> {
                 ..Sealed::default()
             },
             base: None,
-            sealing: Mutex::new(None),
-            _lease: Some(lease),
+            place: Mutex::new(Place {
+                name: None,
+                sealing: None,
+                lease: Some(lease),
+            }),
         }),
     }))
 }
@@ -176,10 +284,26 @@ mod tests {
 
     #[test]
     fn no_two_lists_of_inputs_are_one() {
-        let id = |inputs: &[&str]| NamedSnapshot::new("x".into()).inputs(inputs).id();
+        let id = |inputs: &[&str]| NamedSnapshot::new("x".into()).inputs(inputs).id().unwrap();
         assert_ne!(id(&["ab", "c"]), id(&["a", "bc"]));
         assert_ne!(id(&["ab"]), id(&["ab", ""]));
-        assert_ne!(id(&[]), NamedSnapshot::new("y".into()).id());
+        assert_ne!(id(&[]), NamedSnapshot::new("y".into()).id().unwrap());
         assert_eq!(id(&["a"]), id(&["a"]));
+    }
+
+    #[test]
+    fn an_image_is_what_its_tag_stands_for() {
+        let named = NamedSnapshot::new("x".into()).image("db:17").input("a");
+        let id = |digest: &str| {
+            let told = |reference: &str| {
+                assert_eq!(reference, "db:17");
+                Ok(digest.to_owned())
+            };
+            named.id_with(told).unwrap()
+        };
+        assert_ne!(id("sha256:1"), id("sha256:2"));
+        assert_eq!(id("sha256:1"), id("sha256:1"));
+        let error = NamedSnapshot::new("x".into()).image("dir:/srv").id();
+        assert!(error.unwrap_err().is_spec());
     }
 }

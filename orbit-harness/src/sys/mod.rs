@@ -28,7 +28,7 @@ pub(crate) use process::{
 };
 
 #[cfg(feature = "tokio")]
-pub(crate) use runtime::watch_readable;
+pub(crate) use runtime::{blocking, readable};
 
 /// What a supervisor is called in `argv[0]`. The caller starts `/proc/self/exe` under this name.
 pub(crate) const SUPERVISOR_NAME: &CStr = c"orbit-supervisor";

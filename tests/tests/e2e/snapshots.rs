@@ -51,6 +51,12 @@ pub(crate) fn cases() -> Vec<Case> {
         ),
         case("gc_spares_what_is_used", gc_spares_what_is_used),
         case("what_was_killed_is_swept", what_was_killed_is_swept),
+        case("named_by_what_its_image_is", named_by_what_its_image_is),
+        case("clones_outlast_a_name", clones_outlast_a_name),
+        case(
+            "saved_does_what_the_sandbox_did",
+            saved_does_what_the_sandbox_did,
+        ),
         case("saved_is_an_image", saved_is_an_image).needs(&["skopeo"]),
         case(
             "saved_unpacks_alike_elsewhere",
@@ -530,6 +536,105 @@ fn what_was_killed_is_swept(context: &Context) -> Result<()> {
         layers(context) == before,
         "{:?}, before {before:?}",
         layers(context)
+    );
+    Ok(())
+}
+
+/// The same reference, of which another image is made: that is another snapshot.
+fn named_by_what_its_image_is(context: &Context) -> Result<()> {
+    let layout = context.work().join("base");
+    let reference = format!("oci:{}", layout.display());
+    let build = |content: &str| -> Result<()> {
+        if layout.exists() {
+            fs::remove_dir_all(&layout)?;
+        }
+        sealed(View::Image.sh(&format!("echo {content} > /version"))?)?.save(&layout)?;
+        Ok(())
+    };
+    let get = || {
+        Snapshot::named("moved")
+            .image(&reference)
+            .get_or_create(|| -> Result<Snapshot> {
+                sealed(
+                    Sandbox::builder()
+                        .image(&reference)
+                        .cmd(["sh", "-c", "cp /version /data"]),
+                )
+            })
+    };
+    for content in ["one", "two"] {
+        build(content)?;
+        for _ in 0..2 {
+            let found = sh(&get()?, "cat /data")?;
+            ensure!(found == format!("{content}\n"), "{content}: {found}");
+        }
+    }
+    let named = |reference: &str| Snapshot::named("x").image(reference).get();
+    ensure!(named("dir:/").is_err_and(|error| error.is_spec()));
+    ensure!(named("oci:/none").is_err());
+    Ok(())
+}
+
+/// Who had a snapshot, a builder of it or a sandbox over it before it was given a name goes on with each of them.
+fn clones_outlast_a_name(_: &Context) -> Result<()> {
+    let mut before = None;
+    let named = Snapshot::named("kept")
+        .input("it")
+        .get_or_create(|| -> Result<Snapshot> {
+            let golden = sealed(View::Image.sh("echo 1 > /data")?)?;
+            let mut over = golden
+                .builder()
+                .cmd(["sh", "-c", "echo 2 > /more"])
+                .start()?;
+            over.wait()?;
+            before = Some((golden.clone(), golden.builder(), over));
+            Ok(golden)
+        })?;
+    let (clone, builder, mut over) = before.expect("it was made");
+    ensure!(sh(&named, "cat /data")? == "1\n");
+    ensure!(sh(&clone, "cat /data")? == "1\n");
+    ensure!(printed(builder.cmd(["cat", "/data"]))? == "1\n");
+    // The layer below has its other name by now, and is one that stays.
+    let second = over.snapshot()?;
+    ensure!(sh(&second, "cat /data /more")? == "1\n2\n");
+    let second = Snapshot::named("second").get_or_create(|| anyhow::Ok(second))?;
+    ensure!(sh(&second, "cat /data /more")? == "1\n2\n");
+    Ok(())
+}
+
+/// What ran in the sandbox runs in its image, without being told: as `docker commit` has it.
+fn saved_does_what_the_sandbox_did(context: &Context) -> Result<()> {
+    let snapshot = sealed(
+        View::Image
+            .sh("echo \"$GREETING from $PWD\" | tee -a /srv/said")?
+            .env("GREETING", "hello")
+            .working_dir("/srv")
+            .label("team", "storage")
+            .stop_signal(3)
+            .expose(8080),
+    )?;
+    let layout = context.work().join("saved");
+    snapshot.save(&layout)?;
+    let image = format!("oci:{}", layout.display());
+    let found = printed(Sandbox::builder().image(&image))?;
+    ensure!(found == "hello from /srv\n", "{found}");
+    let found = printed(Sandbox::builder().image(&image).cmd(["cat", "/srv/said"]))?;
+    ensure!(found == "hello from /srv\n", "{found}");
+    let index: Value = serde_json::from_slice(&fs::read(layout.join("index.json"))?)?;
+    let blob = |descriptor: &Value| -> Result<Value> {
+        let digest = descriptor["digest"].as_str().unwrap_or_default();
+        let name = digest.trim_start_matches("sha256:");
+        Ok(serde_json::from_slice(&fs::read(
+            layout.join("blobs/sha256").join(name),
+        )?)?)
+    };
+    let config = &blob(&blob(&index["manifests"][0])?["config"])?["config"];
+    ensure!(
+        config["Labels"]["team"] == "storage"
+            && config["StopSignal"] == "3"
+            && config["ExposedPorts"]["8080/tcp"].is_object()
+            && config["WorkingDir"] == "/srv",
+        "{config}"
     );
     Ok(())
 }

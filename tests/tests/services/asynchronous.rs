@@ -18,6 +18,8 @@ pub(crate) fn cases() -> Vec<Case> {
             "async::everything_under_both_runtimes",
             everything_under_both_runtimes,
         ),
+        case("async::every_call_that_blocks", every_call_that_blocks),
+        case("async::snapshots", snapshots),
         case("async::waits_hold_no_thread", waits_hold_no_thread),
         case("async::what_is_given_up_is_gone", what_is_given_up_is_gone),
         case("async::an_end_needs_no_runtime", an_end_needs_no_runtime),
@@ -70,6 +72,138 @@ fn everything_under_both_runtimes(context: &Context) -> Result<()> {
                 Ok(())
             })?;
         }
+    }
+    Ok(())
+}
+
+fn every_call_that_blocks(context: &Context) -> Result<()> {
+    for runtime in runtimes()? {
+        for view in VIEWS {
+            let script = "echo up; (sleep 0.1; touch /tmp/late) & \
+                          exec nc -ll -p 8093 -e echo hello";
+            let script = match view {
+                View::Image => script,
+                View::Host => "echo up; (sleep 0.1; touch /tmp/late) & exec sleep 1000",
+            };
+            let builder = view.sh(script)?.wait_for(Wait::log("up"));
+            let seed = context.work().join("seed");
+            std::fs::write(&seed, "seed")?;
+            runtime.block_on(async {
+                let mut sandbox = builder.start_async().await?;
+                let patience = Duration::from_secs(10);
+                sandbox
+                    .wait_for_async(&Wait::file("/tmp/late"), patience)
+                    .await?;
+                let never = sandbox
+                    .wait_for_async(&Wait::file("/tmp/never"), Duration::from_millis(50))
+                    .await;
+                ensure!(never.is_err_and(|error| error.is_not_ready()));
+                // A wait that is given up can be begun again.
+                let never = Wait::log("never");
+                let wait = sandbox.wait_for_async(&never, patience);
+                ensure!(
+                    tokio::time::timeout(Duration::from_millis(50), wait)
+                        .await
+                        .is_err()
+                );
+                if view == View::Image {
+                    sandbox.wait_for_async(&Wait::port(8093), patience).await?;
+                    let stream = sandbox.connect_async(8093).await?;
+                    let mut bytes = [0; 6];
+                    while stream.readable().await.is_ok() {
+                        match stream.try_read(&mut bytes) {
+                            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                            read => {
+                                ensure!(read? == 6 && &bytes == b"hello\n");
+                                break;
+                            }
+                        }
+                    }
+                }
+                ensure!(sandbox.connect_async(8092).await.is_err());
+                sandbox.copy_in_as_async("0:0", &seed, "/tmp/seed").await?;
+                sandbox.pause_async().await?;
+                ensure!(sandbox.restart_async(patience).await.is_err());
+                sandbox.unpause_async().await?;
+                sandbox.fill_disk_async().await?;
+                ensure!(sandbox.write_file_async("/tmp/more", "x").await.is_err());
+                sandbox.free_disk_async().await?;
+                sandbox.set_disk_async("64M").await?;
+                sandbox.set_read_only_async(true).await?;
+                ensure!(sandbox.write_file_async("/tmp/more", "x").await.is_err());
+                sandbox.set_read_only_async(false).await?;
+                sandbox.write_file_async("/tmp/more", "x").await?;
+                sandbox.restart_async(patience).await?;
+                let mut logs = sandbox.logs().follow();
+                for _ in 0..2 {
+                    let line = logs.next_async().await?;
+                    ensure!(
+                        line.as_ref().is_some_and(|line| line.text == "up"),
+                        "{line:?}"
+                    );
+                }
+                let none = tokio::time::timeout(Duration::from_millis(50), logs.next_async()).await;
+                ensure!(none.is_err(), "there was a third line");
+                let changes = sandbox.changes_async().await?;
+                let is_there = |path: &str| {
+                    let path = std::path::Path::new(path);
+                    changes.entries.iter().any(|change| change.path == path)
+                };
+                ensure!(
+                    is_there("/tmp/seed") && is_there("/tmp/more"),
+                    "{changes:?}"
+                );
+                sandbox.stop_async(patience).await?;
+                ensure!(logs.next_async().await?.is_none());
+                Ok(())
+            })?;
+        }
+        runtime.block_on(async {
+            let network = orbit::Network::builder().create_async().await?;
+            let scenario = orbit::Scenario::builder()
+                .network(&network)
+                .service("one", View::Host.sh("exec sleep 1000")?)
+                .service("two", View::Host.sh("exec sleep 1000")?)
+                .after("two", ["one"])
+                .start_async()
+                .await?;
+            let ended = scenario.stop_async(Duration::from_secs(5)).await?;
+            let names: Vec<_> = ended.iter().map(|(name, _)| name.as_str()).collect();
+            ensure!(names == ["two", "one"], "{names:?}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+fn snapshots(context: &Context) -> Result<()> {
+    for (number, runtime) in runtimes()?.into_iter().enumerate() {
+        let reference = orbit_tests::images::reference("busybox")?;
+        let layout = context.work().join(format!("saved-{number}"));
+        runtime.block_on(async {
+            orbit::images::pull_async(&reference, orbit::PullPolicy::Missing).await?;
+            let named = orbit::Snapshot::named("async").image(&reference);
+            ensure!(named.get_async().await?.is_none());
+            let golden = named
+                .get_or_create_async(|| async {
+                    let mut first = View::Image.sh("echo made > /data")?.start_async().await?;
+                    first.wait_async().await?;
+                    Ok::<_, anyhow::Error>(first.snapshot_async().await?)
+                })
+                .await?;
+            golden.save_async(&layout).await?;
+            let found = named
+                .get_or_create_async(|| async { anyhow::bail!("it is there") })
+                .await?;
+            for snapshot in [golden, found] {
+                let mut clone = snapshot.start_async().await?;
+                ensure!(clone.wait_async().await?.success());
+                ensure!(clone.changes_async().await?.entries.len() == 1);
+            }
+            ensure!(named.remove_async().await? && !named.remove_async().await?);
+            Ok(())
+        })?;
+        ensure!(layout.join("index.json").exists());
     }
     Ok(())
 }

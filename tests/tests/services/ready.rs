@@ -15,6 +15,11 @@ pub(crate) fn cases() -> Vec<Case> {
     vec![
         case("ready::a_port_that_listens", a_port_that_listens),
         case("ready::an_answer_over_http", an_answer_over_http),
+        case("ready::what_is_sent_over_http", what_is_sent_over_http),
+        case(
+            "ready::a_server_that_is_silent_takes_no_more_than_the_timeout",
+            a_server_that_is_silent_takes_no_more_than_the_timeout,
+        ),
         case("ready::lines_of_the_log", lines_of_the_log),
         case(
             "ready::programs_and_health_checks",
@@ -83,7 +88,7 @@ fn an_answer_over_http(_: &Context) -> Result<()> {
             Wait::http("/health")
                 .on_port(8080)
                 .status(200)
-                .header("Content-Length", "3")
+                .expect_header("Content-Length", "3")
                 .body("up"),
         )
         .start()?;
@@ -100,6 +105,77 @@ fn an_answer_over_http(_: &Context) -> Result<()> {
         &unready(never)?,
         &["http /health on port 8080 with 200", "the status is 404"],
     )
+}
+
+/// The method, headers, who asks and the body arrive, by a CGI program of busybox's server that tells what it was asked.
+fn what_is_sent_over_http(_: &Context) -> Result<()> {
+    let server = || {
+        server(
+            "mkdir -p /srv/www/cgi-bin\n\
+             printf '/cgi-bin/guarded:admin:secret\\n' >/srv/httpd.conf\n\
+             cat >/srv/www/cgi-bin/tell <<'EOF'\n#!/bin/sh\n\
+             printf 'Content-Type: text/plain\\r\\n\\r\\n'\n\
+             echo \"$REQUEST_METHOD $HTTP_X_TRACE $HTTP_HOST $(head -c $CONTENT_LENGTH)\"\nEOF\n\
+             printf '#!/bin/sh\\nprintf \"\\\\r\\\\n$REMOTE_USER\"\\n' >/srv/www/cgi-bin/guarded\n\
+             chmod +x /srv/www/cgi-bin/*\n\
+             exec httpd -f -p 8080 -h /srv/www -c /srv/httpd.conf",
+        )
+    };
+    let ask = |path: &str| Wait::http(path).on_port(8080);
+    let told = ask("/cgi-bin/tell")
+        .method("POST")
+        .header("X-Trace", "seven")
+        .header("Host", "shop.example")
+        .send_body("a body")
+        .status(200)
+        .body_matches("^POST seven shop.example a body\n$");
+    let guarded = ask("/cgi-bin/guarded").basic_auth("admin", "secret");
+    let mut sandbox = server()?.wait_for(told).wait_for(guarded).start()?;
+    let short = Duration::from_millis(300);
+    for (wait, why) in [
+        (ask("/cgi-bin/guarded"), "the status is 401"),
+        (
+            ask("/cgi-bin/guarded").basic_auth("admin", "other"),
+            "the status is 401",
+        ),
+        (
+            ask("/cgi-bin/tell").method("POST").body("GET"),
+            "`GET` is not in the body",
+        ),
+        (
+            ask("/cgi-bin/tell").method("POST").body_matches("^GET"),
+            "/^GET/ is not in the body",
+        ),
+    ] {
+        let error = sandbox.wait_for(&wait, short).expect_err("it is not so");
+        has(&error.to_string(), &[why])?;
+    }
+    Ok(())
+}
+
+/// A server that takes the connection and never answers, and one whose queue is full, so that it takes none.
+fn a_server_that_is_silent_takes_no_more_than_the_timeout(_: &Context) -> Result<()> {
+    {
+        for script in [
+            "exec nc -ll -p 8097 -e sleep 1000",
+            "nc -ll -p 8097 -e sleep 1000 & sleep 0.2; kill -STOP $!; sleep 1000",
+        ] {
+            let began = Instant::now();
+            let limit = Duration::from_millis(600);
+            let silent = View::Image
+                .sh(script)?
+                .wait_for(Wait::http("/").on_port(8097).send_body(vec![b'x'; 8 << 20]))
+                .startup_timeout(limit);
+            let text = unready(silent)?;
+            ensure!(
+                began.elapsed() < limit + Duration::from_secs(2),
+                "{:?}: {text}",
+                began.elapsed()
+            );
+            has(&text, &["startup timeout of 600ms"])?;
+        }
+    }
+    Ok(())
 }
 
 fn lines_of_the_log(_: &Context) -> Result<()> {

@@ -129,6 +129,16 @@ fn nginx_serves_pages(_: &Context) -> Result<()> {
         )
         .file("/var/www/html/page.txt", "a page\n")
         .expose(8080)
+        .wait_for(
+            Wait::http("/")
+                .on_port(8080)
+                .method("POST")
+                .header("Authorization", "Bearer t")
+                .send_body("a body")
+                .status(418)
+                .expect_header("Server", "nginx")
+                .body_matches("^a t.apot$"),
+        )
         .start()?;
     let (status, body) = get(&nginx, 80, "/")?;
     ensure!(

@@ -6,6 +6,8 @@ use std::{
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
 };
 
+use rustix::event::{PollFd, PollFlags, Timespec};
+
 use super::{
     protocol::{Answer, NetRequest},
     trunk::Known,
@@ -17,6 +19,12 @@ use crate::{
 
 /// Ports that one message can carry, beside the lease and the namespace.
 pub(crate) const MAX_PORTS: usize = MAX_FDS - 2;
+
+/// How long a connection over loopback may be under way before it is said to be.
+const LOOPBACK_PATIENCE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 10_000_000,
+};
 
 /// The broker of this process's supervisor.
 #[derive(Debug)]
@@ -56,11 +64,47 @@ impl Broker {
     /// # Errors
     /// What `connect` answers: ECONNREFUSED where nobody listens.
     pub(crate) fn connect(&self, namespace: BorrowedFd<'_>, port: u16) -> io::Result<TcpStream> {
+        self.connect_by(namespace, port, |socket, address| {
+            rustix::net::connect(socket, address)
+        })
+    }
+
+    /// As [`connect`](Self::connect), but the stream does not block, and the connection may still be under way when this
+    /// returns, where the queue of the service is full.
+    ///
+    /// # Errors
+    /// What was known by then: ECONNREFUSED always is.
+    pub(crate) fn begin_to_connect(
+        &self,
+        namespace: BorrowedFd<'_>,
+        port: u16,
+    ) -> io::Result<TcpStream> {
+        self.connect_by(namespace, port, |socket, address| {
+            rustix::io::ioctl_fionbio(socket, true)?;
+            match rustix::net::connect(socket, address) {
+                Err(rustix::io::Errno::INPROGRESS) => {}
+                done => return done,
+            }
+            // A loopback answers at once, or not for a second.
+            let mut polled = [PollFd::new(socket, PollFlags::OUT)];
+            if rustix::event::poll(&mut polled, Some(&LOOPBACK_PATIENCE))? == 0 {
+                return Ok(());
+            }
+            rustix::net::sockopt::socket_error(socket)?
+        })
+    }
+
+    fn connect_by(
+        &self,
+        namespace: BorrowedFd<'_>,
+        port: u16,
+        connect: impl Fn(&OwnedFd, &SocketAddr) -> rustix::io::Result<()>,
+    ) -> io::Result<TcpStream> {
         let reply = self.ask(&NetRequest::Sockets, &[namespace])?;
         let mut sockets = answer(&reply)?.into_iter();
         let v4 = sockets.next().ok_or(rustix::io::Errno::NOENT)?;
         let to = |address: SocketAddr, socket: OwnedFd| {
-            rustix::net::connect(&socket, &address).map(|()| TcpStream::from(socket))
+            connect(&socket, &address).map(|()| TcpStream::from(socket))
         };
         let refused = match to((Ipv4Addr::LOCALHOST, port).into(), v4) {
             Ok(stream) => return Ok(stream),
