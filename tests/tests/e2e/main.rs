@@ -4,6 +4,7 @@ mod ahead;
 mod attribute;
 mod changes;
 mod engine;
+mod explained;
 mod faults;
 mod host_view;
 mod hostile;
@@ -12,6 +13,7 @@ mod inside;
 mod kit;
 mod library;
 mod output;
+mod policies;
 mod postgres;
 mod published;
 mod raw;
@@ -26,6 +28,7 @@ mod squeeze;
 mod structure;
 mod support;
 mod together;
+mod told;
 mod verdicts;
 
 use std::process::ExitCode;
@@ -59,6 +62,8 @@ fn main() -> ExitCode {
             verdicts::cases(),
             service::cases(),
             engine::cases(),
+            policies::cases(),
+            explained::cases(),
             together::cases(),
             published::cases(),
             structure::cases(),
