@@ -141,6 +141,9 @@ impl<W: Write> Github<W> {
             }
             _ => {}
         }
+        // Where it is told again, that is what counts.
+        let same = format!("| {test} | ");
+        self.slowest.retain(|(_, row)| !row.starts_with(&same));
         let slower = self
             .slowest
             .partition_point(|(time, _)| *time >= last.wall_time);
@@ -274,7 +277,7 @@ fn table(text: &mut String, title: &str, heads: &str, rows: &Rows, most_bytes: u
 impl<W: Write + Send> Report for Github<W> {
     fn on(&mut self, event: &Event) -> io::Result<()> {
         match event {
-            Event::TestFinished(result) => self.finished(result),
+            Event::TestFinished(result) | Event::TestCorrected(result) => self.finished(result),
             Event::RunFinished(summary) => {
                 let lines = [self.errors.concat(), self.warnings.concat()].concat();
                 self.out.write_all(lines.as_bytes())?;
@@ -398,6 +401,21 @@ mod tests {
         assert!(summary.starts_with("# before\n\n## 10 of 19 tests failed\n"));
         insta::assert_snapshot!("annotations", annotations);
         insta::assert_snapshot!("summary", summary);
+    }
+
+    #[test]
+    fn a_test_that_failed_after_all_is_annotated() {
+        let mut result = sample::results().swap_remove(0);
+        let passed = Event::TestFinished(result.clone());
+        result.attempts[0].verdict = Verdict::Failed { code: None };
+        let mut events = sample::events(Vec::new());
+        let at = events.len() - 1;
+        events.splice(at..at, [passed, Event::TestCorrected(result.clone())]);
+        let (annotations, summary) = told(&events, "");
+        assert_eq!(annotations.lines().count(), 1, "{annotations}");
+        let name = markdown(&result.id.to_string());
+        // As failed, and as one of the slowest.
+        assert_eq!(summary.matches(&name).count(), 2, "{summary}");
     }
 
     #[test]

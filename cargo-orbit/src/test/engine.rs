@@ -313,6 +313,8 @@ impl<'a> Engine<'a> {
             return;
         };
         let mut jobs = std::mem::take(&mut self.shuffled);
+        // They came as binaries were built and listed, which is another order each time.
+        jobs.sort_by(|one, other| one.first().cmp(&other.first()));
         fastrand::Rng::with_seed(seed).shuffle(&mut jobs);
         for job in jobs {
             let size = self.size(&job);

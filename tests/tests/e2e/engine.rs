@@ -13,8 +13,10 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use orbit_tests::{Case, Context, Who, orbit_cli};
+use orbit_tests::{Case, Context, Who};
 use serde_json::Value;
+
+use crate::told::{self, events};
 
 const DEADLINE: Duration = Duration::from_secs(600);
 const FIXTURE: &str = "fixtures/verdicts";
@@ -37,45 +39,21 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 fn command(context: &Context, directory: &Path) -> Result<Command> {
-    let mut command = Command::new(orbit_cli::binary()?);
-    command
-        .args([
-            "orbit",
-            "test",
-            "--no-fail-fast",
-            "--offline",
-            "--message-format",
-            "json",
-        ])
-        .arg("--target-dir")
-        .arg(context.work().join("target"))
-        .current_dir(directory)
-        .env("RUST_BACKTRACE", "0")
-        .stdin(Stdio::null());
+    let mut command = told::command(context, directory)?;
+    command.arg("--no-fail-fast");
     Ok(command)
 }
 
-fn events(stdout: &[u8]) -> Result<Vec<Value>> {
-    let text = std::str::from_utf8(stdout)?;
-    text.lines()
-        .map(|line| serde_json::from_str(line).with_context(|| line.to_owned()))
-        .collect()
-}
+/// What each of them is asked of.
+const ISOLATIONS: [&str; 2] = ["binary", "test"];
 
 /// Starts the fixture's tests that hang, and returns once they run: what has been told by then is in the file `told`.
-fn hanging(context: &Context, told: &Path, name: &str) -> Result<Child> {
+fn hanging(context: &Context, told: &Path, isolation: &str, name: &str) -> Result<Child> {
     let child = command(context, &context.in_workspace(FIXTURE))?
-        .args([
-            "--isolate",
-            "test",
-            "--timeout",
-            "300s",
-            "--test",
-            "violent",
-            name,
-            "--",
-            "--include-ignored",
-        ])
+        .args(["--isolate", isolation, "--timeout", "300s"])
+        .arg("--junit")
+        .arg(context.work().join("junit.xml"))
+        .args(["--test", "violent", name, "--", "--include-ignored"])
         .stdout(fs::File::create(told)?)
         .stderr(Stdio::null())
         .spawn()?;
@@ -108,52 +86,70 @@ fn end(child: &mut Child, signal: Signal) -> Result<Option<i32>> {
 fn ctrl_c(context: &Context) -> Result<()> {
     let told = context.work().join("told");
     let audit = context.audit();
-    for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
-        let mut child = hanging(context, &told, "hangs")?;
-        let ended = end(&mut child, signal)?;
-        ensure!(ended == Some(code), "{signal}: exit code {ended:?}");
-        let events = events(&fs::read(&told)?)?;
-        let last = events.last().context("nothing was told")?;
-        ensure!(last["event"] == "run-finished", "{signal}: {last}");
-        let finished = events
-            .iter()
-            .find(|event| event["event"] == "test-finished");
-        let verdict = finished.map(|event| event["attempts"][0]["verdict"]["kind"].clone());
-        ensure!(
-            verdict == Some("interrupted".into()),
-            "{signal}: {finished:?}"
-        );
-        audit.check().with_context(|| format!("after {signal}"))?;
+    for isolation in ISOLATIONS {
+        for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
+            let what = || format!("{isolation}, {signal}");
+            let mut child = hanging(context, &told, isolation, "hangs")?;
+            let ended = end(&mut child, signal)?;
+            ensure!(ended == Some(code), "{}: exit code {ended:?}", what());
+            was_interrupted(context, &fs::read(&told)?).with_context(what)?;
+            audit.check().with_context(what)?;
+        }
     }
     Ok(())
+}
+
+/// What is told of a run that a signal has ended: the test that ran, and all reports to their end.
+fn was_interrupted(context: &Context, told: &[u8]) -> Result<()> {
+    let events = events(told)?;
+    let last = events.last().context("nothing was told")?;
+    ensure!(last["event"] == "run-finished", "{last}");
+    let mut finished = events
+        .iter()
+        .filter(|event| event["event"] == "test-finished");
+    let verdict = finished.any(|event| event["attempts"][0]["verdict"]["kind"] == "interrupted");
+    ensure!(verdict, "{events:?}");
+    let junit = context.work().join("junit.xml");
+    let text = fs::read_to_string(&junit)?;
+    ensure!(text.trim_end().ends_with("</testsuites>"), "{text}");
+    Ok(fs::remove_file(junit)?)
 }
 
 /// A test that heeds no signal is given time after the first, and none after the second.
 fn ctrl_c_twice(context: &Context) -> Result<()> {
     let told = context.work().join("told");
     let audit = context.audit();
-    let mut child = hanging(context, &told, "heeds_no_signal")?;
-    let pid = Pid::from_raw(child.id().try_into()?);
-    kill(pid, Signal::SIGINT)?;
-    thread::sleep(Duration::from_secs(1));
-    ensure!(child.try_wait()?.is_none(), "the test was given no time");
-    let began = Instant::now();
-    let ended = end(&mut child, Signal::SIGINT)?;
-    let took = began.elapsed();
-    ensure!(ended == Some(130), "exit code {ended:?}");
-    let told = String::from_utf8(fs::read(&told)?)?;
-    ensure!(told.contains(r#""kind":"interrupted""#), "{told}");
-    // Without the second it has ten seconds, of which one is over.
-    ensure!(took < Duration::from_secs(5), "it ended {took:?} later");
-    Ok(audit.check()?)
+    for isolation in ISOLATIONS {
+        let mut child = hanging(context, &told, isolation, "heeds_no_signal")?;
+        let pid = Pid::from_raw(child.id().try_into()?);
+        kill(pid, Signal::SIGINT)?;
+        thread::sleep(Duration::from_secs(1));
+        ensure!(
+            child.try_wait()?.is_none(),
+            "{isolation}: the test was given no time"
+        );
+        let began = Instant::now();
+        let ended = end(&mut child, Signal::SIGINT)?;
+        let took = began.elapsed();
+        ensure!(ended == Some(130), "{isolation}: exit code {ended:?}");
+        was_interrupted(context, &fs::read(&told)?).with_context(|| isolation.to_owned())?;
+        // Without the second it has ten seconds, of which one is over.
+        let most = Duration::from_secs(5);
+        ensure!(took < most, "{isolation}: it ended {took:?} later");
+        audit.check().with_context(|| isolation.to_owned())?;
+    }
+    Ok(())
 }
 
 fn killed(context: &Context) -> Result<()> {
     let told = context.work().join("told");
     let audit = context.audit();
-    let mut child = hanging(context, &told, "hangs")?;
-    end(&mut child, Signal::SIGKILL)?;
-    Ok(audit.check()?)
+    for isolation in ISOLATIONS {
+        let mut child = hanging(context, &told, isolation, "hangs")?;
+        end(&mut child, Signal::SIGKILL)?;
+        audit.check().with_context(|| isolation.to_owned())?;
+    }
+    Ok(())
 }
 
 /// What a failed test wrote is listed, and can be looked at when all is over.
@@ -254,10 +250,10 @@ fn reports(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// One package with a hundred test binaries: what the engine holds does not grow with them.
+/// One package with a hundred test binaries: what the engine holds grows neither with them nor with what they print.
 fn a_hundred_binaries(context: &Context) -> Result<()> {
-    const BINARIES: usize = 100;
-    const MOST_KIB: u64 = 96 << 10;
+    const BINARIES: u64 = 100;
+    const MIB: u64 = 1 << 20;
     let package = context.work().join("hundred");
     fs::create_dir_all(package.join("src"))?;
     fs::create_dir_all(package.join("tests"))?;
@@ -266,46 +262,84 @@ fn a_hundred_binaries(context: &Context) -> Result<()> {
         "[package]\nname = \"hundred\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n[profile.dev]\ndebug = false\n\n[workspace]\n",
     )?;
     fs::write(package.join("src/lib.rs"), "")?;
+    // Past the harness, which would hold it.
+    let text = "
+        #[test]
+        fn speaks() {
+            use std::io::Write as _;
+            let number = |name| std::env::var(name).unwrap().parse::<usize>().unwrap();
+            let line = [&[b'x'; 1023][..], b\"\\n\"].concat();
+            let mut out = std::io::stdout().lock();
+            for _ in 0..number(\"BYTES\") >> 10 {
+                out.write_all(&line).unwrap();
+            }
+            assert!(number(\"FAILS\") == 0, \"as it was told\");
+        }";
     for number in 0..BINARIES {
-        // Each says a mebibyte, which must not be held for all of them.
-        fs::write(
-            package.join(format!("tests/t{number:03}.rs")),
-            "#[test]\nfn speaks() {\n    use std::io::Write as _;\n    std::io::stdout().write_all(&[b'x'; 1 << 20]).unwrap();\n}\n",
-        )?;
+        fs::write(package.join(format!("tests/t{number:03}.rs")), text)?;
     }
-    let mut child = command(context, &package)?
-        .args(["--tests"])
-        .stdout(fs::File::create(context.work().join("told"))?)
-        .stderr(fs::File::create(context.work().join("said"))?)
-        .spawn()?;
-    let status = format!("/proc/{}/status", child.id());
-    let mut most_kib = 0;
-    let ended = loop {
-        // Monotonic, and gone when the process is.
-        let text = fs::read_to_string(&status).unwrap_or_default();
-        let peak = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let peak = peak.and_then(|peak| peak.trim().trim_end_matches(" kB").parse().ok());
-        most_kib = most_kib.max(peak.unwrap_or(0));
-        if let Some(ended) = child.try_wait()? {
-            break ended;
+    let (junit, page) = (
+        context.work().join("junit.xml"),
+        context.work().join("page"),
+    );
+    for (isolation, bytes_each, fails, reports, most_mib) in [
+        ("binary", MIB, false, false, 96),
+        ("test", MIB, false, false, 96),
+        ("binary", 8 * MIB, false, true, 128),
+        ("test", MIB, false, true, 128),
+        ("test", 8 * MIB, false, true, 128),
+        // Of those that failed, up to 256 KiB each are in the JUnit file, which is made in memory.
+        ("test", MIB, true, true, 256),
+        ("test", 8 * MIB, true, true, 256),
+    ] {
+        let mut command = command(context, &package)?;
+        command
+            .args(["--tests", "--quiet", "--jobs", "2", "--isolate", isolation])
+            .args(["--env", &format!("BYTES={bytes_each}")])
+            .args(["--env", &format!("FAILS={}", u8::from(fails))]);
+        if reports {
+            command
+                .arg("--junit")
+                .arg(&junit)
+                .arg("--report")
+                .arg(&page);
         }
-        thread::sleep(Duration::from_millis(20));
-    };
-    let said = fs::read_to_string(context.work().join("said"))?;
-    ensure!(ended.success(), "{said}");
-    let events = events(&fs::read(context.work().join("told"))?)?;
-    let passed = &events.last().context("nothing was told")?["passed"];
-    ensure!(
-        passed.as_u64() == Some(BINARIES as u64),
-        "{passed} passed\n{said}"
-    );
-    println!(
-        "{BINARIES} binaries: at most {} MiB resident",
-        most_kib >> 10
-    );
-    ensure!(
-        most_kib > 0 && most_kib < MOST_KIB,
-        "{most_kib} KiB were resident, expected less than {MOST_KIB}"
-    );
+        let run = told::measured(context, &mut command)?;
+        let said = || fs::read_to_string(&run.said);
+        let code = if fails { 101 } else { 0 };
+        ensure!(run.status.code() == Some(code), "{}", said()?);
+        let ended = last_line(&run.told)?;
+        let count = ended[if fails { "failed" } else { "passed" }].as_u64();
+        ensure!(count == Some(BINARIES), "{ended}\n{}", said()?);
+        if reports {
+            let cases = fs::read_to_string(&junit)?.matches("<testcase ").count();
+            ensure!(cases as u64 == BINARIES, "{cases} are in the JUnit file");
+            fs::remove_file(&junit)?;
+        }
+        let most_kib = run.most_kib;
+        let what = format!(
+            "--isolate {isolation}, {} MiB each, fail: {fails}, reports: {reports}",
+            bytes_each / MIB
+        );
+        println!("{what}: at most {} MiB resident", most_kib >> 10);
+        ensure!(
+            most_kib > 0 && most_kib < most_mib << 10,
+            "{what}: {most_kib} KiB were resident, expected less than {most_mib} MiB"
+        );
+    }
     Ok(())
+}
+
+/// The last event of a run, of which a gigabyte may be told.
+fn last_line(told: &Path) -> Result<Value> {
+    use std::io::{Read as _, Seek as _, SeekFrom};
+    const END_BYTES: u64 = 4096;
+    let mut file = fs::File::open(told)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(END_BYTES)))?;
+    let mut end = Vec::new();
+    file.read_to_end(&mut end)?;
+    let end = String::from_utf8_lossy(&end);
+    let line = end.lines().last().context("nothing was told")?;
+    serde_json::from_str(line).with_context(|| line.to_owned())
 }

@@ -5,6 +5,7 @@ mod attribute;
 mod changes;
 mod doctor;
 mod engine;
+mod explained;
 mod faults;
 mod host_view;
 mod hostile;
@@ -13,6 +14,7 @@ mod inside;
 mod kit;
 mod library;
 mod output;
+mod policies;
 mod postgres;
 mod published;
 mod raw;
@@ -27,6 +29,7 @@ mod squeeze;
 mod structure;
 mod support;
 mod together;
+mod told;
 mod verdicts;
 
 use std::process::ExitCode;
@@ -61,6 +64,8 @@ fn main() -> ExitCode {
             verdicts::cases(),
             service::cases(),
             engine::cases(),
+            policies::cases(),
+            explained::cases(),
             together::cases(),
             published::cases(),
             structure::cases(),

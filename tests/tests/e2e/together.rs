@@ -1,16 +1,12 @@
 //! Tests of a binary that share a sandbox: what is told of them is what is true of each, and of them together.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
-    thread,
-    time::Duration,
-};
+use std::{fs, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use orbit_tests::{Case, Context, Who, orbit_cli};
+use orbit_tests::{Case, Context, Who};
 use serde_json::Value;
+
+use crate::told::{self, Told, package, seconds};
 
 const DEADLINE: Duration = Duration::from_secs(600);
 
@@ -33,91 +29,14 @@ pub(crate) fn cases() -> Vec<Case> {
     ]
 }
 
-/// A package with these test binaries.
-fn package(context: &Context, binaries: &[(&str, &str)]) -> Result<PathBuf> {
-    let package = context.work().join("package");
-    fs::create_dir_all(package.join("src"))?;
-    fs::create_dir_all(package.join("tests"))?;
-    fs::write(
-        package.join("Cargo.toml"),
-        "[package]\nname = \"package\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n[profile.dev]\ndebug = false\n\n[workspace]\n",
-    )?;
-    fs::write(package.join("src/lib.rs"), "")?;
-    for (name, text) in binaries {
-        fs::write(package.join(format!("tests/{name}.rs")), text)?;
-    }
-    Ok(package)
-}
-
 fn command(context: &Context, package: &Path, words: &[&str]) -> Result<Command> {
-    let mut command = Command::new(orbit_cli::binary()?);
-    command
-        .args(["orbit", "test", "--no-fail-fast", "--offline", "--tests"])
-        .args(["--message-format", "json", "--target-dir"])
-        .arg(context.work().join("target"))
-        .args(words)
-        .current_dir(package)
-        .env("RUST_BACKTRACE", "0")
-        .stdin(Stdio::null());
+    let mut command = told::command(context, package)?;
+    command.args(["--no-fail-fast", "--tests"]).args(words);
     Ok(command)
 }
 
-/// What a run tells, in its order.
-struct Told {
-    events: Vec<Value>,
-    stderr: String,
-}
-
-impl Told {
-    fn of(output: &Output) -> Result<Self> {
-        let text = std::str::from_utf8(&output.stdout)?;
-        let event = |line| serde_json::from_str(line).with_context(|| line.to_string());
-        Ok(Self {
-            events: text.lines().map(event).collect::<Result<_>>()?,
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        })
-    }
-
-    fn run(context: &Context, package: &Path, words: &[&str]) -> Result<Self> {
-        Self::of(&command(context, package, words)?.output()?)
-    }
-
-    /// The events of this kind; of tests, those of the one with this name.
-    fn all<'a>(&'a self, kind: &'a str, name: &'a str) -> impl Iterator<Item = &'a Value> {
-        self.events.iter().filter(move |event| {
-            let test = &event["test"];
-            event["event"] == kind && (test.is_null() || test["name"] == name)
-        })
-    }
-
-    fn one<'a>(&'a self, kind: &'a str, name: &'a str) -> Result<&'a Value> {
-        let mut all = self.all(kind, name);
-        let one = all.next();
-        let one = one.with_context(|| format!("no {kind} of {name:?}: {}", self.stderr))?;
-        ensure!(all.next().is_none(), "{kind} of {name:?} twice");
-        Ok(one)
-    }
-
-    /// The only attempt at a test.
-    fn attempt<'a>(&'a self, name: &'a str) -> Result<&'a Value> {
-        let attempts = &self.one("test-finished", name)?["attempts"];
-        ensure!(
-            attempts.as_array().is_some_and(|it| it.len() == 1),
-            "{attempts}"
-        );
-        Ok(&attempts[0])
-    }
-
-    fn ended(&self, name: &str) -> Result<f64> {
-        let attempt = self.attempt(name)?;
-        Ok(seconds(attempt, "started_seconds")? + seconds(attempt, "wall_seconds")?)
-    }
-}
-
-fn seconds(value: &Value, name: &str) -> Result<f64> {
-    value[name]
-        .as_f64()
-        .with_context(|| format!("no {name} in {value}"))
+fn run(context: &Context, package: &Path, words: &[&str]) -> Result<Told> {
+    Told::of(&command(context, package, words)?.output()?)
 }
 
 /// Whether an attempt used what the test `burns` uses.
@@ -167,7 +86,7 @@ fn used_wrote_kept(context: &Context) -> Result<()> {
         &junit_path,
         "--verbose",
     ];
-    let told = Told::run(context, &package, &words)?;
+    let told = run(context, &package, &words)?;
     ensure!(!written.exists(), "the host's directory was written to");
     let shared: Vec<&Value> = told.all("sandbox-finished", "").collect();
     // The library has no tests, and no sandbox.
@@ -201,7 +120,7 @@ fn used_wrote_kept(context: &Context) -> Result<()> {
     let remove = context.orbit("shell")?.args(["--remove", kept]);
     remove.run()?.success()?;
 
-    let told = Told::run(context, &package, &["--isolate", "test", "--diff"])?;
+    let told = run(context, &package, &["--isolate", "test", "--diff"])?;
     has_burnt(told.attempt("burns")?)?;
     ensure!(told.attempt("writes")?["wrote"] == Value::from(vec![expected]));
     ensure!(told.all("sandbox-finished", "").count() == 0);
@@ -218,7 +137,7 @@ fn kept_once(context: &Context) -> Result<()> {
         #[test]
         fn passes() {}";
     let package = package(context, &[("shared", text)])?;
-    let told = Told::run(context, &package, &["--keep-failed"])?;
+    let told = run(context, &package, &["--keep-failed"])?;
     let kept = told.attempt("aborts")?["kept"].as_str().map(str::to_owned);
     let kept = kept.with_context(|| format!("nothing was kept: {}", told.stderr))?;
     ensure!(told.attempt("passes")?["kept"].is_null());
@@ -245,7 +164,7 @@ fn begin_in_turn(context: &Context) -> Result<()> {
         .concat();
     let package = package(context, &[("slow", &format!("{SLEEP}{tests}"))])?;
     let words = ["--jobs", "1", "--slow-timeout", "1500ms"];
-    let told = Told::run(context, &package, &words)?;
+    let told = run(context, &package, &words)?;
     ensure!(told.all("test-slow", "a").count() == 0, "{}", told.stderr);
     ensure!(!told.stderr.contains("SLOW"), "{}", told.stderr);
     let mut last = 0.0;
@@ -278,7 +197,7 @@ fn hangs(context: &Context) -> Result<()> {
     let text = format!("{SLEEP}#[test] fn hangs() {{ sleep(1_000_000); }}\n{quick}");
     let package = package(context, &[("slow", &text)])?;
     let words = ["--jobs", "2", "--timeout", "2s"];
-    let told = Told::run(context, &package, &words)?;
+    let told = run(context, &package, &words)?;
     let sandbox = &told.one("sandbox-finished", "")?["sandbox"];
     ensure!(sandbox["verdict"]["kind"] == "timed-out", "{sandbox}");
     // Without it, the others take ten seconds.
@@ -312,27 +231,9 @@ fn prints_much(context: &Context) -> Result<()> {
             says(&[b'x'; 1 << 20], 256);
         }";
     let package = package(context, &[("speaks", text)])?;
-    let mut child = command(context, &package, &["--jobs", "2"])?
-        .stdout(fs::File::create(context.work().join("told"))?)
-        .stderr(fs::File::create(context.work().join("said"))?)
-        .spawn()?;
-    let status = format!("/proc/{}/status", child.id());
-    let mut most_kib = 0;
-    let ended = loop {
-        let text = fs::read_to_string(&status).unwrap_or_default();
-        let peak = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let peak = peak.and_then(|peak| peak.trim().trim_end_matches(" kB").parse().ok());
-        most_kib = most_kib.max(peak.unwrap_or(0));
-        if let Some(ended) = child.try_wait()? {
-            break ended;
-        }
-        thread::sleep(Duration::from_millis(20));
-    };
-    ensure!(
-        ended.success(),
-        "{}",
-        fs::read_to_string(context.work().join("said"))?
-    );
+    let run = told::measured(context, &mut command(context, &package, &["--jobs", "2"])?)?;
+    ensure!(run.status.success(), "{}", fs::read_to_string(&run.said)?);
+    let most_kib = run.most_kib;
     println!("512 MiB printed: at most {} MiB resident", most_kib >> 10);
     ensure!(
         most_kib > 0 && most_kib < MOST_KIB,
@@ -358,7 +259,7 @@ fn show_output(context: &Context) -> Result<()> {
         (&["--", "--show-output"], true),
         (&["--verbose"], true),
     ] {
-        let told = Told::run(context, &package, words)?;
+        let told = run(context, &package, words)?;
         let passed = told.attempt("speaks")?["stdout"]["text"].clone();
         let expected = if is_heard { "it said this\n" } else { "" };
         ensure!(passed == expected, "{words:?}: {passed}\n{}", told.stderr);
@@ -396,7 +297,7 @@ fn spoofed(context: &Context) -> Result<()> {
     let package = package(context, &[("spoofs", &text)])?;
     // It had not begun, so it is not believed; or it runs, and what comes last counts.
     for (jobs, kind) in [("1", "test-finished"), ("2", "test-corrected")] {
-        let told = Told::run(context, &package, &["--jobs", jobs])?;
+        let told = run(context, &package, &["--jobs", jobs])?;
         let failed = told.one(kind, "b_fails")?;
         ensure!(failed["class"] == "failed", "{jobs}: {failed}");
         let last = told.one("run-finished", "")?;
@@ -413,13 +314,13 @@ fn lanes(context: &Context) -> Result<()> {
     let small = format!("{SLEEP}#[test] fn small() {{ sleep(100); }}");
     let package = package(context, &[("wide", &wide)])?;
     // Of what is known from before, the longest comes first.
-    Told::run(context, &package, &["--jobs", "2"])?;
+    run(context, &package, &["--jobs", "2"])?;
     for number in 0..3 {
         fs::write(package.join(format!("tests/small_{number}.rs")), &small)?;
     }
-    let learn = Told::run(context, &package, &["--jobs", "2", "small"])?;
+    let learn = run(context, &package, &["--jobs", "2", "small"])?;
     ensure!(learn.one("run-finished", "")?["passed"] == 3);
-    let told = Told::run(context, &package, &["--jobs", "2"])?;
+    let told = run(context, &package, &["--jobs", "2"])?;
     let long = told.attempt("long")?;
     let (from, to) = (seconds(long, "started_seconds")?, told.ended("long")?);
     let mut beside = 0;

@@ -124,6 +124,15 @@ impl Drop for Errand<'_> {
 }
 
 impl Job {
+    /// The first of the tests that it runs.
+    pub(super) fn first(&self) -> Option<&TestId> {
+        match self {
+            Self::Alone(task) => Some(&task.id),
+            Self::Together(tasks, _) => tasks.first().map(|task| &task.id),
+            Self::List(..) | Self::Doctests(_) => None,
+        }
+    }
+
     fn not_run(self, attempt: Box<Attempt>) -> Done {
         match self {
             Self::List(binary, _) => Done::Listed(binary, Err(attempt)),
