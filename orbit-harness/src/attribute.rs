@@ -69,8 +69,9 @@ use crate::{
 /// | key | value |
 /// |---|---|
 /// | `cap_add("…", …)`, `cap_drop("…", …)` | capabilities: `"NET_RAW"`, `"ALL"` |
+/// | `clock_offset = "240h"` | the clocks since boot are ahead by this time, as on a machine that has been up for longer |
 /// | `cpus = 0.5`, `cpuset = "0-1"`, `pids = 64` | limits; one that this machine cannot keep fails the test |
-/// | `memory = "64M"`, `memory_high = "48M"`, `disk = "1G"` | the same; `cpu_max = "50000 100000"` is `cpus` in the kernel's words |
+/// | `memory = "64M"`, `memory_high = "48M"`, `disk = "1G"` | the same; `cpu_max = "50000 100000"` is `cpus` in the kernel's words, and `cpu = "…"` takes either |
 /// | `io_max("/srv wbps=1M", …)` | rates of the device that a path lies on |
 /// | `accounting` | a control group of its own also without limits, for what it uses |
 /// | `ulimit("nofile=64:128", …)` | limits of setrlimit(2) |
@@ -88,6 +89,7 @@ use crate::{
 /// | `nested = false` | no sandboxes inside this one |
 /// | `network = "none"` | `none` (loopback alone, the default) or `host` |
 /// | `read_only` | no writes outside of mounts |
+/// | `record_denied` | a default route, where all is refused, so that a test that fails says what it was not let out to |
 /// | `timeout = "10s"` | a time with its unit, or a `Duration`; none by default |
 ///
 /// # What is inside
@@ -186,6 +188,7 @@ keys! {
     best_effort: bool,
     cap_add: &str,
     cap_drop: &str,
+    clock_offset: Duration,
     cpu: &str,
     cpu_max: &str,
     cpuset: &str,
@@ -200,6 +203,7 @@ keys! {
     memory_high: &str,
     nested: bool,
     read_only: bool,
+    record_denied: bool,
     timeout: Duration,
     user: &str,
     working_dir: &str,

@@ -784,7 +784,6 @@ pub(crate) fn cpus_text(cpus: f64) -> String {
 }
 
 /// As [`SandboxBuilder::prepare_ahead`], where that can be, and as if nothing had been said where it cannot.
-#[must_use]
 pub fn prepare_ahead_if_possible(mut sandbox: SandboxBuilder, count: usize) -> SandboxBuilder {
     sandbox.spec.ahead = count;
     sandbox.spec.ahead_if_possible = true;

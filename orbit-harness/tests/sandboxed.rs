@@ -99,6 +99,16 @@ fn a_panic_keeps_its_message() {
     panic!("{} of the inside", "the message");
 }
 
+#[orbit::sandboxed(clock_offset = "24000h", record_denied)]
+fn the_clock_is_ahead_and_the_way_out_is_watched() {
+    let uptime = fs::read_to_string("/proc/uptime").unwrap();
+    let seconds: f64 = uptime.split(' ').next().unwrap().parse().unwrap();
+    assert!(seconds > 24_000.0 * 3600.0, "{uptime}");
+    let routes = fs::read_to_string("/proc/net/route").unwrap();
+    let default = |line: &str| line.split('\t').nth(1) == Some("00000000");
+    assert!(routes.lines().any(default), "{routes}");
+}
+
 #[orbit::sandboxed(image = "dir:/")]
 #[ignore = "fails, and says why, unless this program is static"]
 fn an_image_without_its_loader_is_refused() {

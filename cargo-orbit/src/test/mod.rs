@@ -2,8 +2,9 @@
 //!
 //! The parts: [`args`] and [`words`] are what was asked; [`build`] has cargo build, and [`binary`] knows what cargo would start each
 //! binary with; [`engine`] runs them, by [`schedule`] and [`select`]; [`isolate`] is what a test sees of the host, [`environment`]
-//! its variables; [`libtest`] understands what test programs say; [`event`] is all of it as data, of which reports are made.
-//! [`takedown`] takes sandboxes down beside the next. Doctests are rustdoc's business: [`mod@doctests`], with [`session`] for the runners that rustdoc starts.
+//! its variables; [`memory`] is how much there is; [`libtest`] understands what test programs say; [`event`] is all of it as
+//! data, of which reports are made. [`takedown`] takes sandboxes down beside the next. Doctests are rustdoc's business:
+//! [`mod@doctests`], with [`session`] for the runners that rustdoc starts.
 
 pub(crate) mod args;
 pub(crate) mod attempt;
@@ -18,6 +19,7 @@ pub(crate) mod event;
 mod history;
 pub(crate) mod isolate;
 pub(crate) mod libtest;
+mod memory;
 mod schedule;
 mod select;
 pub(crate) mod session;
@@ -290,7 +292,7 @@ fn options(args: &Args, words: &Words, history: &History) -> anyhow::Result<Opti
         list: run.list || words.list,
         arguments: words.others.clone(),
         show_output: verbosity(args, words) == human::Verbosity::Verbose,
-        memory_bytes: rustix::system::sysinfo().totalram as u64,
+        memory_bytes: memory::budget_bytes_here(),
     })
 }
 

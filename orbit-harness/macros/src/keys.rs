@@ -35,11 +35,12 @@ enum Form {
     Time,
 }
 
-const KEYS: [(&str, Form); 32] = [
+const KEYS: [(&str, Form); 33] = [
     ("accounting", Form::Switch),
     ("best_effort", Form::Switch),
     ("cap_add", Form::Texts(values::capability)),
     ("cap_drop", Form::Texts(values::capability)),
+    ("clock_offset", Form::Time),
     ("cpu", Form::Number(values::cpu)),
     ("cpu_max", Form::Text(values::cpu)),
     ("cpus", Form::Number(values::cpu)),
@@ -70,27 +71,70 @@ const KEYS: [(&str, Form); 32] = [
     ("working_dir", Form::Text(values::absolute_path)),
 ];
 
-/// Keys of other tools, or of the builder, that people will write, and what to do instead.
-const ELSEWHERE: [(&str, &str); 7] = [
+const RUNS_ITSELF: &str =
+    "a sandboxed test runs itself; start other programs with `Sandbox::builder()` in it";
+const IS_NO_SERVICE: &str =
+    "nobody waits for a test to be ready; start a service with `Sandbox::builder()` in it";
+const IS_INSIDE: &str = "who would connect is in the test itself, which is inside";
+const IS_ALONE: &str = "a sandboxed test is on no network with others but the bridge";
+const IS_NAMED: &str = "a sandboxed test has the name of the test";
+const IS_OF_THE_HARNESS: &str = "what a test reads and prints is its harness's";
+
+/// Keys of other tools, and setters of the builder that are no keys, and what to do instead. A test compares them with the
+/// builder: each of its setters is here or in [`KEYS`].
+const ELSEWHERE: [(&str, &str); 34] = [
+    ("arg", RUNS_ITSELF),
+    ("args", RUNS_ITSELF),
+    ("bridge", IS_ALONE),
+    ("bridge_cidr", IS_ALONE),
     (
-        "args",
-        "a sandboxed test runs itself; start other programs with `Sandbox::builder()` in it",
+        "capture_limit",
+        "of what a test prints, its harness keeps what it likes",
     ),
+    ("cmd", RUNS_ITSELF),
+    ("entrypoint", RUNS_ITSELF),
+    ("envs", "write `env(NAME = \"value\", …)`"),
+    ("expose", IS_INSIDE),
     (
-        "cmd",
-        "a sandboxed test runs itself; start other programs with `Sandbox::builder()` in it",
+        "file",
+        "the test can write it, or `mount` shows one of the host",
     ),
-    (
-        "entrypoint",
-        "a sandboxed test runs itself; start other programs with `Sandbox::builder()` in it",
-    ),
+    ("healthcheck", IS_NO_SERVICE),
     ("init", "Orbit's init is how a test knows that it is inside"),
+    ("label", "nobody can ask a sandboxed test for its labels"),
+    ("log_on_panic", IS_OF_THE_HARNESS),
+    ("mount_str", "write `mount`"),
+    ("name", IS_NAMED),
+    ("network_alias", IS_ALONE),
+    ("on_log", IS_OF_THE_HARNESS),
     (
-        "publish",
-        "who would connect is in the test itself, which is inside",
+        "prepare_ahead",
+        "how many sandboxes are kept ready is no matter of one test",
     ),
+    ("publish", IS_INSIDE),
+    (
+        "pull",
+        "an image is pulled where it is missing; `cargo orbit pull` gets it anew",
+    ),
+    (
+        "record_changes",
+        "the test has nobody to tell; `cargo orbit test --diff` lists what tests wrote",
+    ),
+    ("startup_timeout", IS_NO_SERVICE),
+    ("stderr", IS_OF_THE_HARNESS),
+    ("stdin", IS_OF_THE_HARNESS),
+    ("stdout", IS_OF_THE_HARNESS),
+    ("stop_signal", "nothing stops a test but its `timeout`"),
+    ("tmpfs", "write `mount(\"tmpfs:TARGET:SIZE\")`"),
     ("tty", "a test has no terminal"),
+    ("ulimit_str", "write `ulimit`"),
+    ("unique_name", IS_NAMED),
     ("volume", "write `mount`"),
+    ("wait_for", IS_NO_SERVICE),
+    (
+        "writable",
+        "what a test writes is thrown away; `mount(\"SOURCE:TARGET:rw\")` keeps it",
+    ),
 ];
 
 /// What an attribute asks: calls of the builder's methods, in order.
@@ -369,5 +413,92 @@ fn time(value: &Expr) -> Result<TokenStream, Error> {
             let time: ::core::time::Duration = #expression;
             time
         })),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, fs};
+
+    use super::*;
+
+    /// The methods of the builder that say something of the sandbox: public, and from a builder to a builder.
+    fn setters() -> BTreeSet<String> {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../src/builder.rs");
+        let file = syn::parse_file(&fs::read_to_string(path).unwrap()).unwrap();
+        let is_builder = |of: &syn::Type| of.to_token_stream().to_string() == "SandboxBuilder";
+        let items = file.items.iter().filter_map(|item| match item {
+            syn::Item::Impl(of) if of.trait_.is_none() && is_builder(&of.self_ty) => {
+                Some(&of.items)
+            }
+            _ => None,
+        });
+        items
+            .flatten()
+            .filter_map(|item| match item {
+                syn::ImplItem::Fn(method) => Some(method),
+                _ => None,
+            })
+            .filter(|method| {
+                let returns = method.sig.output.to_token_stream().to_string();
+                matches!(method.vis, syn::Visibility::Public(_))
+                    && method.sig.receiver().is_some()
+                    && returns == "-> Self"
+            })
+            .map(|method| method.sig.ident.to_string())
+            .collect()
+    }
+
+    #[test]
+    fn each_setter_of_the_builder_is_a_key_or_is_told_why_not() {
+        let setters = setters();
+        assert!(setters.len() > 50, "{setters:?}");
+        let elsewhere = ELSEWHERE.map(|(name, _)| name);
+        let keys = KEYS.map(|(name, _)| name);
+        for setter in &setters {
+            let places = [&keys[..], &elsewhere[..]];
+            let found = places
+                .iter()
+                .filter(|names| names.contains(&setter.as_str()));
+            assert_eq!(
+                found.count(),
+                1,
+                "{setter}: one of KEYS and ELSEWHERE has it"
+            );
+        }
+        // Of the attribute, and of the configuration or other tools.
+        for name in keys {
+            assert!(setters.contains(name) || name == "pass_env", "{name}");
+        }
+        for name in elsewhere {
+            let is_known = ["tmpfs", "volume", "writable"].contains(&name);
+            assert!(setters.contains(name) || is_known, "{name}");
+        }
+    }
+
+    #[test]
+    fn each_key_is_documented_and_is_a_method_of_what_it_becomes() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../src/attribute.rs");
+        let text = fs::read_to_string(path).unwrap();
+        for (name, _) in KEYS {
+            let (as_it_is, of_its_own) = (format!("\n    {name}: "), format!("pub fn {name}("));
+            assert!(
+                text.contains(&as_it_is) || text.contains(&of_its_own),
+                "{name}"
+            );
+        }
+        let table: Vec<&str> = text
+            .lines()
+            .filter(|line| line.starts_with("/// | `"))
+            .collect();
+        assert!(table.len() > 15, "{table:?}");
+        for (name, _) in KEYS {
+            let is_there = table.iter().any(|line| {
+                [" =", "(", "`"]
+                    .iter()
+                    .any(|after| line.contains(&format!("`{name}{after}")))
+            });
+            assert!(is_there, "{name}");
+        }
     }
 }

@@ -1,7 +1,9 @@
 //! The reports for programs, read by other programs than the one that wrote them.
 
+use std::{fs, path::Path};
+
 use anyhow::{Result, ensure};
-use orbit_tests::{Case, Context, Program, Who};
+use orbit_tests::{Case, Context, Finished, Program, Who, workspace};
 
 use crate::{samples, write_samples};
 
@@ -13,7 +15,7 @@ pub(crate) fn cases() -> Vec<Case> {
             .prepare(write_samples)
     };
     vec![
-        case("junit::is_well_formed", &["libxml2-utils"], junit_is_xml),
+        case("junit::validates", NEEDS_XMLLINT, junit_is_valid),
         case(
             "junit::another_reader_counts_the_same",
             &["python3-junitparser"],
@@ -23,13 +25,46 @@ pub(crate) fn cases() -> Vec<Case> {
     ]
 }
 
-fn junit_is_xml(_: &Context) -> Result<()> {
+pub(crate) const NEEDS_XMLLINT: &[&str] = &["libxml2-utils"];
+
+fn xmllint(file: &Path) -> Result<Finished> {
+    Program::new("/usr/bin/xmllint")
+        .args(["--noout", "--nonet", "--schema"])
+        .arg(workspace().join("tests/tests/report/junit.xsd"))
+        .arg(file)
+        .run()
+}
+
+/// Whether a JUnit file is as the schema beside this file says.
+pub(crate) fn validate(file: &Path) -> Result<()> {
+    xmllint(file)?.success().map(drop)
+}
+
+/// That the schema is heeded: the same file is refused with a few letters changed.
+pub(crate) fn is_refused(context: &Context, file: &Path) -> Result<()> {
+    // What xmllint exits with where a document is not as its schema says.
+    const INVALID: i32 = 3;
+    let text = fs::read_to_string(file)?;
+    let changed = context.work().join("changed.xml");
+    for (from, to) in [
+        ("<system-out>", "<system-out odd=\"\">"),
+        (" classname=\"", " class=\""),
+        (" time=\"", " time=\"-"),
+        ("<skipped ", "<ignored/><skipped "),
+        (" tests=\"", " tests=\"some "),
+    ] {
+        ensure!(text.contains(from), "{from:?} is not in the file");
+        fs::write(&changed, text.replacen(from, to, 1))?;
+        xmllint(&changed)?.code(INVALID)?;
+    }
+    Ok(fs::remove_file(changed)?)
+}
+
+fn junit_is_valid(context: &Context) -> Result<()> {
     for sample in ["small", "large"] {
-        Program::new("/usr/bin/xmllint")
-            .args(["--noout", "--nonet"])
-            .arg(samples().join(sample).join("junit.xml"))
-            .run()?
-            .success()?;
+        let file = samples().join(sample).join("junit.xml");
+        validate(&file)?;
+        is_refused(context, &file)?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 //!
 //! The photographs stay in `target/report-photographs`, for people to look at.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use orbit_tests::{Case, Context, Finished, Program, Who, target_dir};
@@ -12,7 +12,7 @@ use crate::{samples, write_samples};
 pub(crate) fn cases() -> Vec<Case> {
     let case = |name: &str, run: fn(&Context) -> Result<()>| {
         Case::new(format!("html::{name}"), run)
-            .needs(&["chromium", "fonts-dejavu-core"])
+            .needs(NEEDS)
             .who(&[Who::Root, Who::User])
             .prepare(write_samples)
     };
@@ -25,9 +25,11 @@ pub(crate) fn cases() -> Vec<Case> {
     ]
 }
 
-/// Chromium on one of the samples' pages, with `arguments`.
-fn chromium(context: &Context, page: &str, arguments: &[&str]) -> Result<Finished> {
-    let url = format!("file://{}/{page}", samples().display());
+pub(crate) const NEEDS: &[&str] = &["chromium", "fonts-dejavu-core"];
+
+/// Chromium on a page, a path with or without a `#`, with `arguments`.
+fn chromium(context: &Context, page: impl AsRef<Path>, arguments: &[&str]) -> Result<Finished> {
+    let url = format!("file://{}", page.as_ref().display());
     let mut program = Program::new("/usr/bin/chromium");
     if context.who == Who::Root {
         program = program.arg("--no-sandbox");
@@ -58,7 +60,7 @@ fn chromium(context: &Context, page: &str, arguments: &[&str]) -> Result<Finishe
 }
 
 /// The page's elements, after its script has made them.
-fn elements(context: &Context, page: &str) -> Result<String> {
+pub(crate) fn elements(context: &Context, page: impl AsRef<Path>) -> Result<String> {
     // High enough for all lines of the small sample: what is out of sight is not drawn.
     let arguments = ["--dump-dom", "--window-size=1360,2000"];
     let dom = chromium(context, page, &arguments)?.stdout;
@@ -73,7 +75,7 @@ fn elements(context: &Context, page: &str) -> Result<String> {
     Ok(format!("{before}{after}"))
 }
 
-fn has(elements: &str, wanted: &[&str]) -> Result<()> {
+pub(crate) fn has(elements: &str, wanted: &[&str]) -> Result<()> {
     for wanted in wanted {
         ensure!(
             elements.contains(wanted),
@@ -84,7 +86,7 @@ fn has(elements: &str, wanted: &[&str]) -> Result<()> {
 }
 
 fn shows_the_run(context: &Context) -> Result<()> {
-    let page = elements(context, "small/index.html")?;
+    let page = elements(context, samples().join("small/index.html"))?;
     has(
         &page,
         &[
@@ -132,7 +134,7 @@ fn opens_a_test(context: &Context) -> Result<()> {
     let page = |name| {
         elements(
             context,
-            &format!("small/index.html#test-{}", place_of(name)?),
+            samples().join(format!("small/index.html#test-{}", place_of(name)?)),
         )
     };
     has(
@@ -154,14 +156,17 @@ fn opens_a_test(context: &Context) -> Result<()> {
         &page("phones_home")?,
         &["not let out to", "192.0.2.1:443/tcp (3 times)"],
     )?;
-    let closed = elements(context, "small/index.html")?;
+    let closed = elements(context, samples().join("small/index.html"))?;
     ensure!(!closed.contains("panicked at"), "a test is open");
     Ok(())
 }
 
 fn is_text(context: &Context) -> Result<()> {
     let place = place_of("alert(1)")?;
-    let page = elements(context, &format!("small/index.html#test-{place}"))?;
+    let page = elements(
+        context,
+        samples().join(format!("small/index.html#test-{place}")),
+    )?;
     has(
         &page,
         &[
@@ -179,7 +184,7 @@ fn is_text(context: &Context) -> Result<()> {
 }
 
 fn shows_ten_thousand(context: &Context) -> Result<()> {
-    let page = elements(context, "large/index.html")?;
+    let page = elements(context, samples().join("large/index.html"))?;
     has(
         &page,
         &["48 of 10,000 tests failed", r#"aria-rowcount="10001""#],
@@ -187,6 +192,12 @@ fn shows_ten_thousand(context: &Context) -> Result<()> {
     let rows = page.matches(r#"class="row""#).count();
     ensure!((10..100).contains(&rows), "{rows} rows are drawn");
     Ok(())
+}
+
+/// A photograph of a page, at `to`.
+pub(crate) fn photograph(context: &Context, page: &Path, to: &Path) -> Result<()> {
+    let screenshot = format!("--screenshot={}", to.display());
+    chromium(context, page, &[&screenshot]).map(drop)
 }
 
 fn is_photographed(context: &Context) -> Result<()> {
@@ -205,7 +216,8 @@ fn is_photographed(context: &Context) -> Result<()> {
     ] {
         let file = context.work().join(format!("{name}.png"));
         let screenshot = format!("--screenshot={}", file.display());
-        chromium(context, page, &[&[screenshot.as_str()], more].concat())?;
+        let words = [&[screenshot.as_str()], more].concat();
+        chromium(context, samples().join(page), &words)?;
         let photograph = fs::read(&file)?;
         let Some((b"\x89PNG\r\n\x1a\n", rest)) = photograph.split_at_checked(8) else {
             bail!("{name} is no PNG");

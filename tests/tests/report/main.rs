@@ -1,10 +1,11 @@
 //! What `cargo orbit test` reports, read by programs that are not ours: a browser, and readers of JUnit and JSON.
 //!
 //! The sample is the one of cargo-orbit's own tests, written by one of them: a run with every verdict in it, and
-//! with names and output from hostile hands; and a large one, with ten thousand tests.
+//! with names and output from hostile hands; and a large one, with ten thousand tests. Beside it, reports of real runs.
 
 mod files;
 mod html;
+mod real;
 
 use std::{
     fs,
@@ -18,7 +19,7 @@ use anyhow::{Context as _, Result};
 use orbit_tests::{Program, Who, main_loop, orbit_cli, target_dir, workspace};
 
 fn main() -> ExitCode {
-    main_loop::run([html::cases(), files::cases()].concat())
+    main_loop::run([html::cases(), files::cases(), real::cases()].concat())
 }
 
 /// Where the samples are.
