@@ -1,6 +1,7 @@
 //! The end-to-end tests: one module for each subject, each with its table of cases.
 
 mod ahead;
+mod asked_to_end;
 mod attribute;
 mod changes;
 mod engine;
@@ -23,6 +24,7 @@ mod service;
 mod shell;
 mod snapshots;
 mod squeeze;
+mod steps;
 mod structure;
 mod support;
 mod together;
@@ -50,10 +52,12 @@ fn main() -> ExitCode {
             changes::cases(),
             snapshots::cases(),
             squeeze::cases(),
+            steps::cases(),
             postgres::cases(),
             shell::cases(),
             hostile::cases(),
             faults::cases(),
+            asked_to_end::cases(),
             run::cases(),
             runner::cases(),
             verdicts::cases(),
