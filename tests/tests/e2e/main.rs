@@ -3,6 +3,7 @@
 mod ahead;
 mod asked_to_end;
 mod attribute;
+mod cache;
 mod changes;
 mod engine;
 mod faults;
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
             hostile::cases(),
             faults::cases(),
             asked_to_end::cases(),
+            cache::cases(),
             run::cases(),
             runner::cases(),
             verdicts::cases(),
