@@ -6,6 +6,15 @@
 
 #![forbid(unsafe_code)]
 
+/// Writes a line to standard error. Where that takes nothing, as a full disk, there is nobody to tell; the exit code still
+/// says how it went, while `eprintln!` would panic, which exits with 101.
+macro_rules! tell {
+    ($($words:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($words)*);
+    }};
+}
+
 mod cli;
 mod config;
 mod doctor;
@@ -57,7 +66,7 @@ fn main() -> ExitCode {
         Verb::Runner(args) => (runner::run(args), exit::SETUP_FAILED),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("orbit: {error:#}");
+        tell!("orbit: {error:#}");
         ExitCode::from(failed)
     })
 }

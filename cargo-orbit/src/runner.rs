@@ -102,7 +102,7 @@ fn in_session(args: Args, address: &str) -> anyhow::Result<ExitCode> {
             Ok(ended.code.into())
         }
         Err(error) => {
-            eprintln!("orbit: {error}");
+            tell!("orbit: {error}");
             guest.report(&Report::NotRun(NotRun {
                 program: binary,
                 why: error.to_string(),

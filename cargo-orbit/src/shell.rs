@@ -73,7 +73,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             found.id
         );
     };
-    eprintln!("orbit: there is no shell in it; this is busybox, lent from this machine");
+    tell!("orbit: there is no shell in it; this is busybox, lent from this machine");
     let words = [busybox::program().into(), "sh".into()];
     open(&found, &words, |builder| busybox::lend(builder, &busybox))
 }
@@ -81,9 +81,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 fn list() -> anyhow::Result<ExitCode> {
     let kept = kept::list()?;
     if kept.is_empty() {
-        eprintln!(
-            "orbit: no sandbox is kept; `cargo orbit test --keep-failed` keeps those that fail"
-        );
+        tell!("orbit: no sandbox is kept; `cargo orbit test --keep-failed` keeps those that fail");
     }
     for one in kept {
         let since = age(one.made, SystemTime::now());

@@ -54,7 +54,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
         Err(error) => match error.downcast::<orbit::Error>() {
             Ok(error) => {
-                eprintln!("orbit: {error}");
+                tell!("orbit: {error}");
                 Ok(exit::of_error(&error).into())
             }
             Err(other) => Err(other),
@@ -92,18 +92,18 @@ pub(crate) fn in_foreground(sandbox: SandboxBuilder, interactive: bool) -> anyho
 /// Says what the program's own output cannot: limits that were not kept, and those it ran into.
 pub(crate) fn report(outcome: &Outcome) {
     for warning in &outcome.warnings {
-        eprintln!("orbit: warning: {warning}");
+        tell!("orbit: warning: {warning}");
     }
     if matches!(outcome.status, orbit::Status::OomKilled { .. }) {
-        eprintln!("orbit: {}", outcome.status);
+        tell!("orbit: {}", outcome.status);
     }
     for denied in outcome.denied() {
-        eprintln!("orbit: refused {denied}");
+        tell!("orbit: refused {denied}");
     }
     for note in &outcome.notes {
         // Being slowed down is what was asked for.
         if !matches!(note, orbit::Note::Throttled { .. }) {
-            eprintln!("orbit: {note}");
+            tell!("orbit: {note}");
         }
     }
 }

@@ -56,7 +56,7 @@ pub(super) fn run(through: Vec<OsString>, command: Vec<OsString>) -> anyhow::Res
         match services.need(&settings, &|_| Box::new(|| ())) {
             Ok(needed) => needed,
             Err(why) => {
-                eprintln!("orbit: {why}");
+                tell!("orbit: {why}");
                 return Ok(exit::SETUP_FAILED.into());
             }
         }
@@ -84,10 +84,7 @@ pub(super) fn run(through: Vec<OsString>, command: Vec<OsString>) -> anyhow::Res
     match to_its_end(sandbox, &signals) {
         Ok(outcome) => {
             if !outcome.success() {
-                needed
-                    .ended()
-                    .iter()
-                    .for_each(|how| eprintln!("orbit: {how}"));
+                needed.ended().iter().for_each(|how| tell!("orbit: {how}"));
             }
             let ended = Ended::of(&outcome, None, &settings);
             ended.tell();
@@ -95,7 +92,7 @@ pub(super) fn run(through: Vec<OsString>, command: Vec<OsString>) -> anyhow::Res
             Ok(ended.code.into())
         }
         Err(Failed::Orbit(error)) => {
-            eprintln!("orbit: {error}");
+            tell!("orbit: {error}");
             Ok(exit::of_error(&error).into())
         }
         Err(Failed::Signals(error)) => Err(error),

@@ -82,7 +82,7 @@ impl Ended {
 
     pub(super) fn tell(&self) {
         for line in &self.lines {
-            eprintln!("orbit: {line}");
+            tell!("orbit: {line}");
         }
     }
 }

@@ -72,7 +72,7 @@ impl Build {
                     }
                 }
                 // What a build script or a macro printed.
-                Message::TextLine(line) => eprintln!("{line}"),
+                Message::TextLine(line) => tell!("{line}"),
                 _ => {}
             }
         }

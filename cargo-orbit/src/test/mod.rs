@@ -473,13 +473,13 @@ fn conclude(ended: Ended, target_directory: &Path, not_run: usize) -> u8 {
     if ended.listed.is_empty()
         && let Err(error) = ended.history.save(target_directory)
     {
-        eprintln!(
+        tell!(
             "orbit: cannot remember this run in {}: {error}",
             target_directory.display()
         );
     }
     for fault in ended.reports.faults() {
-        eprintln!("orbit: {:#}", anyhow::Error::from(fault));
+        tell!("orbit: {:#}", anyhow::Error::from(fault));
     }
     if let Some(signal) = ended.signal {
         return exit::of_number(128 + signal);

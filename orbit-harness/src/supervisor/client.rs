@@ -16,6 +16,7 @@ use super::{
     broker::Broker,
     channel::Channel,
     protocol::{ExecOrder, FileJob, Hello, Mapping, Request, StartFailure, StartStep, Welcome},
+    start,
 };
 use crate::{
     host::Host,
@@ -96,17 +97,25 @@ impl Supervisor {
         // Else its end of the channel would stay open here.
         drop(command);
         let greeted = Self::greet(&control, host);
+        // Where it was not greeted it waits to be, until this end is closed.
+        let control = greeted.is_ok().then_some(control);
         // It has ended by now, or is about to. ECHILD: this process reaps its children by other means.
-        let _ = starter.wait();
-        match greeted.map_err(Lost)? {
-            Some(Welcome::Ready { pid }) => Ok(Self {
+        let ended = starter.wait();
+        match (greeted.map_err(Lost)?, control) {
+            (Some(Welcome::Ready { pid }), Some(control)) => Ok(Self {
                 control,
                 pid,
                 broker: Mutex::new(None),
                 owner: std::process::id(),
             }),
-            Some(Welcome::Failed(failure)) => Err(SupervisorError::Start(failure)),
-            None => Err(SupervisorError::Vanished),
+            (Some(Welcome::Failed(failure)), _) => Err(SupervisorError::Start(failure)),
+            _ => match ended
+                .ok()
+                .and_then(|status| start::fault_of(status.code()?))
+            {
+                Some(fault) => Err(Spawn(fault)),
+                None => Err(SupervisorError::Vanished),
+            },
         }
     }
 
@@ -242,6 +251,7 @@ impl std::fmt::Display for StartFailure {
             StartStep::HostView => "see the host's files through its id map",
             StartStep::Proc => "mount a /proc of its own",
             StartStep::Isolate => "leave the caller's session",
+            StartStep::Serve => "wait for what it is asked",
         };
         write!(
             f,
@@ -263,6 +273,11 @@ impl StartFailure {
     /// What to do about it: the environments that refuse, and the setting that changes each.
     fn advice(&self) -> String {
         match (self.step, self.errno) {
+            (_, errno) if start::is_lack(errno) => {
+                "A limit of this machine is reached: see `ulimit -a`, the limits of this cgroup, and `sysctl user \
+                 fs.mount-max`."
+                    .to_owned()
+            }
             (StartStep::IdMap, _) => {
                 "Check that newuidmap and newgidmap are installed with their privilege (package uidmap), and \
                  that /etc/subuid and /etc/subgid give this user a range."

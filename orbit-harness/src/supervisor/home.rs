@@ -66,12 +66,19 @@ pub(super) fn settle(
     };
     let mut keep = vec![control.as_fd().as_raw_fd(), caller.as_raw_fd()];
     keep.extend(caller_namespace.as_ref().map(AsRawFd::as_raw_fd));
-    if sys::close_inherited(&mut keep).is_err()
-        || control.send(&Welcome::Ready { pid }, &[]).is_err()
-    {
+    let watching = sys::close_inherited(&mut keep).and_then(|()| serve::watch(&control, caller));
+    let epoll = match watching {
+        Ok(epoll) => epoll,
+        Err(error) => {
+            let failure = StartFailure::new(StartStep::Serve, &error);
+            let _ = control.send(&Welcome::Failed(failure), &[]);
+            sys::exit_now(1);
+        }
+    };
+    if control.send(&Welcome::Ready { pid }, &[]).is_err() {
         sys::exit_now(1);
     }
-    serve::serve(single_threaded, control, caller, caller_namespace);
+    serve::serve(single_threaded, control, epoll, caller_namespace);
     sys::exit_now(0);
 }
 

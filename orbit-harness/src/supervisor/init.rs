@@ -249,7 +249,7 @@ fn become_program(
 ) -> Result<(), Failure> {
     // It closes when the program executes; what failed until then has been said by then.
     let (executing, until_executed) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-        .map_err(|errno| failure(0, &errno.into()))?;
+        .map_err(|errno| failure(last_line(plan), &errno.into()))?;
     tell_started(events, 1, ready, Some(executing.as_fd()));
     // Where the program does not execute, the pipe stays open until this process ends: after it has said why.
     std::mem::forget(until_executed);
@@ -265,7 +265,7 @@ fn run_under(
 ) -> Result<(), Failure> {
     let started = Instant::now();
     // Blocked before the program starts, so that its end cannot come unseen; it unblocks them for itself.
-    let signals = watch_signals().map_err(|errno| failure(0, &errno.into()))?;
+    let signals = watch_signals().map_err(|errno| failure(last_line(plan), &errno.into()))?;
     let pid = ready
         .program()
         .spawn(single_threaded)
@@ -334,9 +334,14 @@ fn tell_started(events: &Channel, pid: i32, ready: &Ready<'_>, executing: Option
     let _ = events.send(&started, &fds);
 }
 
+/// That of the program's start.
+fn last_line(plan: &Plan) -> usize {
+    plan.lines().len() - 1
+}
+
 fn exec_failure(plan: &Plan, failure: sys::ExecFailure) -> Failure {
     Failure {
-        line: plan.lines().len() - 1,
+        line: last_line(plan),
         cause: Cause::Exec(failure),
     }
 }

@@ -67,6 +67,7 @@ pub(crate) enum StartStep {
     HostView,
     Proc,
     Isolate,
+    Serve,
 }
 
 /// What the test process asks of its supervisor.

@@ -109,29 +109,34 @@ impl Role {
     }
 }
 
-/// Serves until the test process is gone. What then still runs ends with this process, which is process 1.
-pub(super) fn serve(
-    single_threaded: SingleThreaded,
-    control: Channel,
-    caller: &OwnedFd,
-    caller_namespace: Option<OwnedFd>,
-) {
-    // There is nobody to tell: the test process sees the control channel close, and says so.
-    let _ = try_serve(single_threaded, control, caller, caller_namespace);
-}
-
-fn try_serve(
-    single_threaded: SingleThreaded,
-    control: Channel,
-    caller: &OwnedFd,
-    caller_namespace: Option<OwnedFd>,
-) -> io::Result<()> {
+/// What to wait with for requests, and for the end of the test process `caller`.
+pub(super) fn watch(control: &Channel, caller: &OwnedFd) -> io::Result<OwnedFd> {
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     let watch = |fd: BorrowedFd<'_>, tag, events| {
         epoll::add(&epoll, fd, epoll::EventData::new_u64(tag), events)
     };
     watch(control.as_fd(), CONTROL, epoll::EventFlags::IN)?;
     watch(caller.as_fd(), CALLER, epoll::EventFlags::IN)?;
+    Ok(epoll)
+}
+
+/// Serves until the test process is gone. What then still runs ends with this process, which is process 1.
+pub(super) fn serve(
+    single_threaded: SingleThreaded,
+    control: Channel,
+    epoll: OwnedFd,
+    caller_namespace: Option<OwnedFd>,
+) {
+    // There is nobody to tell: the test process sees the control channel close, and says so.
+    let _ = try_serve(single_threaded, control, epoll, caller_namespace);
+}
+
+fn try_serve(
+    single_threaded: SingleThreaded,
+    control: Channel,
+    epoll: OwnedFd,
+    caller_namespace: Option<OwnedFd>,
+) -> io::Result<()> {
     let (children, ended, ids, filters) = Default::default();
     let mut supervisor = Supervisor {
         single_threaded,
@@ -178,7 +183,7 @@ fn try_serve(
         }
         supervisor.end_timed_out();
         if let Some(plan) = next_ahead.filter(|_| events.is_empty()) {
-            supervisor.make_ahead(plan)?;
+            supervisor.make_ahead(plan);
         }
     }
 }
@@ -243,7 +248,7 @@ impl Supervisor {
         for outdated in self.pool.note(plan) {
             self.let_go(outdated);
         }
-        if fds.len() == 4 && self.launch_prepared(key, plan, &mut fds)? {
+        if fds.len() == 4 && self.launch_prepared(key, plan, &mut fds) {
             return Ok(());
         }
         let networks = fds.split_off(first_network);
@@ -265,8 +270,7 @@ impl Supervisor {
         let (way_out, helper) = match WayOut::of(plan).transpose() {
             Ok(pair) => pair.unzip(),
             Err(error) => {
-                let cause = Cause::Errno(error.raw_os_error().unwrap_or(0));
-                let _ = events.send(&Event::Failed(Failure { line: 0, cause }), &[]);
+                say_failed(&events, &error);
                 return Ok(());
             }
         };
@@ -292,60 +296,57 @@ impl Supervisor {
             }
             Ok(Fork::Parent { pid, pidfd }) => {
                 drop(helper);
-                let sandbox = self.adopt(Child {
+                let adopted = self.adopt(Child {
                     events: Some(events),
                     started,
                     timeout: plan.timeout,
                     ..Child::unwatched(pid, pidfd, Role::Init { key })
-                })?;
+                });
+                let Some(sandbox) = adopted else {
+                    return Ok(());
+                };
                 // Where it cannot be started its output ends, which is how the init learns of it.
                 if let Some(Ok((pid, pidfd))) = way_out.map(|it| it.start(self.single_threaded)) {
-                    self.adopt(Child::unwatched(pid, pidfd, Role::WayOut { sandbox }))?;
+                    self.adopt(Child::unwatched(pid, pidfd, Role::WayOut { sandbox }));
                 }
                 Ok(())
             }
             Err(error) => {
-                let cause = Cause::Errno(error.raw_os_error().unwrap_or(0));
-                let _ = events.send(&Event::Failed(Failure { line: 0, cause }), &[]);
+                say_failed(&events, &error);
                 Ok(())
             }
         }
     }
 
     /// Gives the program to a sandbox that stands ready for it, where there is one, and takes the event channel.
-    fn launch_prepared(
-        &mut self,
-        key: u64,
-        plan: &Plan,
-        fds: &mut Vec<OwnedFd>,
-    ) -> io::Result<bool> {
+    fn launch_prepared(&mut self, key: u64, plan: &Plan, fds: &mut Vec<OwnedFd>) -> bool {
         let Some((id, post)) = self.pool.take(plan) else {
-            return Ok(false);
+            return false;
         };
         let _ = epoll::delete(&self.epoll, &post);
         let given: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
         let Some(child) = self.children.get_mut(&id) else {
-            return Ok(false);
+            return false;
         };
         if post.send(plan, &given).is_err() {
-            return Ok(false); // It has ended meanwhile, and is reaped as others are.
+            return false; // It has ended meanwhile, and is reaped as others are.
         }
         let events = Channel::from_fd(fds.remove(0));
-        epoll::add(
-            &self.epoll,
-            &events,
-            epoll::EventData::new_u64(id),
-            epoll::EventFlags::RDHUP,
-        )?;
+        let tag = epoll::EventData::new_u64(id);
+        if let Err(errno) = epoll::add(&self.epoll, &events, tag, epoll::EventFlags::RDHUP) {
+            child.kill();
+            say_failed(&events, &errno.into());
+            return true;
+        }
         child.role = Role::Init { key };
         child.events = Some(events);
         child.started = Instant::now();
         child.timeout = plan.timeout;
-        Ok(true)
+        true
     }
 
     /// Begins to make a sandbox for which there is no program yet.
-    fn make_ahead(&mut self, plan: Rc<Plan>) -> io::Result<()> {
+    fn make_ahead(&mut self, plan: Rc<Plan>) {
         let mut namespaces = libc::CLONE_NEWNS
             | libc::CLONE_NEWPID
             | libc::CLONE_NEWIPC
@@ -365,18 +366,19 @@ impl Supervisor {
                 init::run_ahead(self.single_threaded, &plan, post, caller_namespace, filters)
             }
             Ok(((post, _), Fork::Parent { pid, pidfd })) => {
-                let id = self.adopt(Child::unwatched(pid, pidfd, Role::Ahead))?;
+                let Some(id) = self.adopt(Child::unwatched(pid, pidfd, Role::Ahead)) else {
+                    return self.pool.give_up(&plan);
+                };
                 let once = epoll::EventFlags::IN | epoll::EventFlags::ONESHOT;
                 let tag = epoll::EventData::new_u64(id | READY);
-                epoll::add(&self.epoll, &post, tag, once)?;
+                if epoll::add(&self.epoll, &post, tag, once).is_err() {
+                    self.let_go(id);
+                    return self.pool.give_up(&plan);
+                }
                 self.pool.add(id, plan, post);
-                Ok(())
             }
             // The next launch says what is wrong.
-            Err(_) => {
-                self.pool.give_up(&plan);
-                Ok(())
-            }
+            Err(_) => self.pool.give_up(&plan),
         }
     }
 
@@ -415,9 +417,10 @@ impl Supervisor {
                 };
                 enter::run(self.single_threaded, order, given)
             }
-            Ok(Fork::Parent { pid, pidfd }) => self
-                .adopt(Child::unwatched(pid, pidfd, Role::Exec { sandbox: id }))
-                .map(drop),
+            Ok(Fork::Parent { pid, pidfd }) => {
+                self.adopt(Child::unwatched(pid, pidfd, Role::Exec { sandbox: id }));
+                Ok(())
+            }
             Err(error) => fail(Cause::Errno(error.raw_os_error().unwrap_or(libc::EIO))),
         }
     }
@@ -454,9 +457,10 @@ impl Supervisor {
                 }
                 sys::exit_now(0)
             }
-            Ok(Fork::Parent { pid, pidfd }) => self
-                .adopt(Child::unwatched(pid, pidfd, Role::Files { sandbox: id }))
-                .map(drop),
+            Ok(Fork::Parent { pid, pidfd }) => {
+                self.adopt(Child::unwatched(pid, pidfd, Role::Files { sandbox: id }));
+                Ok(())
+            }
             Err(error) => fail(error.raw_os_error().unwrap_or(libc::EIO)),
         }
     }
@@ -473,9 +477,10 @@ impl Supervisor {
                 }
                 sys::exit_now(0)
             }
-            Ok(Fork::Parent { pid, pidfd }) => self
-                .adopt(Child::unwatched(pid, pidfd, Role::Other))
-                .map(drop),
+            Ok(Fork::Parent { pid, pidfd }) => {
+                self.adopt(Child::unwatched(pid, pidfd, Role::Other));
+                Ok(())
+            }
             Err(error) => {
                 let errno = error.raw_os_error().unwrap_or(libc::EIO);
                 // Who asked may be gone.
@@ -506,27 +511,42 @@ impl Supervisor {
                 }
                 sys::exit_now(0)
             }
-            Ok(Fork::Parent { pid, pidfd }) => self
-                .adopt(Child::unwatched(pid, pidfd, Role::Other))
-                .map(drop),
+            Ok(Fork::Parent { pid, pidfd }) => {
+                self.adopt(Child::unwatched(pid, pidfd, Role::Other));
+                Ok(())
+            }
             Err(_) => Ok(()),
         }
     }
 
-    fn adopt(&mut self, child: Child) -> io::Result<u64> {
+    /// Watches a new child. One that cannot be watched is ended, with its channels: that is its caller's error, and no
+    /// matter of the other sandboxes.
+    fn adopt(&mut self, child: Child) -> Option<u64> {
         let id = self.next_id;
         self.next_id += 1;
         let watch = |fd: BorrowedFd<'_>, tag, events| {
             epoll::add(&self.epoll, fd, epoll::EventData::new_u64(tag), events)
         };
-        watch(child.pidfd.as_fd(), id | PROCESS, epoll::EventFlags::IN)?;
-        if let Some(events) = &child.events {
-            // The init reads what arrives; only the end matters here.
-            watch(events.as_fd(), id, epoll::EventFlags::RDHUP)?;
+        let watched =
+            watch(child.pidfd.as_fd(), id | PROCESS, epoll::EventFlags::IN).and_then(|()| {
+                match &child.events {
+                    // The init reads what arrives; only the end matters here.
+                    Some(events) => watch(events.as_fd(), id, epoll::EventFlags::RDHUP),
+                    None => Ok(()),
+                }
+            });
+        if let Err(errno) = watched {
+            child.kill();
+            // Nothing would tell of its end.
+            sys::wait_for(child.pid);
+            if let Some(events) = &child.events {
+                say_failed(events, &errno.into());
+            }
+            return None;
         }
         self.ids.insert(child.pid, id);
         self.children.insert(id, child);
-        Ok(id)
+        Some(id)
     }
 
     /// The test process let a sandbox go: kill its process 1, and with it all.
@@ -612,6 +632,13 @@ impl Supervisor {
             .values()
             .any(|child| child.role.sandbox() == Some(sandbox))
     }
+}
+
+/// Says that not even the namespaces of a sandbox could be made.
+fn say_failed(events: &Channel, error: &io::Error) {
+    let cause = Cause::Errno(error.raw_os_error().unwrap_or(0));
+    // Who asked may be gone.
+    let _ = events.send(&Event::Failed(Failure { line: 0, cause }), &[]);
 }
 
 /// The child that is process 1 of the sandbox that requests know by `key`.

@@ -36,13 +36,19 @@ pub(super) enum Handover {
 /// The main function of a process that was started as a supervisor. Its standard input is the control channel.
 pub(crate) fn run(single_threaded: SingleThreaded) -> i32 {
     sys::reset_signals();
-    let Ok(control) = take_standard_input().map(Channel::from_fd) else {
-        return 2;
+    let control = match take_standard_input() {
+        Ok(input) => Channel::from_fd(input),
+        Err(error) => return code_of(&error),
     };
-    let Ok(Some((hello, mut fds))) = control.recv::<Hello>() else {
-        return 2;
+    let (hello, mut fds) = match control.recv::<Hello>() {
+        Ok(Some(message)) => message,
+        // Nobody is there any more.
+        Ok(None) => return NO_FAULT,
+        Err(error) => return code_of(&error),
     };
-    let Some(caller) = fds.pop() else { return 2 };
+    let Some(caller) = fds.pop() else {
+        return NO_FAULT;
+    };
     match start(single_threaded, &control, &caller, &hello) {
         Ok(()) => 0,
         Err(failure) => {
@@ -51,6 +57,25 @@ pub(crate) fn run(single_threaded: SingleThreaded) -> i32 {
             1
         }
     }
+}
+
+/// What the starter exits with where its exit code says nothing.
+const NO_FAULT: i32 = 255;
+
+/// How the starter says what is wrong where it has no channel to say it on: the error's number, as its exit code.
+fn code_of(error: &io::Error) -> i32 {
+    let errno = error.raw_os_error();
+    errno
+        .filter(|it| (1..NO_FAULT).contains(it))
+        .unwrap_or(NO_FAULT)
+}
+
+/// What a starter that ended with `code`, and had said nothing, meant by that.
+pub(super) fn fault_of(code: i32) -> Option<io::Error> {
+    // 1 is what it ends with after it has said what is wrong.
+    (2..NO_FAULT)
+        .contains(&code)
+        .then(|| io::Error::from_raw_os_error(code))
 }
 
 /// What standard input is, as a descriptor that is closed on exec; 0 goes on as `/dev/null`.
@@ -75,7 +100,11 @@ fn start(
     let pid = match forked {
         Fork::Child => {
             drop(to_supervisor);
-            let control = control.try_clone().unwrap_or_else(|_| sys::exit_now(2));
+            let control = control.try_clone().unwrap_or_else(|error| {
+                let failure = StartFailure::new(StartStep::Isolate, &error);
+                let _ = control.send(&Welcome::Failed(failure), &[]);
+                sys::exit_now(1)
+            });
             home::settle(single_threaded, control, caller, from_starter, hello);
         }
         Fork::Parent { pid, .. } => pid,
@@ -144,17 +173,22 @@ fn hand_over_host(pid: i32, to_supervisor: &Channel) -> Result<(), StartFailure>
     paths.insert(0, "/".into());
     for path in paths {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        // A mount that another covers, or that is gone by now, cannot be reached by its path.
-        let Ok(tree) = rustix::mount::open_tree(rustix::fs::CWD, &path, flags) else {
-            continue;
+        let tree = match rustix::mount::open_tree(rustix::fs::CWD, &path, flags) {
+            Ok(tree) => tree,
+            Err(errno) if is_lack(errno.raw_os_error()) => return Err(fail(errno.into())),
+            // A mount that another covers, or that is gone by now, cannot be reached by its path.
+            Err(_) => continue,
         };
         // A copy is in the same peer group as the original: what is unmounted below the one would be gone
         // below the other too, that is, on the host.
         sys::set_mount_attributes(tree.as_fd(), 0, None, false).map_err(fail)?;
         let mapped = sys::set_mount_attributes(tree.as_fd(), 0, Some(namespace.as_fd()), false);
-        if let (Err(error), true) = (mapped, path == Path::new("/")) {
+        // Without its map a filesystem's files belong to nobody inside: for want of one, not for want of memory.
+        if let Err(error) = mapped
+            && (path == Path::new("/") || is_lack(error.raw_os_error().unwrap_or(0)))
+        {
             return Err(StartFailure {
-                detail: "/".into(),
+                detail: path.display().to_string(),
                 ..StartFailure::new(StartStep::HostView, &error)
             });
         }
@@ -171,6 +205,14 @@ fn send_trees(to_supervisor: &Channel, batch: &mut (Vec<PathBuf>, Vec<OwnedFd>))
     let (paths, trees) = std::mem::take(batch);
     let trees: Vec<BorrowedFd<'_>> = trees.iter().map(|tree| tree.as_fd()).collect();
     to_supervisor.send(&Handover::HostTrees(paths), &trees)
+}
+
+/// Whether the machine has too little of something, which says nothing about what was asked of it.
+pub(super) fn is_lack(errno: i32) -> bool {
+    matches!(
+        errno,
+        libc::ENOMEM | libc::EAGAIN | libc::EMFILE | libc::ENFILE | libc::ENOSPC | libc::EDQUOT
+    )
 }
 
 impl StartFailure {

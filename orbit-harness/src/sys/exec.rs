@@ -65,6 +65,7 @@ pub(crate) enum ExecStep {
     WorkingDir,
     Capabilities,
     NoNewPrivileges,
+    SignalMask,
     Seccomp,
     Execute,
 }
@@ -314,7 +315,7 @@ unsafe fn become_program(prepared: &Prepared<'_>) -> ExecFailure {
     // The init blocks the signals it waits for; the program starts with none blocked.
     let none = 0u64;
     step!(
-        Execute,
+        SignalMask,
         libc::syscall(
             libc::SYS_rt_sigprocmask,
             libc::SIG_SETMASK,

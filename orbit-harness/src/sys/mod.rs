@@ -24,7 +24,7 @@ pub(crate) use mount::{set_mount_attributes, set_mount_read_only};
 pub(crate) use packet::{packet_socket, send_by};
 pub(crate) use process::{
     Fork, SingleThreaded, Waited, close_inherited, exit_now, reset_signals, signal_child,
-    signal_process, wait_any,
+    signal_process, wait_any, wait_for,
 };
 
 #[cfg(feature = "tokio")]

@@ -172,6 +172,21 @@ pub(crate) fn wait_any(block: bool) -> io::Result<Option<Waited>> {
     }
 }
 
+/// Reaps the child `pid`, which was killed: waits as long as the kernel takes.
+///
+/// C: `wait4(pid, NULL, __WALL, NULL)`. Source: wait4(2).
+pub(crate) fn wait_for(pid: i32) {
+    // SAFETY: null pointers are allowed for what is not asked for. ECHILD, where it was reaped already, is as good.
+    unsafe {
+        libc::wait4(
+            pid,
+            std::ptr::null_mut(),
+            libc::__WALL,
+            std::ptr::null_mut(),
+        )
+    };
+}
+
 fn duration(time: libc::timeval) -> Duration {
     Duration::new(
         u64::try_from(time.tv_sec).unwrap_or(0),

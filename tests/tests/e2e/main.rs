@@ -1,7 +1,9 @@
 //! The end-to-end tests: one module for each subject, each with its table of cases.
 
 mod ahead;
+mod asked_to_end;
 mod attribute;
+mod cache;
 mod changes;
 mod doctor;
 mod engine;
@@ -26,6 +28,7 @@ mod service;
 mod shell;
 mod snapshots;
 mod squeeze;
+mod steps;
 mod structure;
 mod support;
 mod together;
@@ -54,11 +57,14 @@ fn main() -> ExitCode {
             changes::cases(),
             snapshots::cases(),
             squeeze::cases(),
+            steps::cases(),
             postgres::cases(),
             shell::cases(),
             doctor::cases(),
             hostile::cases(),
             faults::cases(),
+            asked_to_end::cases(),
+            cache::cases(),
             run::cases(),
             runner::cases(),
             verdicts::cases(),
