@@ -193,6 +193,7 @@ keys! {
     cpu_max: &str,
     cpuset: &str,
     disk: &str,
+    egress: &str,
     hide: &str,
     home: &str,
     host_path: &str,

@@ -345,7 +345,7 @@ pub(crate) fn events(results: Vec<TestResult>) -> Vec<Event> {
     }
     timed.sort_by_key(|(at, _)| *at);
     events.extend(timed.into_iter().map(|(_, event)| event));
-    let last = events.len() - 3;
+    let last = events.len().saturating_sub(3);
     events.insert(
         last,
         Event::Ending {

@@ -126,6 +126,7 @@ fn over_sealed_layers_of_the_host() {
         .collect();
     insta::assert_snapshot!(lines.join("\n"), @r"
     mount overlay / lower=2 upper=scratch
+    symlink /bin to=usr/bin
     mount overlay /etc lower=2 sealed over /etc upper=scratch
     mount overlay /opt lower=2 sealed over /opt upper=scratch
     mount overlay /usr lower=2 sealed over /usr upper=scratch

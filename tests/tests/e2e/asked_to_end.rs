@@ -81,7 +81,7 @@ fn a_run_ends_as_its_program(context: &Context) -> Result<()> {
                 2,
             ),
         ] {
-            let audit = LeakAudit::adopting([context.tmp()]);
+            let audit = LeakAudit::adopting([context.tmp()], [context.cache().join("run")]);
             let words = ["run", "--image", &image, "--", "sh", "-c", script];
             let mut child = orbit(context, &words)?.spawn()?;
             let mut line = String::new();
@@ -113,7 +113,10 @@ fn a_pull_ends_at_once(context: &Context) -> Result<()> {
             &["pull", &image][..],
             &["run", "--image", &image, "--", "true"],
         ] {
-            let audit = LeakAudit::adopting([context.tmp(), context.cache().join("v1/tmp")]);
+            let audit = LeakAudit::adopting(
+                [context.tmp(), context.cache().join("v1/tmp")],
+                [context.cache().join("run")],
+            );
             let mut child = orbit(context, words)?.spawn()?;
             let (connection, _) = silent.accept()?;
             let asked = Instant::now();

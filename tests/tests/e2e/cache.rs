@@ -42,7 +42,7 @@ fn a_kill_in_mid_unpack_is_mended(context: &Context) -> Result<()> {
     // Unpacking takes longer on some machines: the moments are others in each run.
     let jitter = u64::from(std::process::id()) % 30;
     for round in 0..4_u64 {
-        let audit = LeakAudit::adopting([context.tmp()]);
+        let audit = LeakAudit::adopting([context.tmp()], [context.cache().join("run")]);
         let after = Duration::from_millis(15 + jitter + round * 35);
         let cache = format!("cache-{round}");
         let mut child = Command::new(orbit_cli::binary()?)

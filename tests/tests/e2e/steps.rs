@@ -112,7 +112,10 @@ fn sound(context: &Context) -> Result<Finished> {
 
 /// An audit that also sees what loses its parents.
 fn audit(context: &Context) -> LeakAudit {
-    LeakAudit::adopting([context.tmp(), context.cache().join("v1/tmp")])
+    LeakAudit::adopting(
+        [context.tmp(), context.cache().join("v1/tmp")],
+        [context.cache().join("run")],
+    )
 }
 
 /// `count` numbers from 1 to `most`, others in each run.

@@ -217,7 +217,7 @@ fn junit_validates(context: &Context, isolation: &str) -> Result<()> {
     interrupted(context, isolation)?;
     let junit = context.work().join("junit.xml");
     validate(&junit)?;
-    seen.extend(self::words(&junit)?);
+    seen.extend(words(&junit)?);
     let expected = [
         "FAIL", "KILLED", "LEAK", "NETWORK", "NOT RUN", "STOPPED", "TIMEOUT",
     ];

@@ -20,7 +20,7 @@ pub(crate) enum ReadyWhen {
         on: Option<LogStream>,
         times: Option<usize>,
     },
-    Http(HttpWhen),
+    Http(Box<HttpWhen>),
     Exec {
         words: Vec<String>,
         code: Option<i32>,
@@ -177,7 +177,7 @@ fn read_within(
                 times: read.number("times", "a number of lines, such as 2")?,
             }
         }
-        "http" => ReadyWhen::Http(http(&read, value)?),
+        "http" => ReadyWhen::Http(Box::new(http(&read, value)?)),
         "exec" => {
             let expected = "expected a program and its arguments, such as exec = [\"pg_isready\"]";
             let items = value.get_ref().as_array().filter(|items| !items.is_empty());

@@ -43,11 +43,11 @@ fn a_service_is_read_as_it_stands() {
             on: None,
             times: None,
         },
-        ReadyWhen::Http(HttpWhen {
+        ReadyWhen::Http(Box::new(HttpWhen {
             path: "/up".to_owned(),
             port: Some(80),
             ..HttpWhen::default()
-        }),
+        })),
         ReadyWhen::Healthcheck,
     ];
     assert_eq!(db.waits.as_deref(), Some(&waits[..]));
@@ -119,7 +119,7 @@ fn waits_have_the_keys_that_the_library_has() {
         body_matches: Some("g+".to_owned()),
         ..HttpWhen::default()
     };
-    assert_eq!(*http, said);
+    assert_eq!(**http, said);
 }
 
 #[test]
