@@ -334,7 +334,7 @@ impl<'a> Engine<'a> {
             ground,
             sender: self.sender.clone(),
             load: Some((room, job)),
-            following: self.queue.len().min(self.slots()),
+            following: self.queue.len().min(self.slots() + 1),
         };
         // Where there is no thread to be had, the errand says so as it is dropped.
         let _ = thread::Builder::new().spawn_scoped(scope, move || errand.run(options));
