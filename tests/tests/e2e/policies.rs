@@ -115,10 +115,11 @@ fn retries(context: &Context, isolation: &str) -> Result<()> {
     // Each run is a first one.
     let _ = fs::remove_dir_all(&counts);
     fs::create_dir_all(&counts)?;
+    let counts_text = counts.to_string_lossy();
     let text = format!(
         "
         fn time(name: &str) -> u32 {{
-            let path = std::path::Path::new({counts:?}).join(name);
+            let path = std::path::Path::new({counts_text:?}).join(name);
             let time = std::fs::read(&path).map_or(0, |it| it.len()) + 1;
             std::fs::write(path, vec![b'x'; time]).unwrap();
             time as u32
@@ -256,9 +257,10 @@ fn reached_out(context: &Context, isolation: &str) -> Result<()> {
 
 /// Two binaries of so many tests.
 fn many(context: &Context, tests: u32) -> Result<()> {
-    let text: String = (0..tests)
-        .map(|number| format!("#[test] fn t{number:02}() {{}}\n"))
+    let tests: Vec<String> = (0..tests)
+        .map(|number| format!("#[test] fn t{number:02}() {{}}"))
         .collect();
+    let text = tests.join("\n");
     package(context, &[("left", &text), ("right", &text)])?;
     Ok(())
 }
@@ -350,9 +352,10 @@ fn touch(file: &Path, text: &str) -> Result<()> {
 fn listed(context: &Context, isolation: &str) -> Result<()> {
     let traces = context.work().join("traces");
     fs::create_dir_all(&traces)?;
+    let traces_text = traces.to_string_lossy();
     let text = format!(
         "
-        fn trace() {{ std::fs::write({traces:?}.to_owned() + \"/been-here\", \"\").unwrap(); }}
+        fn trace() {{ std::fs::write({traces_text:?}.to_owned() + \"/been-here\", \"\").unwrap(); }}
         #[test] fn one() {{ trace(); }}
         #[test] fn two() {{ trace(); }}
         #[test] #[ignore] fn ignored() {{ trace(); }}"
@@ -448,6 +451,7 @@ fn github(context: &Context, isolation: &str) -> Result<()> {
     let times = context.work().join("times");
     let _ = fs::remove_dir_all(&times);
     fs::create_dir_all(&times)?;
+    let times_text = times.to_string_lossy();
     let text = format!(
         "#[test]
 fn fails() {{
@@ -456,7 +460,7 @@ fn fails() {{
 }}
 #[test]
 fn flaky() {{
-    let path = {times:?}.to_owned() + \"/been-here\";
+    let path = {times_text:?}.to_owned() + \"/been-here\";
     if std::fs::metadata(&path).is_err() {{
         std::fs::write(path, \"\").unwrap();
         panic!(\"the first time\");
