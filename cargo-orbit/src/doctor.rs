@@ -3,9 +3,6 @@
 //! Each check makes a real sandbox that needs what is checked, as a test would; what it says where that fails is the
 //! error that the test would see. [`checks`] has them all; here is who asks and who is told.
 
-// The texts are clap's, for terminals.
-#![expect(rustdoc::broken_intra_doc_links)]
-
 mod checks;
 
 use std::{

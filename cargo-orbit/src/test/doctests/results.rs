@@ -1,4 +1,4 @@
-//! What came of doctests: verdicts from what rustdoc [said](super::said), and from what runners have told of their programs.
+//! What came of doctests: verdicts from what rustdoc said, which [`super::said`] reads, and from what runners have told of their programs.
 //!
 //! Pure.
 
