@@ -14,7 +14,7 @@ use crate::{image::HealthCheck, logs::LogStream, outcome::Status, spec::SpecFaul
 ///
 /// Wait::port(5432);
 /// Wait::log("ready to accept connections").on(LogStream::Stderr).times(2);
-/// Wait::http("/health").on_port(8080).status(200).expect_header("content-type", "json").body("\"up\"");
+/// Wait::http("/health").on_port(8080).status(200).header("content-type", "json").body("\"up\"");
 /// Wait::http("/query").method("POST").basic_auth("root", "secret").send_body("SELECT 1").body_matches("^1$");
 /// Wait::all([Wait::exec(["pg_isready"]), Wait::file("/run/app.pid")]);
 /// Wait::any([Wait::healthcheck(), Wait::exit(0)]);
@@ -161,9 +161,9 @@ impl Wait {
     /// A request for this path succeeds: a `GET`, with a status from 200 to 399, on port 80, unless told otherwise. It
     /// is made in version 1.0 of HTTP, without TLS, and follows no redirection.
     ///
-    /// What is sent: [`method`](Self::method), [`header`](Self::header), [`basic_auth`](Self::basic_auth),
+    /// What is sent: [`method`](Self::method), [`send_header`](Self::send_header), [`basic_auth`](Self::basic_auth),
     /// [`bearer_auth`](Self::bearer_auth), [`send_body`](Self::send_body). What is expected of the answer, all of it:
-    /// [`status`](Self::status), [`expect_header`](Self::expect_header), [`body`](Self::body),
+    /// [`status`](Self::status), [`header`](Self::header), [`body`](Self::body),
     /// [`body_matches`](Self::body_matches).
     pub fn http(path: &str) -> Self {
         let mut wait = Self::new(WaitKind::Http(HttpWait {
@@ -297,19 +297,19 @@ impl Wait {
     /// Of [http](Self::http): this header is sent. One that Orbit sends by itself (`Host`, `User-Agent`, `Accept`) is
     /// replaced.
     #[must_use]
-    pub fn header(self, name: &str, value: &str) -> Self {
-        let mut wait = self.http_with("header", |http| {
+    pub fn send_header(self, name: &str, value: &str) -> Self {
+        let mut wait = self.http_with("send_header", |http| {
             http.headers.push((name.to_owned(), value.to_owned()));
         });
         if !is_token(name) || value.contains(['\r', '\n', '\0']) {
             let given = format!("{name}: {value}");
             let why = "expected a header's name, and a value of one line";
-            wait.fault("wait for http: header", &given, why);
+            wait.fault("wait for http: send_header", &given, why);
         } else if ["content-length", "connection", "transfer-encoding"]
             .contains(&name.to_ascii_lowercase().as_str())
         {
             let why = "Orbit sends it, as the request is";
-            wait.fault("wait for http: header", name, why);
+            wait.fault("wait for http: send_header", name, why);
         }
         wait
     }
@@ -355,8 +355,8 @@ impl Wait {
 
     /// Of [http](Self::http): the answer has a header of this name, in whatever case, whose value has this in it.
     #[must_use]
-    pub fn expect_header(self, name: &str, value: &str) -> Self {
-        self.http_with("expect_header", |http| {
+    pub fn header(self, name: &str, value: &str) -> Self {
+        self.http_with("header", |http| {
             let expected = (name.to_lowercase(), value.to_owned());
             http.expected_headers.push(expected);
         })
@@ -612,9 +612,9 @@ mod tests {
             Wait::log("x").status(200),
             Wait::port(1).body_matches("x"),
             Wait::http("/").method("GET /"),
-            Wait::http("/").header("a b", "c"),
-            Wait::http("/").header("a", "b\r\nc: d"),
-            Wait::http("/").header("Content-Length", "3"),
+            Wait::http("/").send_header("a b", "c"),
+            Wait::http("/").send_header("a", "b\r\nc: d"),
+            Wait::http("/").send_header("Content-Length", "3"),
             Wait::http("/").basic_auth("a:b", "c"),
             Wait::http("/").bearer_auth("a b"),
             Wait::http("/").body_matches("("),

@@ -111,12 +111,12 @@ fn service_wait() -> Value {
         "http": {"type": "string", "pattern": "^/"},
         "port": port(),
         "method": text(),
-        "header": headers(),
+        "send_header": headers(),
         "basic_auth": pair,
         "bearer_auth": text(),
         "send_body": text(),
         "status": {"type": "integer", "minimum": 0, "maximum": 65535},
-        "expect_header": headers(),
+        "header": headers(),
         "body": text(),
         "body_matches": text(),
     });
@@ -411,8 +411,8 @@ mod tests {
         );
         good.push(
             "[[service]]\nname = 'a'\nwait = [{ any = [{ exit = 0 }, { all = [{ log = 'a', on = 'stderr', times = 2 }] }] }, \
-             { http = '/a', port = 1, method = 'POST', header = { A = 'b' }, basic_auth = ['a', 'b'], send_body = 'a', \
-             status = 201, expect_header = { A = 'b' }, body = 'a', body_matches = 'a' }]"
+             { http = '/a', port = 1, method = 'POST', send_header = { A = 'b' }, basic_auth = ['a', 'b'], send_body = 'a', \
+             status = 201, header = { A = 'b' }, body = 'a', body_matches = 'a' }]"
                 .into(),
         );
         for text in good {

@@ -112,8 +112,8 @@ pub(crate) const OTHERS: &[Other] = &[
         example: "[{ log = \"ready\" }, { http = \"/health\", port = 8080 }]",
         #[cfg(test)]
         help: "When it is ready, all of it; each is one of `port`, `log` (a regular expression; `on`, `times`), `http` (a \
-               path; `port`, `method`, `header`, `basic_auth`, `bearer_auth`, `send_body`, and of the answer `status`, \
-               `expect_header`, `body`, `body_matches`), `exec` (a program; `code`), `file`, `exit` (the code that it \
+               path; `port`, `method`, `send_header`, `basic_auth`, `bearer_auth`, `send_body`, and of the answer `status`, \
+               `header`, `body`, `body_matches`), `exec` (a program; `code`), `file`, `exit` (the code that it \
                ends with), `healthcheck = true`, `all` and `any` (lists of such).",
     },
 ];

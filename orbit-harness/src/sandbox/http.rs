@@ -276,8 +276,8 @@ mod tests {
         );
         let wait = Wait::http("/query")
             .method("POST")
-            .header("host", "shop.example")
-            .header("X-Trace", "1")
+            .send_header("host", "shop.example")
+            .send_header("X-Trace", "1")
             .basic_auth("Aladdin", "open sesame")
             .send_body("SELECT 1");
         assert_eq!(

@@ -88,7 +88,7 @@ fn an_answer_over_http(_: &Context) -> Result<()> {
             Wait::http("/health")
                 .on_port(8080)
                 .status(200)
-                .expect_header("Content-Length", "3")
+                .header("Content-Length", "3")
                 .body("up"),
         )
         .start()?;
@@ -124,8 +124,8 @@ fn what_is_sent_over_http(_: &Context) -> Result<()> {
     let ask = |path: &str| Wait::http(path).on_port(8080);
     let told = ask("/cgi-bin/tell")
         .method("POST")
-        .header("X-Trace", "seven")
-        .header("Host", "shop.example")
+        .send_header("X-Trace", "seven")
+        .send_header("Host", "shop.example")
         .send_body("a body")
         .status(200)
         .body_matches("^POST seven shop.example a body\n$");

@@ -133,10 +133,10 @@ fn nginx_serves_pages(_: &Context) -> Result<()> {
             Wait::http("/")
                 .on_port(8080)
                 .method("POST")
-                .header("Authorization", "Bearer t")
+                .send_header("Authorization", "Bearer t")
                 .send_body("a body")
                 .status(418)
-                .expect_header("Server", "nginx")
+                .header("Server", "nginx")
                 .body_matches("^a t.apot$"),
         )
         .start()?;

@@ -57,12 +57,12 @@ const KINDS: &[(&str, &[&str])] = &[
         &[
             "port",
             "method",
-            "header",
+            "send_header",
             "basic_auth",
             "bearer_auth",
             "send_body",
             "status",
-            "expect_header",
+            "header",
             "body",
             "body_matches",
         ],
@@ -124,7 +124,7 @@ impl HttpWhen {
             wait = wait.method(method);
         }
         for (name, value) in &self.headers {
-            wait = wait.header(name, value);
+            wait = wait.send_header(name, value);
         }
         if let Some((user, password)) = &self.basic_auth {
             wait = wait.basic_auth(user, password);
@@ -139,7 +139,7 @@ impl HttpWhen {
             wait = wait.status(status);
         }
         for (name, value) in &self.expected_headers {
-            wait = wait.expect_header(name, value);
+            wait = wait.header(name, value);
         }
         if let Some(text) = &self.body {
             wait = wait.body(text);
@@ -320,12 +320,12 @@ fn http(table: &Table<'_>, path: &Spanned<DeValue<'_>>) -> Result<HttpWhen, BadV
         path: path_text,
         port: table.get("port").map(port).transpose()?,
         method: table.text("method", "a method, such as \"POST\"")?,
-        headers: table.pairs("header")?,
+        headers: table.pairs("send_header")?,
         basic_auth: basic_auth.transpose()?,
         bearer_auth: table.text("bearer_auth", "a token")?,
         send_body: table.text("send_body", "a text")?,
         status: table.number("status", "a status, such as 200")?,
-        expected_headers: table.pairs("expect_header")?,
+        expected_headers: table.pairs("header")?,
         body: table.text("body", "a text")?,
         body_matches: table.text("body_matches", "a regular expression")?,
     })

@@ -81,8 +81,8 @@ fn waits_have_the_keys_that_the_library_has() {
          { log = 'x', on = 'stderr', times = 2 },\
          { exec = ['a'], code = 3 },\
          { any = [{ exit = 0 }, { all = [{ port = 1 }, { file = '/a' }] }] },\
-         { http = '/q', method = 'POST', header = { X-A = 'b' }, basic_auth = ['u', 'p'], send_body = 'c', \
-         status = 201, expect_header = { X-D = 'e' }, body = 'f', body_matches = 'g+' }]\n\
+         { http = '/q', method = 'POST', send_header = { X-A = 'b' }, basic_auth = ['u', 'p'], send_body = 'c', \
+         status = 201, header = { X-D = 'e' }, body = 'f', body_matches = 'g+' }]\n\
          [[service]]\nname = 'b'\nwait = [{ http = '/', bearer_auth = 't' }]\n",
     );
     assert_eq!(file.faults, []);
@@ -132,7 +132,7 @@ fn what_is_wrong_with_a_wait_is_told_at_its_place() {
         "{ exec = ['a'], code = 'b' }",
         "{ http = '/', method = 'GET /' }",
         "{ http = '/', header = ['a'] }",
-        "{ http = '/', header = { a = \"b\\nc\" } }",
+        "{ http = '/', send_header = { a = \"b\\nc\" } }",
         "{ http = '/', basic_auth = ['u'] }",
         "{ http = '/', status = 70000 }",
         "{ http = '/', body_matches = '(' }",
