@@ -3,6 +3,7 @@
 use std::{
     io::ErrorKind,
     net::TcpStream,
+    os::unix::fs::MetadataExt as _,
     path::Path,
     time::{Duration, Instant},
 };
@@ -187,17 +188,26 @@ fn bridge() -> Found {
 }
 
 fn egress() -> Found {
-    let found = of(program().egress(Egress::all()).run());
-    match found {
-        Found::Missing { detail, .. } if !Path::new("/dev/net/tun").exists() => Found::Missing {
+    match of(program().egress(Egress::all()).run()) {
+        Found::Missing { detail, .. } => Found::Missing {
             detail,
-            fix: Some(
-                "there is no /dev/net/tun: sudo modprobe tun; in a container, start it with --device /dev/net/tun"
-                    .to_owned(),
-            ),
+            fix: what_lets_tun_be_opened(Path::new("/dev/net/tun")),
         },
         other => other,
     }
+}
+
+/// What lets everybody open the device by which pasta leads out; nothing where they can.
+fn what_lets_tun_be_opened(tun: &Path) -> Option<String> {
+    const FOR_ALL: u32 = 0o006;
+    let fix = match tun.metadata() {
+        Err(_) => "sudo modprobe tun; in a container, start it with --device /dev/net/tun",
+        Ok(it) if it.mode() & FOR_ALL != FOR_ALL => {
+            "sudo chmod 666 /dev/net/tun, as udev would: the root of a sandbox is not the host's"
+        }
+        Ok(_) => return None,
+    };
+    Some(fix.to_owned())
 }
 
 fn denied() -> Found {
@@ -232,5 +242,26 @@ fn cache() -> Found {
                 "make it this user's, or set ORBIT_CACHE_DIR to another directory".to_owned(),
             ),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_device_that_only_root_may_open_is_told_with_the_command() {
+        let device = tempfile::NamedTempFile::new().unwrap();
+        let fix = |mode| {
+            let permissions = std::fs::Permissions::from_mode(mode);
+            std::fs::set_permissions(device.path(), permissions).unwrap();
+            what_lets_tun_be_opened(device.path())
+        };
+        assert!(fix(0o600).is_some_and(|fix| fix.contains("chmod 666")));
+        assert_eq!(fix(0o666), None);
+        let nowhere = what_lets_tun_be_opened(Path::new("/nowhere/tun"));
+        assert!(nowhere.is_some_and(|fix| fix.contains("modprobe tun")));
     }
 }

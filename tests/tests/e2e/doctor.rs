@@ -1,6 +1,8 @@
 //! `cargo orbit doctor`: it finds what this machine and this user have, and what is missing comes with the way to it.
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap, fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use orbit_tests::{Case, Context, Finished, Program, Who};
@@ -50,11 +52,15 @@ fn finds_what_works(context: &Context) -> Result<()> {
     ] {
         ensure!(checks[name]["state"] == "works", "{name}: {finished}");
     }
-    if Path::new("/dev/net/tun").exists() {
-        ensure!(checks["egress"]["state"] == "works", "{finished}");
-    } else {
-        let fix = checks["egress"]["fix"].as_str().unwrap_or_default();
-        has(fix, &["modprobe tun"])?;
+    // Where this machine keeps the device to itself, that is said.
+    let fix = match fs::metadata("/dev/net/tun") {
+        Ok(it) if it.permissions().mode() & 0o006 == 0o006 => None,
+        Ok(_) => Some("chmod 666 /dev/net/tun"),
+        Err(_) => Some("modprobe tun"),
+    };
+    match fix {
+        None => ensure!(checks["egress"]["state"] == "works", "{finished}"),
+        Some(fix) => has(checks["egress"]["fix"].as_str().unwrap_or_default(), &[fix])?,
     }
     // This machine has control groups of version 1; the virtual machine of the limits has the others.
     if !Path::new(UNIFIED).exists() {
