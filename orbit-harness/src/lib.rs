@@ -38,13 +38,13 @@ mod outcome;
 
 mod bounded;
 
-mod logs;
-
-mod wait;
-
 mod security;
 
 mod sys;
+
+mod logs;
+
+mod wait;
 
 mod netlink;
 

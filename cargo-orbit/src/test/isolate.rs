@@ -163,7 +163,7 @@ pub(crate) fn sandbox(view: &View, program: Program) -> SandboxBuilder {
         .nested(true)
         .env_clear()
         .envs(program.variables_of_rustdoc())
-        .envs(for_one_test(&program.command).into_iter().flatten())
+        .envs(for_one_test(&program.command))
         .envs(program.variables)
         .envs(view.variables.iter().cloned())
         .stdin(Stdin::Inherit)
@@ -197,20 +197,14 @@ pub(crate) fn sandbox(view: &View, program: Program) -> SandboxBuilder {
 
 /// What tells a test that this sandbox is its own, so that it needs no other: where the program is asked to run
 /// just one, as nextest asks.
-///
-/// And what keeps libtest from finding out how many threads it may have, which can take longer than the test: it reads the
-/// mount table and the control groups. More than one, as a test has its thread then, with its name.
-///
-/// Source: rust-lang/rust, library/test/src/helpers/concurrency.rs; library/std/src/sys/thread/unix.rs, `cgroups`.
-fn for_one_test(command: &[OsString]) -> Option<[(&'static str, &'static str); 2]> {
-    const THREADS: (&str, &str) = ("RUST_TEST_THREADS", "2");
+fn for_one_test(command: &[OsString]) -> Option<(&'static str, &'static str)> {
     // The program comes first, and what it is started through before it; only arguments can be `--exact`.
     let exact = command.iter().position(|word| word == "--exact")?;
     let is_name = |word: &&OsString| !word.as_encoded_bytes().starts_with(b"-");
     // nextest: `PROGRAM --exact NAME --nocapture`; a person: `PROGRAM NAME --exact`.
     let after = command[exact + 1..].iter().filter(is_name).count();
     let before = command[1..exact].iter().filter(is_name).count();
-    (before + after == 1).then_some([(SANDBOX_OF, SANDBOX_OF_TEST), THREADS])
+    (before + after == 1).then_some((SANDBOX_OF, SANDBOX_OF_TEST))
 }
 
 /// A binary's name without the hash that cargo adds to it.

@@ -220,7 +220,11 @@ fn alone(ground: &Ground, options: &Options, task: &Task, following: usize) -> A
     };
     let mut arguments: Vec<OsString> = Vec::new();
     if task.is_listed {
-        arguments.extend(["--exact", &task.id.name, "--nocapture"].map(OsString::from));
+        // Told how many threads it may have, libtest need not find out: it would read the mount table and the control
+        // groups, which takes longer than many a test. With more than one a test has its own, with its name. Source:
+        // rust-lang/rust, library/test/src/helpers/concurrency.rs; library/std/src/sys/thread/unix.rs, `cgroups`.
+        let words = ["--exact", &task.id.name, "--nocapture", "--test-threads=2"];
+        arguments.extend(words.map(OsString::from));
         if task.is_ignored {
             arguments.push("--include-ignored".into());
         }
