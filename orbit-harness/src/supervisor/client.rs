@@ -273,6 +273,10 @@ impl StartFailure {
     /// What to do about it: the environments that refuse, and the setting that changes each.
     fn advice(&self) -> String {
         match (self.step, self.errno) {
+            // How the kernel says that there are as many namespaces as there may be.
+            (StartStep::Namespaces, libc::ENOSPC | libc::EUSERS) => {
+                crate::host::why_no_user_namespace(self.errno)
+            }
             (_, errno) if start::is_lack(errno) => {
                 "A limit of this machine is reached: see `ulimit -a`, the limits of this cgroup, and `sysctl user \
                  fs.mount-max`."
