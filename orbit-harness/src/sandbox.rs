@@ -4,7 +4,9 @@
 mod asynchronous;
 mod core;
 mod disk;
+mod ending;
 mod exec;
+mod failing;
 mod files;
 mod http;
 mod inspect;
@@ -13,11 +15,11 @@ mod pause;
 mod reader;
 mod ready;
 mod restart;
+mod starting;
 
 use std::{
     ffi::OsStr,
-    fmt, fs,
-    io::{self, Read as _},
+    fmt, fs, io,
     net::{Ipv4Addr, SocketAddr, TcpStream},
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     path::Path,
@@ -25,15 +27,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::event::{PollFd, PollFlags, Timespec};
 use serde::de::DeserializeOwned;
 
 #[cfg(feature = "tokio")]
 pub(crate) use self::asynchronous::blocking;
+pub use self::failing::end_by_itself;
 #[cfg(feature = "images")]
 pub(crate) use self::launch::surroundings;
 pub use self::launch::{start_to_wait, start_with};
-use self::{core::Core, reader::Reader};
+use self::{core::Core, failing::shows_all_logs, reader::Reader};
 pub use self::{
     exec::{Exec, ExecBuilder},
     inspect::{Inspect, State},
@@ -52,12 +54,11 @@ use crate::{
     logs::{Log, Logs},
     names::Claim,
     net::denied::Denied,
-    netfilter::Netfilter,
     network::{Membership, Network},
-    outcome::{Note, Outcome, OutputStream, Status, Usage},
+    outcome::{Outcome, Usage},
     publish::{Port, Ports},
     spec::{Init, Spec, SpecFault},
-    supervisor::{Cause, Channel, Control, Event, Exit, Failure, Gone, Request, Supervisor},
+    supervisor::{Channel, Control, Exit, Failure, Gone, Request, Supervisor},
     sys,
     units::Bytes,
     wait::Wait,
@@ -407,142 +408,6 @@ impl Sandbox {
         let _ = rustix::io::ioctl_fionbio(&terminal, false);
         Some(terminal)
     }
-
-    /// Reads events and output until the program has ended or the deadline has passed. Whether it has ended.
-    ///
-    /// Nobody sees the output before that, and a pipe holds a good part of it: so this thread does not wake for each
-    /// line, and looks at what is written once in a [`REST`], or when there is much of it.
-    fn collect(&mut self, deadline: Option<Instant>) -> Result<bool, Error> {
-        let captures = self.stdout.is_some() || self.stderr.is_some();
-        let mut rests = captures;
-        while self.exit.is_none() && self.gone.is_none() {
-            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-            let rest = rests.then_some(REST);
-            let timeout = left.into_iter().chain(rest).min();
-            let timeout = timeout.and_then(|left| Timespec::try_from(left).ok());
-            let readers = [&self.stdout, &self.stderr].map(|capture| {
-                let capture = capture.as_ref().filter(|_| !rests);
-                capture.and_then(Capture::reader)
-            });
-            let mut polled = vec![PollFd::new(&self.core.events, PollFlags::IN)];
-            let main = self.main.as_ref().filter(|_| self.main_end.is_none());
-            polled.extend(main.map(|main| PollFd::new(main.end(), PollFlags::IN)));
-            polled.extend(
-                readers
-                    .into_iter()
-                    .flatten()
-                    .map(|reader| PollFd::new(reader, PollFlags::IN)),
-            );
-            match rustix::event::poll(&mut polled, timeout.as_ref()) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(Error::io("cannot wait for the sandbox", error)),
-            }
-            let has_event = !polled[0].revents().is_empty();
-            let before = self.captured();
-            self.drain();
-            // After a rest with nothing to read, and after one that was too long for so much, wait for what comes.
-            let taken = self.captured() - before;
-            rests = captures && !rests && taken < MUCH_BYTES;
-            self.take_end_of_main(false)?;
-            if has_event && !self.take_event()? {
-                return Err(Kind::Vanished.into());
-            }
-            if !has_event && left == Some(Duration::ZERO) {
-                return Ok(false);
-            }
-        }
-        // All that could write is dead: what they wrote is there.
-        while !self.drain() {}
-        if let Some(reader) = &mut self.reader {
-            reader.finish();
-        }
-        Ok(true)
-    }
-
-    /// How much was read of what is captured.
-    fn captured(&self) -> u64 {
-        let captures = [&self.stdout, &self.stderr].into_iter().flatten();
-        captures.map(Capture::total).sum()
-    }
-
-    /// Takes what was written, or a good part of it. Whether that was all.
-    fn drain(&mut self) -> bool {
-        let mut all = true;
-        for capture in [&mut self.stdout, &mut self.stderr].into_iter().flatten() {
-            all &= capture.drain();
-        }
-        all
-    }
-
-    /// Whether there was an event: not where the supervisor is gone.
-    fn take_event(&mut self) -> Result<bool, Error> {
-        match self.hear()? {
-            None => return Ok(false),
-            Some((Event::Exited(mut exit), _)) => {
-                if let Some(end) = self.main_end.take() {
-                    (exit.status, exit.usage, exit.wall_time) =
-                        (end.status, end.usage, end.wall_time);
-                }
-                self.exit = Some(exit);
-            }
-            Some((Event::Gone(gone), _)) => self.gone = Some(gone),
-            Some((Event::Failed(failure), _)) => self.failure = Some(failure),
-            // Said once, before all else.
-            Some((Event::Started { .. }, _)) => {}
-        }
-        Ok(true)
-    }
-
-    fn conclude(&mut self) -> Result<Outcome, Error> {
-        let take =
-            |capture: &mut Option<Capture>| capture.as_mut().map(Capture::take).unwrap_or_default();
-        let [(stdout, stdout_cut), (stderr, stderr_cut)] = match &self.reader {
-            Some(reader) => reader.log().parts(),
-            None => [take(&mut self.stdout), take(&mut self.stderr)],
-        };
-        self.pidfd = None;
-        self.ports.close();
-        if let Some(failure) = self.failure.take() {
-            return Err(self.failed(failure));
-        }
-        let (status, usage, wall_time, leaked, full_disk) = match (&self.exit, &self.gone) {
-            (Some(exit), _) => (
-                exit.status,
-                exit.usage,
-                exit.wall_time,
-                exit.leaked.clone(),
-                exit.full_disk,
-            ),
-            (None, Some(gone)) => (gone.status, gone.usage, gone.wall_time, Vec::new(), None),
-            (None, None) => return Err(Kind::Vanished.into()),
-        };
-        let mut end = self.limited.conclude(status, usage, full_disk);
-        for (stream, cut) in [
-            (OutputStream::Stdout, stdout_cut),
-            (OutputStream::Stderr, stderr_cut),
-        ] {
-            end.notes
-                .extend(cut.map(|left_out| Note::OutputCut { stream, left_out }));
-        }
-        let changes = if self.origin.spec.record_changes {
-            Some(self.changes()?)
-        } else {
-            None
-        };
-        let denied = self.record.conclude(&mut end.warnings);
-        Ok(Outcome {
-            status: end.status,
-            stdout,
-            stderr,
-            wall_time,
-            usage: end.usage,
-            leaked,
-            notes: end.notes,
-            warnings: end.warnings,
-            changes,
-            denied,
-        })
-    }
 }
 
 /// Ends a sandbox from another thread: see [`Sandbox::killer`]. It does not keep the sandbox alive.
@@ -666,93 +531,6 @@ impl Drop for Sandbox {
     }
 }
 
-impl Sandbox {
-    /// What people call it.
-    fn title(&self) -> String {
-        match &self.name {
-            Some(name) => format!("`{name}` ({})", self.id),
-            None => format!("{} ({})", self.id, self.origin.spec.image),
-        }
-    }
-
-    /// Whether its program has ended by itself, badly, and nobody waited for it. A test that fails by an error looks,
-    /// to who is dropped in it, like one that passes; a service that is gone tells them apart.
-    fn fails_unseen(&mut self) -> bool {
-        if self.outcome.is_some() || !self.collect(Some(Instant::now())).unwrap_or(false) {
-            return false;
-        }
-        self.exit.is_some() && self.wait().is_ok_and(|outcome| !outcome.success())
-    }
-
-    /// How its program ended, where somebody waited for it.
-    fn told_end(&self) -> String {
-        let Some(outcome) = &self.outcome else {
-            return String::new();
-        };
-        let notes = outcome.notes.iter().map(|note| format!("; {note}"));
-        format!(
-            ", whose program {}{}",
-            outcome.status,
-            notes.collect::<String>()
-        )
-    }
-
-    /// Whether its end was seen, by whoever started it or waited for it.
-    pub(crate) fn is_known_to_be_over(&self) -> bool {
-        self.exit.is_some() || self.gone.is_some()
-    }
-
-    /// Where its program has ended: how, and the last that it wrote.
-    pub(crate) fn end_by_itself(&mut self) -> Option<String> {
-        // A supervisor that is gone has said what there is to say to whoever failed.
-        let has_ended = self.collect(Some(Instant::now())).unwrap_or(false);
-        let status = self.exit.as_ref().filter(|_| has_ended)?.status;
-        let tail = self
-            .reader
-            .as_ref()
-            .map(|reader| reader.log().tail(SHOWN_LINES));
-        Some(match tail.filter(|tail| !tail.is_empty()) {
-            Some(tail) => format!(
-                "its program {status}. The last it wrote:\n{}",
-                tail.trim_end()
-            ),
-            None => format!("its program {status}. It wrote nothing that was captured"),
-        })
-    }
-
-    /// Writes the end of the log to standard error: through the macro that a test's runner captures.
-    pub(crate) fn show_log(&self) {
-        if let Some(reader) = &self.reader {
-            let tail = reader.log().tail(SHOWN_LINES);
-            let title = format!("{}{}", self.title(), self.told_end());
-            if tail.is_empty() {
-                eprintln!("--- the sandbox {title}: it wrote nothing that was captured");
-            } else {
-                eprintln!("--- the end of the log of the sandbox {title}:\n{tail}---");
-            }
-        }
-    }
-}
-
-/// How the program of `sandbox` ended, and the last that it wrote, where it has ended.
-pub fn end_by_itself(sandbox: &mut Sandbox) -> Option<String> {
-    sandbox.end_by_itself()
-}
-
-/// How long what is written is left where it is, by who only waits for the end.
-const REST: Duration = Duration::from_millis(4);
-
-/// So much at once that the program may have been waiting for it to be read: half of what a pipe holds.
-const MUCH_BYTES: u64 = 32 << 10;
-
-/// Whether each log is to be shown, for tests that fail by an error: `ORBIT_LOGS=always`.
-fn shows_all_logs() -> bool {
-    std::env::var_os("ORBIT_LOGS").is_some_and(|value| value == "always")
-}
-
-/// How much of a log is shown where something failed.
-const SHOWN_LINES: usize = 40;
-
 /// The number, as this process sees it, of the process that `pidfd` stands for.
 fn pid_of(pidfd: &OwnedFd) -> Option<u32> {
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
@@ -780,102 +558,6 @@ impl fmt::Debug for Sandbox {
             .field("id", &self.id)
             .field("pid", &self.pid())
             .finish_non_exhaustive()
-    }
-}
-
-impl Sandbox {
-    fn await_start(&mut self) -> Result<(), Error> {
-        let event = self.hear()?;
-        match event {
-            Some((
-                Event::Started {
-                    has_pidfd,
-                    has_terminal,
-                    executes_later,
-                    has_network,
-                    has_scratch,
-                    has_record,
-                    unrecorded,
-                },
-                mut fds,
-            )) => {
-                self.network = if has_network { fds.pop() } else { None };
-                let record = if has_record { fds.pop() } else { None };
-                self.record = Record::new(record.map(Netfilter::from_fd), unrecorded);
-                self.scratch = if has_scratch { fds.pop() } else { None };
-                let mut fds = fds.into_iter();
-                self.pidfd = if has_pidfd { fds.next() } else { None };
-                if let Some(terminal) = has_terminal.then(|| fds.next()).flatten() {
-                    let cannot = |error| Error::io("cannot read the program's terminal", error);
-                    let reader = terminal.try_clone().map_err(cannot)?;
-                    self.stdout = Some(Capture::new(reader, self.capture_limit).map_err(cannot)?);
-                    self.terminal = Some(terminal);
-                }
-                match executes_later.then(|| fds.next()).flatten() {
-                    Some(executing) => self.await_execution(executing),
-                    None => Ok(()),
-                }
-            }
-            Some((Event::Failed(failure), _)) => Err(self.failed(failure)),
-            Some((Event::Gone(gone), _)) => {
-                let ended =
-                    matches!(gone.status, Status::TimedOut(_)) || self.limited.is_out_of_memory();
-                self.gone = Some(gone);
-                // Killed before the program ran: by its timeout or its memory limit, which `wait` reports, or by
-                // somebody else.
-                if ended {
-                    Ok(())
-                } else {
-                    Err(Kind::Vanished.into())
-                }
-            }
-            Some((Event::Exited(_), _)) | None => Err(Kind::Vanished.into()),
-        }
-    }
-
-    /// Waits until a program that is process 1 has executed, or has said why it could not.
-    fn await_execution(&mut self, executing: OwnedFd) -> Result<(), Error> {
-        // It ends when the program executes, or with a process that said what failed just before.
-        let _ = fs::File::from(executing).read(&mut [0]);
-        let now = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        let mut polled = [PollFd::new(&self.core.events, PollFlags::IN)];
-        if rustix::event::poll(&mut polled, Some(&now)).is_ok_and(|ready| ready > 0) {
-            self.take_event()?;
-        }
-        match self.failure.take() {
-            Some(failure) => Err(self.failed(failure)),
-            None => Ok(()),
-        }
-    }
-
-    fn hear(&self) -> Result<Option<(Event, Vec<OwnedFd>)>, Error> {
-        self.core
-            .events
-            .recv::<Event>()
-            .map_err(|error| Error::io("cannot hear from the sandbox", error))
-    }
-
-    fn failed(&self, failure: Failure) -> Error {
-        let plan = &self.core.plan;
-        if let Cause::Exec(exec) = failure.cause {
-            return Kind::Exec {
-                program: plan.program.argv[0].to_string_lossy().into_owned(),
-                working_dir: plan.program.working_dir.display().to_string(),
-                failure: exec,
-                few_ids: self.core.few_ids.clone(),
-            }
-            .into();
-        }
-        let step = plan.lines().get(failure.line).cloned().unwrap_or_default();
-        Kind::Step {
-            number: failure.line + 1,
-            step,
-            failure,
-        }
-        .into()
     }
 }
 

@@ -151,16 +151,7 @@ impl Sandbox {
                 break;
             }
             // A terminal's output is read by who waits: there is no thread that does.
-            let mut fds = vec![
-                self.core
-                    .events
-                    .as_fd()
-                    .try_clone_to_owned()
-                    .map_err(cannot)?,
-            ];
-            if let Some(main) = self.main.as_ref().filter(|_| self.main_end.is_none()) {
-                fds.push(main.end().as_fd().try_clone_to_owned().map_err(cannot)?);
-            }
+            let mut fds = self.ends()?;
             for capture in [&self.stdout, &self.stderr].into_iter().flatten() {
                 if let Some(reader) = capture.reader() {
                     fds.push(reader.try_clone().map_err(cannot)?.into());
@@ -264,20 +255,20 @@ impl Sandbox {
         self.get_ready_async(&waits, self.startup_timeout).await
     }
 
+    /// What becomes readable when something happens to the sandbox, or its program ends.
+    fn ends(&self) -> Result<Vec<OwnedFd>, Error> {
+        let main = self.main.as_ref().filter(|_| self.main_end.is_none());
+        let ends = [self.core.events.as_fd()]
+            .into_iter()
+            .chain(main.map(|main| main.end().as_fd()));
+        ends.map(|fd| fd.try_clone_to_owned().map_err(cannot))
+            .collect()
+    }
+
     /// As `collect_to_stay`.
     async fn stay(&mut self, deadline: Option<Instant>) -> Result<bool, Error> {
         while self.exit.is_none() && self.gone.is_none() {
-            let mut fds = vec![
-                self.core
-                    .events
-                    .as_fd()
-                    .try_clone_to_owned()
-                    .map_err(cannot)?,
-            ];
-            if let Some(main) = self.main.as_ref().filter(|_| self.main_end.is_none()) {
-                fds.push(main.end().as_fd().try_clone_to_owned().map_err(cannot)?);
-            }
-            let is_in_time = readable(fds, deadline).await?;
+            let is_in_time = readable(self.ends()?, deadline).await?;
             self.drain();
             self.take_end_of_main(true)?;
             let has_event = super::ready::has_event(self)?;

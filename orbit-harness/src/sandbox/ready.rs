@@ -15,7 +15,7 @@ use rustix::{
     fs::{MemfdFlags, Mode, OFlags, ResolveFlags, inotify},
 };
 
-use super::{Exec, ExecBuilder, SHOWN_LINES, Sandbox, http::HttpTry};
+use super::{Exec, ExecBuilder, Sandbox, failing::SHOWN_LINES, http::HttpTry};
 use crate::{
     builder::Output,
     error::{Error, Kind},

@@ -162,6 +162,22 @@ mod tests {
     }
 
     #[test]
+    fn few_are_made_at_a_time() {
+        let mut pool = Pool::default();
+        pool.note(&kind("web", 8));
+        let mut inits = Vec::new();
+        for id in 0..MAX_MAKING as u64 {
+            let (post, init) = Channel::pair().expect("a pair of sockets");
+            pool.add(id, pool.next().expect("one is wanted"), post);
+            inits.push(init);
+        }
+        assert!(pool.next().is_none());
+        inits[0].send(&(), &[]).expect("somebody listens");
+        pool.hear(0);
+        assert!(pool.next().is_some());
+    }
+
+    #[test]
     fn one_that_is_not_ready_is_given_to_nobody() {
         let mut pool = Pool::default();
         let plan = kind("web", 1);

@@ -424,6 +424,11 @@ fn a_thousand_members(context: &Context) -> Result<()> {
         started.elapsed()
     );
     audit.check()?;
+    same_descriptors(&before)
+}
+
+/// The supervisor and the broker have no more files open than before.
+pub(crate) fn same_descriptors(before: &[(i32, usize)]) -> Result<()> {
     let after = descriptors_of_descendants();
     ensure!(
         before == after,

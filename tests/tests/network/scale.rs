@@ -12,7 +12,7 @@ use orbit::{Network, NetworkMode, Sandbox, SandboxBuilder};
 use orbit_tests::{Case, Context, Who};
 
 use crate::{
-    named::descriptors_of_descendants,
+    named::{descriptors_of_descendants, same_descriptors},
     service::{BLOCK, block},
     support::{await_port, exchange, raise_descriptor_limit, rate, service},
 };
@@ -250,10 +250,5 @@ fn a_thousand_rounds(context: &Context) -> Result<()> {
     );
     audit.check()?;
     // Networks are namespaces that the broker holds.
-    let after = descriptors_of_descendants();
-    ensure!(
-        before == after,
-        "descriptors of the supervisor and the broker: {before:?}, then {after:?}"
-    );
-    Ok(())
+    same_descriptors(&before)
 }
