@@ -36,13 +36,10 @@ pub fn binary() -> Result<PathBuf> {
         return Ok(path.clone());
     }
     Program::from_command(cargo())
-        .args([
-            "build",
-            "--quiet",
-            "--package",
-            "cargo-orbit",
-            "--target-dir",
-        ])
+        // It is built for this test, with the features that all of the workspace has together: else every dependency would
+        // be built once more.
+        .args(["test", "--workspace", "--no-run", "--quiet"])
+        .args(["--test", "like_cargo_test", "--target-dir"])
         .arg(target_dir())
         .current_dir(workspace())
         .deadline(std::time::Duration::from_secs(1200))

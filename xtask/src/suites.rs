@@ -18,47 +18,65 @@ use crate::{
     vm,
 };
 
+/// The suites with a main function of their own, each run as root and as the ordinary users.
+const SUITES: [(&str, &str); 5] = [
+    ("end to end", "e2e"),
+    ("networks", "network"),
+    ("services", "services"),
+    ("reports", "report"),
+    ("limits on this machine", "limits"),
+];
+
+/// The same tests of limits, of the attribute: for the virtual machine alone.
+const FOR_VM: &str = "attribute_limits";
+
+/// `cargo test` with the features that all of the workspace has together, as everything here is built: with another
+/// selection of packages, all dependencies would be built once more.
+pub(crate) fn cargo_test() -> Command {
+    let mut command = run::cargo();
+    command.args(["test", "--workspace", "--no-fail-fast"]);
+    command
+}
+
 /// Runs them all, whatever the first says.
 pub(crate) fn all(tally: &mut Tally) -> Result<()> {
-    let keep_going = ["--no-fail-fast"];
-    let workspace = ["test", "--workspace", "--exclude", "orbit-tests"];
+    let mut units = cargo_test();
+    units.args(["--lib", "--bins", "--examples"]);
+    for test in other_tests()? {
+        units.args(["--test", &test]);
+    }
     one(
         tally,
         "unit tests and doctests",
-        &mut [run::cargo().args(workspace).args(keep_going)],
+        &mut [&mut units, cargo_test().arg("--doc")],
     )?;
     // All that it needs is compiled by now; it is slow, and leaves this machine's mounts, links and processes alone.
     let beside = Beside::start()?;
     unit_tests_as_user(tally)?;
-    let support = [
-        "test",
-        "--package",
-        "orbit-tests",
-        "--lib",
-        "--test",
-        "audit_can_fail",
-    ];
-    one(
-        tally,
-        "test support",
-        &mut [run::cargo().args(support).args(keep_going)],
-    )?;
-    // Root runs each case as root and as the ordinary users.
-    for (name, test) in [
-        ("end to end", "e2e"),
-        ("networks", "network"),
-        ("services", "services"),
-        ("reports", "report"),
-        ("limits on this machine", "limits"),
-    ] {
-        let arguments = ["test", "--package", "orbit-tests", "--test", test];
-        one(
-            tally,
-            name,
-            &mut [run::cargo().args(arguments).args(keep_going)],
-        )?;
+    for (name, test) in SUITES {
+        one(tally, name, &mut [cargo_test().args(["--test", test])])?;
     }
     beside.end(tally)
+}
+
+/// The names of the integration tests that are no suites.
+fn other_tests() -> Result<BTreeSet<String>> {
+    let metadata = run::output(run::cargo().args(["metadata", "--no-deps", "--format-version=1"]))?;
+    let metadata: Value = serde_json::from_slice(&metadata).context("what cargo knows")?;
+    Ok(tests_of(&metadata)
+        .filter(|name| *name != FOR_VM && SUITES.iter().all(|(_, suite)| suite != name))
+        .map(str::to_owned)
+        .collect())
+}
+
+fn tests_of(metadata: &Value) -> impl Iterator<Item = &str> {
+    metadata["packages"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .flat_map(|package| package["targets"].as_array().into_iter().flatten())
+        .filter(|target| target["kind"][0] == "test")
+        .filter_map(|target| target["name"].as_str())
 }
 
 const IN_VM: &str = "limits and sandboxes in a virtual machine";
@@ -173,30 +191,25 @@ fn one(tally: &mut Tally, name: &str, commands: &mut [&mut Command]) -> Result<(
     Ok(())
 }
 
+/// Packages whose unit tests run cargo, which is root's alone.
+const NEED_A_TOOLCHAIN: [&str; 3] = ["tests", "xtask", "cargo-orbit"];
+
 /// What is unit-tested as root above also holds for an ordinary user: the test binaries of libraries,
 /// which need no toolchain, run again. Where we are no root they ran as such a user already.
 fn unit_tests_as_user(tally: &mut Tally) -> Result<()> {
     if !is_root() {
         return Ok(());
     }
-    let build = [
-        "test",
-        "--no-run",
-        "--workspace",
-        "--exclude",
-        "orbit-tests",
-        "--exclude",
-        "xtask",
-        "--exclude",
-        "cargo-orbit",
-    ];
-    let messages = run::output(run::cargo().args(build).args([
-        "--lib",
-        "--bins",
-        "--message-format=json",
-        "--quiet",
-    ]))?;
-    let mut commands: Vec<Command> = test_binaries(&messages).into_iter().map(as_user).collect();
+    let messages = run::output(
+        cargo_test()
+            .args(["--lib", "--bins", "--no-run", "--quiet"])
+            .arg("--message-format=json"),
+    )?;
+    let mut commands: Vec<Command> = test_binaries(&messages)
+        .into_iter()
+        .filter(|(_, package)| !NEED_A_TOOLCHAIN.iter().any(|name| package.ends_with(name)))
+        .map(as_user)
+        .collect();
     one(
         tally,
         "unit tests as orbit-test",

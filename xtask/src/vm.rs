@@ -23,7 +23,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::workspace;
+use crate::{suites::cargo_test, workspace};
 
 use script::{Job, Said, Who};
 
@@ -215,17 +215,8 @@ fn run(jobs: &[Job], see: &mut dyn FnMut(&str)) -> Result<bool> {
 
 /// The executable of a test target of `orbit-tests`, built.
 fn test_binary(name: &str) -> Result<PathBuf> {
-    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-    let output = Command::new(cargo)
-        .current_dir(workspace())
-        .args([
-            "test",
-            "--no-run",
-            "--package",
-            "orbit-tests",
-            "--test",
-            name,
-        ])
+    let output = cargo_test()
+        .args(["--no-run", "--test", name])
         .output()
         .context("start cargo")?;
     // Cargo names what it built: `Executable tests/limits.rs (target/debug/deps/limits-0123)`.
@@ -243,13 +234,8 @@ fn test_binary(name: &str) -> Result<PathBuf> {
 
 /// The subcommand, built.
 fn cargo_orbit() -> Result<PathBuf> {
-    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-    output(Command::new(cargo).current_dir(workspace()).args([
-        "build",
-        "--quiet",
-        "--package",
-        "cargo-orbit",
-    ]))?;
+    // It is built for this test, with the features that all is built with here.
+    output(cargo_test().args(["--no-run", "--quiet", "--test", "like_cargo_test"]))?;
     Ok(workspace().join("target/debug/cargo-orbit"))
 }
 

@@ -61,12 +61,11 @@ pub(crate) fn is_refused(context: &Context, file: &Path) -> Result<()> {
 }
 
 fn junit_is_valid(context: &Context) -> Result<()> {
-    for sample in ["small", "large"] {
-        let file = samples().join(sample).join("junit.xml");
-        validate(&file)?;
-        is_refused(context, &file)?;
-    }
-    Ok(())
+    let file = |sample: &str| samples().join(sample).join("junit.xml");
+    validate(&file("large"))?;
+    // That one has everything in it that a file can have.
+    validate(&file("small"))?;
+    is_refused(context, &file("small"))
 }
 
 const READ_JUNIT: &str = r"

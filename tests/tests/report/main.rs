@@ -38,7 +38,7 @@ fn write_samples(_: Who) -> Result<()> {
         fs::remove_dir_all(samples())?;
     }
     Program::from_command(orbit_cli::cargo())
-        .args(["test", "--quiet", "--package", "cargo-orbit", "--bin"])
+        .args(["test", "--quiet", "--workspace", "--bin"])
         .args(["cargo-orbit", "--target-dir"])
         .arg(target_dir())
         .args(["--", "--exact"])
