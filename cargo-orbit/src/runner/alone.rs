@@ -22,7 +22,14 @@ use rustix::{
     process::{Pid, PidfdFlags, pidfd_open},
 };
 
-use super::{end_by_signal, ended::Ended, host, kept, which::Which};
+use super::{
+    end_by_signal,
+    ended::Ended,
+    host,
+    keeper::{self, Run},
+    kept,
+    which::Which,
+};
 use crate::{
     config::{Config, args::SettingsArgs, settings::Settings},
     env::is_runner,
@@ -42,23 +49,28 @@ pub(super) fn run(through: Vec<OsString>, command: Vec<OsString>) -> anyhow::Res
     let binary = std::path::absolute(PathBuf::from(&command[0])).context("the program")?;
     let here = env::current_dir().context("the directory to run the program in")?;
     let package = package(&binary, &here);
-    let known = kept::known(&package, target_directory(&binary, &package).as_deref())?;
+    let target_directory = target_directory(&binary, &package);
+    let known = kept::known(&package, target_directory.as_deref())?;
     let config = Config::load(&known.workspace, &SettingsArgs::default(), env::vars_os())?;
     let which = Which::find(&known.workspace, &package, &binary, &command[1..]);
     let settings = config.settings(&which.facts());
     let services = Services::new(config.services());
     // Whoever only lists its tests needs nothing for it.
     let is_listing = command.iter().any(|word| word == "--list");
-    let needed = if is_listing || which.is_doctest() {
-        Needed::default()
+    let needed = if is_listing || which.is_doctest() || settings.services.is_empty() {
+        Ok(Needed::default())
+    } else if let Some(run) = Run::of(which.test.as_deref()) {
+        let from = (package.as_path(), target_directory.as_deref());
+        keeper::need(&run, &config, &settings, &known.workspace.root, from)
     } else {
         // A signal ends this process meanwhile, and with it what it has started.
-        match services.need(&settings, &|_| Box::new(|| ())) {
-            Ok(needed) => needed,
-            Err(why) => {
-                tell!("orbit: {why}");
-                return Ok(exit::SETUP_FAILED.into());
-            }
+        services.need(&settings, &|_| Box::new(|| ()))
+    };
+    let needed = match needed {
+        Ok(needed) => needed,
+        Err(why) => {
+            tell!("orbit: {why}");
+            return Ok(exit::SETUP_FAILED.into());
         }
     };
 
@@ -88,6 +100,8 @@ pub(super) fn run(through: Vec<OsString>, command: Vec<OsString>) -> anyhow::Res
             }
             let ended = Ended::of(&outcome, None, &settings);
             ended.tell();
+            // A signal would leave its place on a network to be cleared away by others.
+            drop(needed);
             ended.signal.into_iter().for_each(end_by_signal);
             Ok(ended.code.into())
         }

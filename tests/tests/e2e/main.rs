@@ -13,6 +13,7 @@ mod host_view;
 mod hostile;
 mod images;
 mod inside;
+mod keeper;
 mod kit;
 mod library;
 mod output;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
             runner::cases(),
             verdicts::cases(),
             service::cases(),
+            keeper::cases(),
             engine::cases(),
             policies::cases(),
             explained::cases(),
