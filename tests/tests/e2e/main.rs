@@ -8,6 +8,7 @@ mod changes;
 mod doctor;
 mod engine;
 mod explained;
+mod failing;
 mod faults;
 mod host_view;
 mod hostile;
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
             verdicts::cases(),
             service::cases(),
             keeper::cases(),
+            failing::cases(),
             engine::cases(),
             policies::cases(),
             explained::cases(),
