@@ -59,12 +59,16 @@ pub(super) fn run(through: Vec<OsString>, command: Vec<OsString>) -> anyhow::Res
     let is_listing = command.iter().any(|word| word == "--list");
     let needed = if is_listing || which.is_doctest() || settings.services.is_empty() {
         Ok(Needed::default())
-    } else if let Some(run) = Run::of(which.test.as_deref()) {
-        let from = (package.as_path(), target_directory.as_deref());
-        keeper::need(&run, &config, &settings, &known.workspace.root, from)
     } else {
-        // A signal ends this process meanwhile, and with it what it has started.
-        services.need(&settings, &|_| Box::new(|| ()))
+        match Run::of(which.test.as_deref()) {
+            Ok(Some(run)) => {
+                let from = (package.as_path(), target_directory.as_deref());
+                keeper::need(&run, &config, &settings, &known.workspace.root, from)
+            }
+            // A signal ends this process meanwhile, and with it what it has started.
+            Ok(None) => services.need(&settings, &|_| Box::new(|| ())),
+            Err(orphaned) => Err(orphaned.to_string()),
+        }
     };
     let needed = match needed {
         Ok(needed) => needed,

@@ -76,13 +76,18 @@ impl<'a> Shop<'a> {
             .deadline(DEADLINE))
     }
 
-    /// Nextest alone, so that a signal reaches it and not cargo: once the test `hangs` has reached its service.
+    /// Once the test `hangs` has reached its service: with who that is.
     fn hanging(&self, words: &[&str]) -> Result<(Child, String)> {
+        self.begun(&[&["--test", "shop"], words].concat(), "hangs")
+    }
+
+    /// Nextest alone, so that a signal reaches it and not cargo: once a line is in the file `mark`, with that.
+    fn begun(&self, words: &[&str], mark: &str) -> Result<(Child, String)> {
         let (name, value) = &self.runner;
         let said = self.context.work().join("said");
         let mut child = std::process::Command::new("cargo-nextest")
             .args(["nextest", "run", "--no-fail-fast", "--color=never"])
-            .args(["--test", "shop", "--run-ignored", "all"])
+            .args(["--run-ignored", "all"])
             .args(words)
             .env("CARGO_NET_OFFLINE", "true")
             .env("CARGO_TARGET_DIR", self.context.work().join("target"))
@@ -97,13 +102,13 @@ impl<'a> Shop<'a> {
             .stdout(Stdio::null())
             .stderr(fs::File::create(&said)?)
             .spawn()?;
-        let hangs = self.copy.join("seen/hangs");
+        let mark = self.copy.join("seen").join(mark);
         let began = Instant::now();
         loop {
-            let id = fs::read_to_string(&hangs).unwrap_or_default();
-            if id.ends_with('\n') {
-                fs::remove_file(hangs)?;
-                return Ok((child, id));
+            let line = fs::read_to_string(&mark).unwrap_or_default();
+            if line.ends_with('\n') {
+                fs::remove_file(mark)?;
+                return Ok((child, line));
             }
             if child.try_wait()?.is_some() || began.elapsed() > DEADLINE / 4 {
                 child.kill()?;
@@ -235,10 +240,19 @@ fn ended(context: &Context) -> Result<()> {
     let shop = Shop::new(context)?;
     let audit = context.audit();
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGKILL] {
-        let (child, _) = shop.hanging(&["hangs"])?;
-        kill(Pid::from_raw(child.id().try_into()?), signal)?;
-        wait(child, Duration::from_secs(30)).with_context(|| format!("after {signal}"))?;
-        audit.check().with_context(|| format!("after {signal}"))?;
+        // With a service that runs, and with one that is being started.
+        for (words, mark) in [
+            (&["--test", "shop", "hangs"][..], "hangs"),
+            (&["--test", "waiting"], "slow"),
+        ] {
+            let (child, _) = shop.begun(words, mark)?;
+            kill(Pid::from_raw(child.id().try_into()?), signal)?;
+            wait(child, Duration::from_secs(30))
+                .with_context(|| format!("{mark}, after {signal}"))?;
+            audit
+                .check()
+                .with_context(|| format!("{mark}, after {signal}"))?;
+        }
     }
     ensure!(starts(&shop.copy)? == 3, "{:?}", seen(&shop.copy)?);
     Ok(())

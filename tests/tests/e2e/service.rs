@@ -56,6 +56,7 @@ pub(crate) fn fixture(context: &Context) -> Result<PathBuf> {
         "tests/plain.rs",
         "tests/broken.rs",
         "tests/mourning.rs",
+        "tests/waiting.rs",
     ] {
         fs::copy(from.join(file), copy.join(file))?;
     }
