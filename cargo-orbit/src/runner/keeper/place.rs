@@ -83,7 +83,7 @@ pub(super) enum PlaceError {
          `chmod 700` it, or set ORBIT_RUNTIME_DIR to another", .0.display()
     )]
     NotPrivate(PathBuf),
-    #[error("cannot use the directory {}: {source}", path.display())]
+    #[error("cannot use the directory {}: {source}; ORBIT_RUNTIME_DIR names another place for it", path.display())]
     Io { path: PathBuf, source: io::Error },
 }
 
