@@ -97,7 +97,7 @@ pub(super) fn run(through: Vec<OsString>, command: Vec<OsString>) -> anyhow::Res
     if let (Some(limit), Some(_)) = (settings.timeout(), &which.test) {
         sandbox = sandbox.timeout(limit);
     }
-    match to_its_end(sandbox, &signals) {
+    match to_its_end(sandbox, &signals, &needed) {
         Ok(outcome) => {
             if !outcome.success() {
                 needed.ended().iter().for_each(|how| tell!("orbit: {how}"));
@@ -113,7 +113,7 @@ pub(super) fn run(through: Vec<OsString>, command: Vec<OsString>) -> anyhow::Res
             tell!("orbit: {error}");
             Ok(exit::of_error(&error).into())
         }
-        Err(Failed::Signals(error)) => Err(error),
+        Err(Failed::Watch(error)) => Err(error),
     }
 }
 
@@ -164,11 +164,20 @@ pub(super) fn recorded(sandbox: SandboxBuilder, settings: &Settings) -> SandboxB
 
 enum Failed {
     Orbit(orbit::Error),
-    Signals(anyhow::Error),
+    Watch(anyhow::Error),
 }
 
-fn to_its_end(sandbox: SandboxBuilder, signals: &signals::Taken) -> Result<Outcome, Failed> {
+fn to_its_end(
+    sandbox: SandboxBuilder,
+    signals: &signals::Taken,
+    needed: &Needed,
+) -> Result<Outcome, Failed> {
     let mut sandbox = sandbox.start().map_err(Failed::Orbit)?;
+    let killer = sandbox.killer().map_err(Failed::Orbit)?;
+    needed
+        .watch(move || killer.kill())
+        .context("cannot watch the services")
+        .map_err(Failed::Watch)?;
     let pid = sandbox
         .pid()
         .and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
@@ -177,7 +186,7 @@ fn to_its_end(sandbox: SandboxBuilder, signals: &signals::Taken) -> Result<Outco
         signals
             .pass_on_to(pid)
             .context("cannot pass signals on to the program")
-            .map_err(Failed::Signals)?;
+            .map_err(Failed::Watch)?;
     }
     sandbox.wait().map_err(Failed::Orbit)
 }

@@ -4,6 +4,7 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
 };
@@ -76,6 +77,18 @@ impl Needed {
                 .iter()
                 .flat_map(|(service, place)| variables(service, place, is_on_host)),
         )
+    }
+
+    /// Calls `end` should the process end whose they are, where that is another: their network ends with it, so that
+    /// nobody hears from them that a connection is over, and a test would wait for ever.
+    ///
+    /// # Errors
+    /// Where it cannot be watched.
+    pub(crate) fn watch(&self, end: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        match &self.watch {
+            Some(Watch::Kept(kept)) => kept.watch(end),
+            Some(Watch::Own(_)) | None => Ok(()),
+        }
     }
 
     /// Of those that have ended, though the tests run: how, and the end of their logs.

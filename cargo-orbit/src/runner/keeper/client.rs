@@ -75,6 +75,25 @@ impl Kept {
         answer.ok_or(KeeperError::Gone)
     }
 
+    /// Calls `end` should the keeper end.
+    ///
+    /// # Errors
+    /// Where there is no descriptor, or no thread, for it.
+    pub(crate) fn watch(&self, end: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        let connection = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let connection = connection.as_fd().try_clone_to_owned()?;
+        let watch = move || {
+            // What it answers is for others to read.
+            let mut polled = [PollFd::new(&connection, PollFlags::RDHUP)];
+            while let Ok(0) | Err(rustix::io::Errno::INTR) = poll(&mut polled, None) {}
+            end();
+        };
+        thread::Builder::new()
+            .name("keeper".to_owned())
+            .spawn(watch)?;
+        Ok(())
+    }
+
     /// Of the services that were needed, those that have ended: how, and the end of their logs.
     pub(crate) fn ended(&self) -> Vec<String> {
         match self.ask(&Request::Ended) {
