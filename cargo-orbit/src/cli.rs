@@ -34,6 +34,8 @@ pub(crate) enum Verb {
     Doctor(doctor::Args),
     Env(env::Args),
     Runner(runner::Args),
+    #[command(hide = true)]
+    KeepServices(runner::keeper::Args),
 }
 
 /// The colours of cargo's own help, so that `cargo orbit` does not look like a stranger.

@@ -64,6 +64,7 @@ fn main() -> ExitCode {
         Verb::Doctor(args) => (doctor::run(&args), exit::FAILED),
         Verb::Env(args) => (env::run(&args), exit::FAILED),
         Verb::Runner(args) => (runner::run(args), exit::SETUP_FAILED),
+        Verb::KeepServices(args) => (runner::keeper::run(&args), exit::FAILED),
     };
     result.unwrap_or_else(|error| {
         tell!("orbit: {error:#}");

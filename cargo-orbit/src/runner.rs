@@ -7,6 +7,7 @@ pub(crate) mod alone;
 mod doctest;
 mod ended;
 mod host;
+pub(crate) mod keeper;
 pub(crate) mod kept;
 mod which;
 

@@ -2,21 +2,23 @@
 //! ended with the run.
 //!
 //! They are sandboxes of this process on one network, which is made for the first of them; a test that needs some is on
-//! it too, and is told their addresses by variables. Who needs a service that is starting waits for it; one that has
-//! failed is not tried again, and fails each test that needs it.
+//! it too, and is told their addresses by variables ([`needed`]). Who needs a service that is starting waits for it; one
+//! that has failed is not tried again, and fails each test that needs it.
+
+mod needed;
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, OnceLock, PoisonError},
     thread,
 };
 
 use orbit::{
     __private::{end_by_itself, start_with},
-    Killer, Network, Sandbox, SandboxBuilder, Wait,
+    Killer, Network, NetworkBuilder, Sandbox, SandboxBuilder, Wait,
 };
 
+pub(crate) use self::needed::{Needed, Place, Watch};
 use crate::config::{service::Service, settings::Settings};
 
 /// What is told of each sandbox that is being started, so that it can be ended: and what is said when it has started.
@@ -26,6 +28,7 @@ pub(crate) type Starting<'a> = &'a (dyn Fn(Killer) -> Box<dyn FnOnce()> + Sync);
 #[derive(Debug)]
 pub(crate) struct Services {
     all: BTreeMap<String, Slot>,
+    network_to_be: NetworkBuilder,
     network: OnceLock<Result<Network, String>>,
     /// In the order in which they came to be ready; they end in the other.
     running: Mutex<Vec<Arc<Running>>>,
@@ -39,23 +42,24 @@ struct Slot {
 
 /// A service that was ready once.
 #[derive(Debug)]
-struct Running {
+pub(crate) struct Running {
+    pub(crate) place: Place,
     service: Arc<Service>,
     sandbox: Mutex<Sandbox>,
-    address: Option<Ipv4Addr>,
-    /// On the host, by port.
-    on_host: BTreeMap<u16, SocketAddr>,
-}
-
-/// The services that a test needs, all of them ready.
-#[derive(Debug, Default)]
-pub(crate) struct Needed<'a> {
-    services: Vec<Arc<Running>>,
-    network: Option<&'a Network>,
 }
 
 impl Services {
+    /// For tests that this process runs.
     pub(crate) fn new(all: Vec<Arc<Service>>) -> Self {
+        Self::on(Network::builder().name("services"), all)
+    }
+
+    /// For tests of other processes, which find the services on the shared network `network`.
+    pub(crate) fn shared(all: Vec<Arc<Service>>, network: &str) -> Self {
+        Self::on(Network::builder().name(network).shared(true), all)
+    }
+
+    fn on(network_to_be: NetworkBuilder, all: Vec<Arc<Service>>) -> Self {
         let slot = |service: Arc<Service>| {
             let name = service.name.clone();
             let state = OnceLock::new();
@@ -63,6 +67,7 @@ impl Services {
         };
         Self {
             all: all.into_iter().map(slot).collect(),
+            network_to_be,
             network: OnceLock::new(),
             running: Mutex::default(),
         }
@@ -76,23 +81,27 @@ impl Services {
         &self,
         settings: &Settings,
         starting: Starting<'_>,
-    ) -> Result<Needed<'_>, String> {
-        let names: Vec<&str> = settings
-            .services
-            .iter()
-            .map(|service| service.name.as_str())
-            .collect();
-        let services = self.all_of(&names, starting)?;
-        let network = if services.is_empty() {
-            None
-        } else {
-            Some(self.network()?)
-        };
-        Ok(Needed { services, network })
+    ) -> Result<Needed, String> {
+        let services = &settings.services;
+        if services.is_empty() {
+            return Ok(Needed::default());
+        }
+        let names: Vec<&str> = services.iter().map(|it| it.name.as_str()).collect();
+        let running = self.all_of(&names, starting)?;
+        let places = running.iter().map(|it| it.place.clone()).collect();
+        let network = self.network()?.clone();
+        Ok(Needed::new(services, places, network, Watch::Own(running)))
     }
 
     /// Those of these names, started in parallel.
-    fn all_of(&self, names: &[&str], starting: Starting<'_>) -> Result<Vec<Arc<Running>>, String> {
+    ///
+    /// # Errors
+    /// As [`need`](Self::need).
+    pub(crate) fn all_of(
+        &self,
+        names: &[&str],
+        starting: Starting<'_>,
+    ) -> Result<Vec<Arc<Running>>, String> {
         let Some((last, others)) = names.split_last() else {
             return Ok(Vec::new());
         };
@@ -151,9 +160,12 @@ impl Services {
         let address = sandbox.address(network);
         let on_host = sandbox.ports().iter().map(|port| (port.port, port.host));
         let running = Arc::new(Running {
+            place: Place {
+                name: name.clone(),
+                address,
+                on_host: on_host.collect(),
+            },
             service: Arc::clone(service),
-            address,
-            on_host: on_host.collect(),
             sandbox: Mutex::new(sandbox),
         });
         let mut all = self.running.lock().unwrap_or_else(PoisonError::into_inner);
@@ -164,7 +176,7 @@ impl Services {
     /// Made for the first that is on it.
     fn network(&self) -> Result<&Network, String> {
         let make = || {
-            let network = Network::builder().name("services").create();
+            let network = self.network_to_be.clone().create();
             network.map_err(|error| error.to_string())
         };
         self.network
@@ -222,63 +234,9 @@ fn builder(service: &Service) -> SandboxBuilder {
         .log_on_panic(false)
 }
 
-impl Needed<'_> {
-    /// Puts the test's sandbox where it reaches its services, and tells it where they are.
-    pub(crate) fn give_to(
-        &self,
-        mut sandbox: SandboxBuilder,
-        settings: &Settings,
-    ) -> SandboxBuilder {
-        let is_on_host = settings.is_on_host_network();
-        if let (Some(network), false) = (self.network, is_on_host) {
-            sandbox = sandbox.network(network);
-        }
-        sandbox.envs(
-            self.services
-                .iter()
-                .flat_map(|service| service.variables(is_on_host)),
-        )
-    }
-
-    /// Of those that have ended, though the tests run: how, and the end of their logs.
-    pub(crate) fn ended(&self) -> Vec<String> {
-        self.services
-            .iter()
-            .filter_map(|service| service.end())
-            .collect()
-    }
-}
-
 impl Running {
-    fn variables(&self, is_on_host: bool) -> Vec<(String, String)> {
-        let prefix = self.service.variable();
-        let address = |port: u16| {
-            if is_on_host {
-                self.on_host.get(&port).copied()
-            } else {
-                self.address
-                    .map(|address| SocketAddr::from((address, port)))
-            }
-        };
-        let mut variables = Vec::new();
-        for port in &self.service.ports {
-            let Some(address) = address(*port) else {
-                continue;
-            };
-            if variables.is_empty() {
-                variables.push((format!("{prefix}_ADDR"), address.to_string()));
-                variables.push((format!("{prefix}_HOST"), address.ip().to_string()));
-                variables.push((format!("{prefix}_PORT"), address.port().to_string()));
-            }
-            variables.push((format!("{prefix}_ADDR_{port}"), address.to_string()));
-        }
-        if let (true, false, Some(address)) = (variables.is_empty(), is_on_host, self.address) {
-            variables.push((format!("{prefix}_HOST"), address.to_string()));
-        }
-        variables
-    }
-
-    fn end(&self) -> Option<String> {
+    /// Where it has ended, though tests run that need it: how, and the end of its log.
+    pub(crate) fn end(&self) -> Option<String> {
         if self.service.may_end() {
             return None;
         }

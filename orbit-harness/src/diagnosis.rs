@@ -51,3 +51,9 @@ pub fn ids() -> io::Result<Ids> {
 pub fn cache_dir() -> Option<PathBuf> {
     host::cache_dir()
 }
+
+/// Where processes of this user meet, where there is such a place.
+#[must_use]
+pub fn runtime_dir() -> Option<PathBuf> {
+    host::runtime_dir(rustix::process::geteuid().as_raw())
+}

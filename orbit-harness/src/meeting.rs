@@ -11,6 +11,7 @@
 //! Nobody owns the network: who comes connects with all that are there, and the network is over with the last. What a
 //! killed process leaves is a socket that refuses connections, which the next to come or go removes.
 
+pub(crate) mod last;
 pub(crate) mod session;
 
 use std::{

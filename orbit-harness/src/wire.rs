@@ -4,6 +4,9 @@
 //! receiver, which leads through the broker. So faults count for connections that are open, in the one direction that
 //! is meant, for nobody else; and need no program and no module of the kernel, by root or anybody else.
 
+#[cfg(feature = "tokio")]
+mod asynchronous;
+
 use std::{net::Ipv4Addr, time::Duration};
 
 use crate::{
@@ -62,8 +65,8 @@ impl Network {
     /// # Errors
     /// Where one of them is not on this network, or has ended.
     pub fn partition(&self, one: &Sandbox, other: &Sandbox) -> Result<(), Error> {
-        self.partition_one_way(one, other)?;
-        self.partition_one_way(other, one)
+        let pair = (self.address_of(one)?, self.address_of(other)?);
+        set(self, "part", pair, false, Some(Faults::PARTED))
     }
 
     /// Loses every packet that `from` sends to `to`, until [`heal`](Self::heal). Those that `to` sends arrive; what
@@ -73,7 +76,7 @@ impl Network {
     /// As [`partition`](Self::partition).
     pub fn partition_one_way(&self, from: &Sandbox, to: &Sandbox) -> Result<(), Error> {
         let pair = (self.address_of(from)?, self.address_of(to)?);
-        self.change("part", pair, Some(Faults::PARTED))
+        set(self, "part", pair, true, Some(Faults::PARTED))
     }
 
     /// Ends all faults of this network, partitions and others. What is on its way arrives when it would have.
@@ -185,14 +188,14 @@ impl WireBuilder<'_> {
     /// Where a value makes no sense, or one of the sandboxes is not on the network ([`Error::is_spec`]), or has ended.
     pub fn apply(self) -> Result<(), Error> {
         let pair = self.checked()?;
-        self.network
-            .change("set faults between", pair, Some(self.faults))?;
-        if self.one_way {
-            return Ok(());
-        }
-        let back = (pair.1, pair.0);
-        self.network
-            .change("set faults between", back, Some(self.faults))
+        let faults = Some(self.faults);
+        set(
+            self.network,
+            "set faults between",
+            pair,
+            self.one_way,
+            faults,
+        )
     }
 
     /// Ends what is wrong with this link, in the direction or the directions that are meant.
@@ -201,12 +204,7 @@ impl WireBuilder<'_> {
     /// As [`apply`](Self::apply).
     pub fn heal(self) -> Result<(), Error> {
         let pair = self.checked()?;
-        self.network.change("heal the link of", pair, None)?;
-        if self.one_way {
-            return Ok(());
-        }
-        self.network
-            .change("heal the link of", (pair.1, pair.0), None)
+        set(self.network, "heal the link of", pair, self.one_way, None)
     }
 
     fn checked(&self) -> Result<(Ipv4Addr, Ipv4Addr), Error> {
@@ -240,6 +238,21 @@ impl WireBuilder<'_> {
                 .push(SpecFault::new(what, format!("{time:?}"), why));
         }
     }
+}
+
+/// What is wrong from now on in the one direction, or in both.
+fn set(
+    network: &Network,
+    doing: &str,
+    (one, other): (Ipv4Addr, Ipv4Addr),
+    one_way: bool,
+    faults: Option<Faults>,
+) -> Result<(), Error> {
+    network.change(doing, (one, other), faults)?;
+    if one_way {
+        return Ok(());
+    }
+    network.change(doing, (other, one), faults)
 }
 
 /// What [`WireBuilder::rate`] takes.

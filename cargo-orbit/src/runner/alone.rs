@@ -22,7 +22,14 @@ use rustix::{
     process::{Pid, PidfdFlags, pidfd_open},
 };
 
-use super::{end_by_signal, ended::Ended, host, kept, which::Which};
+use super::{
+    end_by_signal,
+    ended::Ended,
+    host,
+    keeper::{self, Run},
+    kept,
+    which::Which,
+};
 use crate::{
     config::{Config, args::SettingsArgs, settings::Settings},
     env::is_runner,
@@ -42,23 +49,32 @@ pub(super) fn run(through: Vec<OsString>, command: Vec<OsString>) -> anyhow::Res
     let binary = std::path::absolute(PathBuf::from(&command[0])).context("the program")?;
     let here = env::current_dir().context("the directory to run the program in")?;
     let package = package(&binary, &here);
-    let known = kept::known(&package, target_directory(&binary, &package).as_deref())?;
+    let target_directory = target_directory(&binary, &package);
+    let known = kept::known(&package, target_directory.as_deref())?;
     let config = Config::load(&known.workspace, &SettingsArgs::default(), env::vars_os())?;
     let which = Which::find(&known.workspace, &package, &binary, &command[1..]);
     let settings = config.settings(&which.facts());
     let services = Services::new(config.services());
     // Whoever only lists its tests needs nothing for it.
     let is_listing = command.iter().any(|word| word == "--list");
-    let needed = if is_listing || which.is_doctest() {
-        Needed::default()
+    let needed = if is_listing || which.is_doctest() || settings.services.is_empty() {
+        Ok(Needed::default())
     } else {
-        // A signal ends this process meanwhile, and with it what it has started.
-        match services.need(&settings, &|_| Box::new(|| ())) {
-            Ok(needed) => needed,
-            Err(why) => {
-                tell!("orbit: {why}");
-                return Ok(exit::SETUP_FAILED.into());
+        match Run::of(which.test.as_deref()) {
+            Ok(Some(run)) => {
+                let from = (package.as_path(), target_directory.as_deref());
+                keeper::need(&run, &config, &settings, &known.workspace.root, from)
             }
+            // A signal ends this process meanwhile, and with it what it has started.
+            Ok(None) => services.need(&settings, &|_| Box::new(|| ())),
+            Err(orphaned) => Err(orphaned.to_string()),
+        }
+    };
+    let needed = match needed {
+        Ok(needed) => needed,
+        Err(why) => {
+            tell!("orbit: {why}");
+            return Ok(exit::SETUP_FAILED.into());
         }
     };
 
@@ -81,13 +97,15 @@ pub(super) fn run(through: Vec<OsString>, command: Vec<OsString>) -> anyhow::Res
     if let (Some(limit), Some(_)) = (settings.timeout(), &which.test) {
         sandbox = sandbox.timeout(limit);
     }
-    match to_its_end(sandbox, &signals) {
+    match to_its_end(sandbox, &signals, &needed) {
         Ok(outcome) => {
             if !outcome.success() {
                 needed.ended().iter().for_each(|how| tell!("orbit: {how}"));
             }
             let ended = Ended::of(&outcome, None, &settings);
             ended.tell();
+            // A signal would leave its place on a network to be cleared away by others.
+            drop(needed);
             ended.signal.into_iter().for_each(end_by_signal);
             Ok(ended.code.into())
         }
@@ -95,7 +113,7 @@ pub(super) fn run(through: Vec<OsString>, command: Vec<OsString>) -> anyhow::Res
             tell!("orbit: {error}");
             Ok(exit::of_error(&error).into())
         }
-        Err(Failed::Signals(error)) => Err(error),
+        Err(Failed::Watch(error)) => Err(error),
     }
 }
 
@@ -146,11 +164,20 @@ pub(super) fn recorded(sandbox: SandboxBuilder, settings: &Settings) -> SandboxB
 
 enum Failed {
     Orbit(orbit::Error),
-    Signals(anyhow::Error),
+    Watch(anyhow::Error),
 }
 
-fn to_its_end(sandbox: SandboxBuilder, signals: &signals::Taken) -> Result<Outcome, Failed> {
+fn to_its_end(
+    sandbox: SandboxBuilder,
+    signals: &signals::Taken,
+    needed: &Needed,
+) -> Result<Outcome, Failed> {
     let mut sandbox = sandbox.start().map_err(Failed::Orbit)?;
+    let killer = sandbox.killer().map_err(Failed::Orbit)?;
+    needed
+        .watch(move || killer.kill())
+        .context("cannot watch the services")
+        .map_err(Failed::Watch)?;
     let pid = sandbox
         .pid()
         .and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
@@ -159,7 +186,7 @@ fn to_its_end(sandbox: SandboxBuilder, signals: &signals::Taken) -> Result<Outco
         signals
             .pass_on_to(pid)
             .context("cannot pass signals on to the program")
-            .map_err(Failed::Signals)?;
+            .map_err(Failed::Watch)?;
     }
     sandbox.wait().map_err(Failed::Orbit)
 }

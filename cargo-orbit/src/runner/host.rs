@@ -42,7 +42,7 @@ fn outermost() -> io::Result<u32> {
     outermost.ok_or_else(|| io::Error::other("no tool of Rust's started this"))
 }
 
-fn parent_of(pid: u32) -> io::Result<u32> {
+pub(super) fn parent_of(pid: u32) -> io::Result<u32> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     status
         .lines()
@@ -50,7 +50,7 @@ fn parent_of(pid: u32) -> io::Result<u32> {
         .ok_or_else(|| io::Error::other("a process without a parent"))
 }
 
-fn environment(pid: u32) -> io::Result<Vec<(OsString, OsString)>> {
+pub(super) fn environment(pid: u32) -> io::Result<Vec<(OsString, OsString)>> {
     Ok(pairs(&fs::read(format!("/proc/{pid}/environ"))?))
 }
 

@@ -84,7 +84,7 @@ impl Ground {
 
 impl Ground {
     /// What a test with these settings needs, started and ready: else how it has not run.
-    pub(crate) fn need(&self, settings: &Settings) -> Result<Needed<'_>, Box<Attempt>> {
+    pub(crate) fn need(&self, settings: &Settings) -> Result<Needed, Box<Attempt>> {
         let started = self.began.elapsed();
         let starting = |killer: Killer| -> Box<dyn FnOnce()> {
             let running = self.running.clone();
@@ -108,7 +108,7 @@ impl Ground {
 }
 
 /// Says of an attempt that failed which of its services has ended.
-pub(crate) fn blame(attempt: &mut Attempt, needed: &Needed<'_>) {
+pub(crate) fn blame(attempt: &mut Attempt, needed: &Needed) {
     if !attempt.verdict.passed() && attempt.verdict != Verdict::Interrupted {
         attempt.notes.extend(needed.ended());
     }

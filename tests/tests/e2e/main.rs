@@ -8,11 +8,13 @@ mod changes;
 mod doctor;
 mod engine;
 mod explained;
+mod failing;
 mod faults;
 mod host_view;
 mod hostile;
 mod images;
 mod inside;
+mod keeper;
 mod kit;
 mod library;
 mod output;
@@ -69,6 +71,8 @@ fn main() -> ExitCode {
             runner::cases(),
             verdicts::cases(),
             service::cases(),
+            keeper::cases(),
+            failing::cases(),
             engine::cases(),
             policies::cases(),
             explained::cases(),

@@ -51,7 +51,7 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 /// The name and the value of what `cargo orbit env` prints.
-fn runner(context: &Context) -> Result<(String, String)> {
+pub(crate) fn runner(context: &Context) -> Result<(String, String)> {
     let printed = context
         .orbit("env")?
         .args(["--format", "github"])
@@ -87,7 +87,7 @@ fn nextest(context: &Context, end: &str) -> Result<Program> {
     Ok(cargo(context, &words)?.env("FIXTURE_END", end))
 }
 
-fn need_nextest() -> Result<()> {
+pub(crate) fn need_nextest() -> Result<()> {
     match Program::new("cargo-nextest").arg("--version").run() {
         Ok(_) => Ok(()),
         Err(_) => Err(Skip::because("needs cargo-nextest")),

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use orbit::{Sandbox, Status, Wait};
 use orbit_tests::{Case, Context};
 use tokio::runtime::{Builder, Runtime};
@@ -19,6 +19,7 @@ pub(crate) fn cases() -> Vec<Case> {
             everything_under_both_runtimes,
         ),
         case("async::every_call_that_blocks", every_call_that_blocks),
+        case("async::faults_on_the_wire", faults_on_the_wire),
         case("async::snapshots", snapshots),
         case("async::waits_hold_no_thread", waits_hold_no_thread),
         case("async::what_is_given_up_is_gone", what_is_given_up_is_gone),
@@ -171,6 +172,54 @@ fn every_call_that_blocks(context: &Context) -> Result<()> {
             let names: Vec<_> = ended.iter().map(|(name, _)| name.as_str()).collect();
             ensure!(names == ["two", "one"], "{names:?}");
             Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Each is felt as soon as it is awaited, and by a connection that is made then.
+fn faults_on_the_wire(_: &Context) -> Result<()> {
+    for runtime in runtimes()? {
+        runtime.block_on(async {
+            let network = orbit::Network::builder().create_async().await?;
+            let server = View::Image.sh("exec nc -ll -p 8093 -e echo hello")?;
+            let server = server.network(&network).wait_for(Wait::port(8093));
+            let server = server.start_async().await?;
+            let client = View::Image.sh("exec sleep 1000")?.network(&network);
+            let client = client.start_async().await?;
+            let address = server.address(&network).context("on the network")?;
+            let script = format!("nc -w 1 {address} 8093 </dev/null");
+            let hears = async || -> Result<bool> {
+                let outcome = client.exec(["sh", "-c", &script]).run_async().await?;
+                Ok(outcome.stdout_text() == "hello\n")
+            };
+            ensure!(hears().await?);
+            network.partition_async(&client, &server).await?;
+            ensure!(!hears().await?, "parted");
+            network.heal_async().await?;
+            ensure!(hears().await?, "healed");
+            network.partition_one_way_async(&server, &client).await?;
+            ensure!(!hears().await?, "parted one way");
+            network.link(&server, &client).heal_async().await?;
+            ensure!(hears().await?, "the link is healed");
+            let latency = Duration::from_millis(100);
+            let link = || network.link(&client, &server).latency(latency);
+            link().apply_async().await?;
+            let began = Instant::now();
+            // A round trip for the connection, and one for the answer.
+            ensure!(hears().await? && began.elapsed() >= 2 * latency);
+            let wrong = link().loss(2.0).apply_async().await;
+            ensure!(wrong.is_err_and(|error| error.is_spec()));
+            // A task of a runtime of many threads may do it.
+            let (network, other) = (network.clone(), View::Image.idle()?);
+            let done = tokio::spawn(async move {
+                let alone = network.partition_async(&client, &other).await;
+                let healed = network.link(&client, &server).one_way().heal_async().await;
+                (alone, healed)
+            });
+            let (alone, healed) = done.await?;
+            ensure!(alone.is_err_and(|error| error.is_spec()));
+            healed.map_err(Into::into)
         })?;
     }
     Ok(())
