@@ -15,7 +15,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use cargo_config2::Config;
+use cargo_config2::{Config, PathAndArgs};
 use cargo_metadata::{Metadata, MetadataCommand, PackageId};
 use serde::Deserialize;
 
@@ -40,16 +40,30 @@ pub(crate) enum CargoError {
 /// What a target's programs are started through, as the user configured it: empty for most.
 type Through = Vec<String>;
 
-/// The targets that tests are built for, each with what its programs are started through.
+/// Whether tests are built for several targets, those that were `asked` for or those of the configuration.
+pub(crate) fn are_several(config: &Config, asked: &[String]) -> bool {
+    match asked {
+        [] => config.build.target.as_ref().is_some_and(|it| it.len() > 1),
+        asked => asked.len() > 1,
+    }
+}
+
+/// The targets that tests are built for, each with what its programs are started through. `host` is the compiler's own.
 pub(crate) fn targets(
     config: &Config,
     asked: &[String],
+    host: &str,
 ) -> Result<Vec<(String, Through)>, CargoError> {
-    let host = config.host_triple()?;
-    let asked = asked.iter().map(|target| match target.as_str() {
-        "host-tuple" => host,
-        other => other,
-    });
+    let is_for_host = asked.is_empty() && config.build.target.as_ref().is_none_or(Vec::is_empty);
+    let asked: Vec<&str> = if is_for_host {
+        vec![host]
+    } else {
+        let asked = asked.iter().map(|target| match target.as_str() {
+            "host-tuple" => host,
+            other => other,
+        });
+        asked.collect()
+    };
     let mut targets = Vec::new();
     for target in config.build_target_for_config(asked)? {
         let mut through = Vec::new();
@@ -218,41 +232,69 @@ fn rust_versions(metadata: &str) -> serde_json::Result<RustVersions> {
         .collect())
 }
 
-/// The question where the compiler, the standard library and their like lie: asked, and not yet answered.
-pub(crate) struct Sysroot {
-    rustc: PathBuf,
+/// The compiler, as it says itself.
+pub(crate) struct Compiler {
+    /// Where it, the standard library and their like lie.
+    pub(crate) sysroot: PathBuf,
+    /// What it builds for where nothing is said.
+    pub(crate) host: String,
+}
+
+/// The question what the compiler is: asked, and not yet answered.
+///
+/// Cargo could be asked for the host too, but `cargo -vV` also finds out which distribution this is, by several programs.
+pub(crate) struct Asked {
+    rustc: PathAndArgs,
     process: Child,
 }
 
-impl Sysroot {
-    pub(crate) fn ask(config: &Config) -> Result<Self, CargoError> {
-        let rustc = config.rustc();
-        let process = Command::new(&rustc.path)
-            .args(&rustc.args)
-            .args(["--print", "sysroot"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(|error| CargoError::sysroot(&rustc.path, &error))?;
-        Ok(Self {
-            rustc: rustc.path.clone(),
-            process,
-        })
+impl Asked {
+    pub(crate) fn compiler(config: &Config) -> Result<Self, CargoError> {
+        let rustc = config.rustc().clone();
+        let process = print(&rustc, &["sysroot", "host-tuple"])?;
+        Ok(Self { rustc, process })
     }
 
-    pub(crate) fn answer(self) -> Result<PathBuf, CargoError> {
-        let output = self
-            .process
-            .wait_with_output()
-            .map_err(|error| CargoError::sysroot(&self.rustc, &error))?;
-        let stdout = String::from_utf8_lossy(&output.stdout);
-        match stdout.trim_end() {
-            path if output.status.success() && !path.is_empty() => Ok(path.into()),
-            _ => {
-                let stderr = String::from_utf8_lossy(&output.stderr);
-                Err(CargoError::sysroot(&self.rustc, &stderr.trim_end()))
-            }
+    pub(crate) fn answer(self, config: &Config) -> Result<Compiler, CargoError> {
+        let said = printed(&self.rustc, self.process);
+        if let Ok(said) = &said
+            && let Some((sysroot, host)) = said.split_once('\n')
+        {
+            return Ok(Compiler {
+                sysroot: sysroot.into(),
+                host: host.to_owned(),
+            });
+        }
+        // Before Rust 1.84 it does not know `host-tuple`; one that fails for another reason says why now.
+        let sysroot = printed(&self.rustc, print(&self.rustc, &["sysroot"])?)?;
+        Ok(Compiler {
+            sysroot: sysroot.into(),
+            host: config.host_triple()?.to_owned(),
+        })
+    }
+}
+
+fn print(rustc: &PathAndArgs, what: &[&str]) -> Result<Child, CargoError> {
+    Command::new(&rustc.path)
+        .args(&rustc.args)
+        .args(what.iter().flat_map(|what| ["--print", what]))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| CargoError::sysroot(&rustc.path, &error))
+}
+
+fn printed(rustc: &PathAndArgs, process: Child) -> Result<String, CargoError> {
+    let output = process
+        .wait_with_output()
+        .map_err(|error| CargoError::sysroot(&rustc.path, &error))?;
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    match stdout.trim_end() {
+        said if output.status.success() && !said.is_empty() => Ok(said.to_owned()),
+        _ => {
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            Err(CargoError::sysroot(&rustc.path, &stderr.trim_end()))
         }
     }
 }

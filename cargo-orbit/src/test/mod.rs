@@ -43,7 +43,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use cargo_config2::Config;
-use orbit::__private::SessionDirectory;
+use orbit::__private::{SessionDirectory, start_supervisor};
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
@@ -83,18 +83,25 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let words = Words::parse(&args.cargo.for_tests).map_err(anyhow::Error::msg)?;
     let config = Config::load().map_err(cargo::CargoError::from)?;
-    // A process of the toolchain has to answer it, so it is asked first and needed last.
-    let sysroot = cargo::Sysroot::ask(&config)?;
-    let targets = cargo::targets(&config, &args.cargo.targets)?;
-    let [(target, through)] = &targets[..] else {
+    if cargo::are_several(&config, &args.cargo.targets) {
         bail!("tests for several targets cannot run together; choose one with --target");
-    };
+    }
+    // Processes of the toolchain have to answer, so all are asked before the first is waited for.
+    let asked = cargo::Asked::compiler(&config)?;
     // Cargo begins to build while it is asked what there is to build.
     let build = (args.cargo.targets_chosen != TargetsChosen::OnlyDoctests)
         .then(|| Build::start(&args.cargo).context("cannot start cargo; is it in PATH?"))
         .transpose()?;
+    if build.is_some() {
+        // Meanwhile. Without a thread the first sandbox waits for it.
+        let _ = thread::Builder::new().spawn(start_supervisor);
+    }
+    let cargo::Compiler { sysroot, host } = asked.answer(&config)?;
+    let targets = cargo::targets(&config, &args.cargo.targets, &host)?;
+    let [(target, through)] = &targets[..] else {
+        bail!("there is no target to run tests for");
+    };
     let (metadata, rust_versions) = cargo::metadata(&args.cargo, &targets)?;
-    let sysroot = sysroot.answer()?;
     let toolchain = Toolchain::find(sysroot.clone(), env::home_dir(), |name| env::var_os(name));
     let target_directory = metadata.target_directory.clone().into_std_path_buf();
     let history = History::load(&target_directory);

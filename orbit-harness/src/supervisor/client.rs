@@ -56,6 +56,15 @@ pub(crate) struct Supervisor {
 
 static CURRENT: Mutex<Option<Arc<Supervisor>>> = Mutex::new(None);
 
+/// Starts the supervisor of this process, so that the first sandbox need not wait for it.
+///
+/// Where it cannot be started, the first sandbox says why.
+pub fn start_supervisor() {
+    if let Ok(host) = Host::get() {
+        let _ = Supervisor::get(host);
+    }
+}
+
 impl Supervisor {
     /// The supervisor of this process, started with the first call.
     ///

@@ -32,6 +32,7 @@ mod written;
 
 pub(crate) use broker::{Broker, Known, Lease, MAX_PORTS, greeting};
 pub(crate) use channel::Channel;
+pub use client::start_supervisor;
 pub(crate) use client::{Supervisor, SupervisorError};
 pub(crate) use protocol::{
     Answer, Cause, Control, Event, ExecEvent, ExecOrder, Exit, Failure, FileAnswer, FileFault,

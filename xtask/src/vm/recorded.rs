@@ -72,7 +72,11 @@ pub(super) fn cargo(directory: &Path) -> Result<Recorded> {
     place("cargo-version", &version, 0o644)?;
     place("rustc-version", &compiler, 0o644)?;
     place("cargo", &said_by_cargo(&directory), 0o755)?;
-    place("rustc", &said_by_rustc(&directory), 0o755)?;
+    let host = compiler
+        .lines()
+        .find_map(|line| line.strip_prefix("host: "))
+        .with_context(|| format!("rustc does not say for what it builds:\n{compiler}"))?;
+    place("rustc", &said_by_rustc(&directory, host), 0o755)?;
     Ok(Recorded { directory, files })
 }
 
@@ -92,13 +96,13 @@ fn said_by_cargo(directory: &Path) -> String {
     )
 }
 
-fn said_by_rustc(directory: &Path) -> String {
+fn said_by_rustc(directory: &Path, host: &str) -> String {
     let directory = directory.display();
     // There is no standard library to show to the test, which is linked with all it needs.
     format!(
         "#!/bin/sh\n\
          case \"$*\" in\n\
-         *sysroot*) echo '{directory}' ;;\n\
+         '--print sysroot --print host-tuple') printf '%s\\n' '{directory}' '{host}' ;;\n\
          *) exec cat '{directory}/rustc-version' ;;\n\
          esac\n"
     )
