@@ -27,8 +27,8 @@ use crate::{suites::cargo_test, workspace};
 
 use script::{Job, Said, Who};
 
-/// How long everything may take, the boot included.
-const DEADLINE: Duration = Duration::from_secs(1200);
+/// How long everything may take, the boot included: four times what it takes beside the other suites on two processors.
+const DEADLINE: Duration = Duration::from_secs(2400);
 
 /// Where all of it lies.
 fn directory() -> PathBuf {

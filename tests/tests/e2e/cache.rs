@@ -23,8 +23,10 @@ pub(crate) fn cases() -> Vec<Case> {
             a_kill_in_mid_unpack_is_mended,
         )
         .who(Who::RANGED),
-        // To mount a small disk.
-        case("a_full_disk_is_an_error", a_full_disk_is_an_error).who(&[Who::Root]),
+        // To mount a small disk, on which the owners of a layer's files are those of the sandbox.
+        case("a_full_disk_is_an_error", a_full_disk_is_an_error)
+            .who(&[Who::Root])
+            .needs_kernel((6, 3), "tmpfs can be mounted with other ids"),
     ]
 }
 

@@ -360,7 +360,8 @@ fn daemons_are_killed_and_named(_: &Context) -> Result<()> {
         let started = Instant::now();
         let outcome = view
             .sh(
-                "(trap '' TERM; setsid sleep 600 >/dev/null 2>&1 </dev/null &) ; sleep 0.1; exit 5",
+                // Until it is the program whose name it is told by.
+                "(trap '' TERM; setsid sleep 600 >/dev/null 2>&1 </dev/null &) ; sleep 0.5; exit 5",
             )?
             .run()?;
         ensure!(outcome.status == Status::Exited(5), "{}", outcome.status);

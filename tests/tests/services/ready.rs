@@ -131,7 +131,8 @@ fn what_is_sent_over_http(_: &Context) -> Result<()> {
         .body_matches("^POST seven shop.example a body\n$");
     let guarded = ask("/cgi-bin/guarded").basic_auth("admin", "secret");
     let mut sandbox = server()?.wait_for(told).wait_for(guarded).start()?;
-    let short = Duration::from_millis(300);
+    // Long enough for a whole answer of a program on a busy machine, which the last of the wait's may have to be.
+    let short = Duration::from_millis(1500);
     for (wait, why) in [
         (ask("/cgi-bin/guarded"), "the status is 401"),
         (
