@@ -14,9 +14,17 @@ pub(crate) fn command(program: &str) -> Command {
     command
 }
 
-/// The cargo that runs us.
+/// The cargo that runs us, as if it were called from a shell, as the tests call it too. What it told us of our own package
+/// would have a build script that asks for one of those variables, as ring's does, run again with everything that needs it.
 pub(crate) fn cargo() -> Command {
-    command(&std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()))
+    let mut cargo = command(&std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()));
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(&name);
+        }
+    }
+    cargo
 }
 
 /// What is printed before a command runs.
