@@ -48,6 +48,20 @@ impl Arena {
     }
 }
 
+/// What an ordinary user may not write to, it cannot empty either.
+impl Drop for Arena {
+    fn drop(&mut self) {
+        let mut queue = vec![self.layer()];
+        while let Some(path) = queue.pop() {
+            if fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_dir()) {
+                let _ = fs::set_permissions(&path, fs::Permissions::from_mode(0o700));
+                let entries = fs::read_dir(&path).into_iter().flatten().flatten();
+                queue.extend(entries.map(|entry| entry.path()));
+            }
+        }
+    }
+}
+
 fn order(blob: &[u8], archive: &[u8]) -> UnpackOrder {
     UnpackOrder {
         blob_offset: 0,
