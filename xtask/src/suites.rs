@@ -27,7 +27,7 @@ const SUITES: [(&str, &str); 5] = [
     ("limits on this machine", "limits"),
 ];
 
-/// The same tests of limits, of the attribute: for the virtual machine alone.
+/// Tests of the limits that the attribute sets, which the virtual machine alone runs: they are not skipped where none are kept.
 const FOR_VM: &str = "attribute_limits";
 
 /// `cargo test` with the features that all of the workspace has together, as everything here is built: with another
