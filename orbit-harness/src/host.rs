@@ -6,7 +6,10 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    os::unix::{ffi::OsStringExt as _, fs::MetadataExt as _},
+    os::unix::{
+        ffi::{OsStrExt as _, OsStringExt as _},
+        fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
     sync::OnceLock,
 };
@@ -103,17 +106,26 @@ impl Host {
         })
     }
 
-    /// Whether a filesystem is mounted at `path`.
+    /// Whether a filesystem is mounted at `path`, which is normal.
     pub(crate) fn is_mount_point(&self, path: &Path) -> bool {
-        self.mount_points.iter().any(|mount| mount == path)
+        self.mount_points.iter().any(|mount| is_same(mount, path))
     }
 
-    /// Whether a filesystem is mounted somewhere below `path`, not at it.
+    /// Whether a filesystem is mounted somewhere below `path`, which is normal, and not at it.
     pub(crate) fn has_mounts_below(&self, path: &Path) -> bool {
+        let path = path.as_os_str().as_bytes();
+        let path = path.strip_suffix(b"/").unwrap_or(path);
         self.mount_points
             .iter()
-            .any(|mount| mount != path && mount.starts_with(path))
+            .filter_map(|mount| mount.as_os_str().as_bytes().strip_prefix(path))
+            .any(|rest| rest.len() > 1 && rest.starts_with(b"/"))
     }
+}
+
+/// Whether two normal paths are one. By their bytes: the standard library takes paths apart to compare them, and a plan
+/// compares hundreds.
+pub(crate) fn is_same(one: &Path, other: &Path) -> bool {
+    one.as_os_str() == other.as_os_str()
 }
 
 /// Where this user's images and names are kept: `$ORBIT_CACHE_DIR`, else `$XDG_CACHE_HOME/orbit`, else
@@ -333,5 +345,18 @@ mod tests {
         assert!(host.top_level.contains_key(Path::new("/usr")));
         assert!(host.mount_points.contains(&PathBuf::from("/")));
         assert!(host.has_mounts_below(Path::new("/")));
+        assert!(host.is_mount_point(Path::new("/proc")));
+    }
+
+    #[test]
+    fn a_mount_is_below_a_directory_and_not_below_its_namesake() {
+        let mut host = Host::get().unwrap().clone();
+        host.mount_points = ["/", "/mnt/disk", "/home"].map(PathBuf::from).to_vec();
+        let below = |path| host.has_mounts_below(Path::new(path));
+        assert!(below("/") && below("/mnt"));
+        assert!(!below("/mnt/disk") && !below("/mnt/dis") && !below("/home") && !below("/m"));
+        assert!(host.is_mount_point(Path::new("/")) && !host.is_mount_point(Path::new("/mnt")));
+        host.mount_points = vec!["/".into()];
+        assert!(!host.has_mounts_below(Path::new("/")));
     }
 }

@@ -3,13 +3,14 @@
 //! One thread decides; each running job has a thread that waits for its sandbox, and reports back. What is next
 //! is decided in [`schedule`](super::schedule), what a sandbox showed in [`attempt`](super::attempt) and
 //! [`together`](super::together), what is printed in [`crate::report`]. [`jobs`] is what those threads do, [`waiting`] what is
-//! to run, [`verdicts`] what becomes of a test.
+//! to run, [`verdicts`] what becomes of a test, [`workers`] the threads themselves.
 
 mod jobs;
 #[cfg(test)]
 mod tests;
 mod verdicts;
 mod waiting;
+mod workers;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,7 +23,10 @@ use std::{
     time::Duration,
 };
 
-use self::jobs::{Done, Errand, Job, Task};
+use self::{
+    jobs::{Done, Errand, Job, Task},
+    workers::Workers,
+};
 use super::{
     attempt::Ground,
     binary::TestBinary,
@@ -105,6 +109,13 @@ pub(crate) struct Ended {
     pub(crate) listed: Vec<TestId>,
 }
 
+/// Who does jobs, and until when at the latest.
+#[derive(Clone, Copy)]
+struct Crew<'workers, 'scope, 'env, 'a> {
+    scope: &'scope Scope<'scope, 'env>,
+    workers: &'workers Workers<Errand<'a>>,
+}
+
 /// The deciding thread.
 pub(crate) struct Engine<'a> {
     pub(crate) ground: &'a Ground,
@@ -184,8 +195,13 @@ impl<'a> Engine<'a> {
     ) -> Ended {
         self.doctests = doctests;
         thread::scope(|scope| {
+            let workers = Workers::new();
+            let crew = Crew {
+                scope,
+                workers: &workers,
+            };
             loop {
-                self.start_what_fits(scope);
+                self.start_what_fits(crew);
                 if self.is_over() {
                     break;
                 }
@@ -261,7 +277,7 @@ impl<'a> Engine<'a> {
         }
     }
 
-    fn start_what_fits<'scope>(&mut self, scope: &'scope Scope<'scope, '_>)
+    fn start_what_fits<'scope>(&mut self, crew: Crew<'_, 'scope, '_, 'a>)
     where
         'a: 'scope,
     {
@@ -272,14 +288,14 @@ impl<'a> Engine<'a> {
         self.release_what_is_shuffled();
         while let Some((room, binary)) = self.lists.next() {
             let settings = self.choice.settings(&binary, "");
-            self.start(scope, room, Job::List(binary, settings));
+            self.start(crew, room, Job::List(binary, settings));
         }
         // A list takes little, but it takes it now.
         while self.queue.running() + self.lists.running() < self.slots() {
             let Some((room, job)) = self.queue.next() else {
                 break;
             };
-            self.start(scope, room, job);
+            self.start(crew, room, job);
         }
         let is_idle = self.queue.running() == 0 && self.lists.running() == 0;
         if self.build.is_some()
@@ -295,7 +311,7 @@ impl<'a> Engine<'a> {
             };
             self.queue.push(size, Job::Doctests(doctests));
             if let Some((room, job)) = self.queue.next() {
-                self.start(scope, room, job);
+                self.start(crew, room, job);
             }
         }
     }
@@ -322,7 +338,7 @@ impl<'a> Engine<'a> {
         }
     }
 
-    fn start<'scope>(&mut self, scope: &'scope Scope<'scope, '_>, room: Room, job: Job)
+    fn start<'scope>(&mut self, crew: Crew<'_, 'scope, '_, 'a>, room: Room, job: Job)
     where
         'a: 'scope,
     {
@@ -337,7 +353,8 @@ impl<'a> Engine<'a> {
             following: self.queue.len().min(self.slots() + 1),
         };
         // Where there is no thread to be had, the errand says so as it is dropped.
-        let _ = thread::Builder::new().spawn_scoped(scope, move || errand.run(options));
+        crew.workers
+            .start(crew.scope, errand, move |errand| errand.run(options));
     }
 
     fn started(&mut self, task: &Task, at: Duration) {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use crate::{
-    host::{Host, TopLevel},
+    host::{Host, TopLevel, is_same},
     rootfs::normal,
     security::idmap::plan::Writer,
     spec::HostView,
@@ -159,8 +159,8 @@ impl View<'_> {
 
     /// Whether a sandbox has a directory of its own in place of this one of the host.
     fn is_own(&self, path: &Path) -> bool {
-        let is = |list: &[&str]| list.iter().any(|own| path == Path::new(own));
-        is(&OWN) || is(&HIDDEN) || is(&["/lost+found"]) || self.home == path
+        let is = |list: &[&str]| list.iter().any(|own| is_same(path, Path::new(own)));
+        is(&OWN) || is(&HIDDEN) || is(&["/lost+found"]) || is_same(&self.home, path)
     }
 
     fn top_level(&mut self, path: &Path, kind: &TopLevel) {

@@ -2,9 +2,10 @@
 //!
 //! A sandbox is made for a *kind*: everything that a plan says but the program, see [`Plan::is_of_kind`]. One that
 //! stands ready is given away once, to a launch of its kind, and another is made when the supervisor has nothing else to
-//! do.
+//! do: at once where fewer than half of those wanted are there, else after [`REST`], so that it is not made at the very
+//! moment at which the one that was given away needs the processors.
 
-use std::rc::Rc;
+use std::{rc::Rc, time::Duration};
 
 use super::channel::Channel;
 use crate::plan::Plan;
@@ -15,71 +16,102 @@ const MAX_KINDS: usize = 4;
 /// How many are made at a time: more than one, as the kernel waits for itself on the way.
 const MAX_MAKING: usize = 2;
 
+/// How long nothing is to happen before one more is made that is not needed soon.
+const REST: Duration = Duration::from_millis(1);
+
 /// What is wanted and what is there.
 #[derive(Default)]
 pub(super) struct Pool {
     /// What was launched last is last.
-    wanted: Vec<Rc<Plan>>,
+    wanted: Vec<Wanted>,
     standing: Vec<Standing>,
+    last_kind: u64,
+}
+
+/// A kind of which some are to stand ready.
+struct Wanted {
+    kind: Kind,
+    plan: Rc<Plan>,
+    count: usize,
+}
+
+/// What stands for all plans of a kind, which are long to compare.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Kind(u64);
+
+/// One that is to be made.
+pub(super) struct Order {
+    pub(super) kind: Kind,
+    pub(super) plan: Rc<Plan>,
+    /// How long nothing else is to happen before.
+    pub(super) after: Duration,
 }
 
 /// An init that makes, or has made, all of its sandbox but the program.
 struct Standing {
     id: u64,
-    plan: Rc<Plan>,
+    kind: Kind,
     /// On which it says that it is ready, and is given a program.
     post: Channel,
     is_ready: bool,
 }
 
 impl Pool {
-    /// Takes note of a launch that wants `plan.ahead` more of its kind to be there. Gives the ids of those that nobody is
-    /// likely to want any more.
-    pub(super) fn note(&mut self, plan: &Plan) -> Vec<u64> {
+    /// Takes note of a launch that wants `plan.ahead` more of its kind to be there. Gives its kind, where any of that was
+    /// wanted, and the ids of those that nobody is likely to want any more.
+    pub(super) fn note(&mut self, plan: &Plan) -> (Option<Kind>, Vec<u64>) {
+        let known = self.wanted.iter().position(|it| it.plan.is_of_kind(plan));
         if plan.ahead == 0 {
-            return Vec::new();
+            return (known.map(|at| self.wanted[at].kind), Vec::new());
         }
-        match self.wanted.iter().position(|it| it.is_of_kind(plan)) {
-            Some(at) => {
-                let mut known = self.wanted.remove(at);
-                if known.ahead != plan.ahead {
-                    known = Rc::new(plan.clone());
-                }
-                self.wanted.push(known);
+        let known = known.map(|at| self.wanted.remove(at));
+        let mut wanted = known.unwrap_or_else(|| {
+            self.last_kind += 1;
+            Wanted {
+                kind: Kind(self.last_kind),
+                plan: Rc::new(plan.clone()),
+                count: 0,
             }
-            None => self.wanted.push(Rc::new(plan.clone())),
-        }
+        });
+        wanted.count = plan.ahead;
+        let kind = wanted.kind;
+        self.wanted.push(wanted);
         if self.wanted.len() <= MAX_KINDS {
-            return Vec::new();
+            return (Some(kind), Vec::new());
         }
-        let oldest = self.wanted.remove(0);
+        let oldest = self.wanted.remove(0).kind;
         let (gone, kept) = std::mem::take(&mut self.standing)
             .into_iter()
-            .partition(|it: &Standing| it.plan.is_of_kind(&oldest));
+            .partition(|it: &Standing| it.kind == oldest);
         self.standing = kept;
-        gone.into_iter().map(|it: Standing| it.id).collect()
+        let gone = gone.into_iter().map(|it: Standing| it.id);
+        (Some(kind), gone.collect())
     }
 
     /// What to make next.
-    pub(super) fn next(&self) -> Option<Rc<Plan>> {
+    pub(super) fn next(&self) -> Option<Order> {
         if self.standing.iter().filter(|it| !it.is_ready).count() >= MAX_MAKING {
             return None;
         }
-        let lacks = |plan: &&Rc<Plan>| {
-            let there = self
-                .standing
-                .iter()
-                .filter(|it| it.plan.is_of_kind(plan))
-                .count();
-            there < plan.ahead
-        };
-        self.wanted.iter().rev().find(lacks).cloned()
+        self.wanted.iter().rev().find_map(|wanted| {
+            let of_kind = self.standing.iter().filter(|it| it.kind == wanted.kind);
+            let there = of_kind.count();
+            (there < wanted.count).then(|| Order {
+                kind: wanted.kind,
+                plan: Rc::clone(&wanted.plan),
+                after: if there * 2 < wanted.count {
+                    Duration::ZERO
+                } else {
+                    REST
+                },
+            })
+        })
     }
 
-    pub(super) fn add(&mut self, id: u64, plan: Rc<Plan>, post: Channel) {
+    pub(super) fn add(&mut self, id: u64, kind: Kind, post: Channel) {
         self.standing.push(Standing {
             id,
-            plan,
+            kind,
             post,
             is_ready: false,
         });
@@ -92,9 +124,9 @@ impl Pool {
         }
     }
 
-    /// One that is ready for `plan`, with the channel on which it waits.
-    pub(super) fn take(&mut self, plan: &Plan) -> Option<(u64, Channel)> {
-        let fits = |it: &Standing| it.is_ready && it.plan.is_of_kind(plan);
+    /// One of `kind` that is ready, with the channel on which it waits.
+    pub(super) fn take(&mut self, kind: Kind) -> Option<(u64, Channel)> {
+        let fits = |it: &Standing| it.is_ready && it.kind == kind;
         let at = self.standing.iter().position(fits)?;
         let Standing { id, post, .. } = self.standing.remove(at);
         Some((id, post))
@@ -106,14 +138,16 @@ impl Pool {
         if let Some(at) = self.standing.iter().position(|it| it.id == id) {
             let lost = self.standing.remove(at);
             if !lost.is_ready {
-                self.give_up(&lost.plan);
+                self.give_up(lost.kind);
             }
         }
     }
 
     /// Makes no more of this kind until one is launched.
-    pub(super) fn give_up(&mut self, plan: &Plan) {
-        self.wanted.retain(|it| !it.is_of_kind(plan));
+    pub(super) fn give_up(&mut self, kind: Kind) {
+        if let Some(wanted) = self.wanted.iter_mut().find(|it| it.kind == kind) {
+            wanted.count = 0;
+        }
     }
 }
 
@@ -135,30 +169,44 @@ mod tests {
 
     /// Makes one as the supervisor does, and has it say that it is ready.
     fn make(pool: &mut Pool, id: u64) {
-        let plan = pool.next().expect("one is wanted");
+        let order = pool.next().expect("one is wanted");
         let (post, init) = Channel::pair().expect("a pair of sockets");
-        pool.add(id, plan, post);
+        pool.add(id, order.kind, post);
         init.send(&(), &[]).expect("somebody listens");
         pool.hear(id);
+    }
+
+    /// What a launch of `plan` is given.
+    fn take(pool: &mut Pool, plan: &Plan) -> Option<u64> {
+        let kind = pool.wanted.iter().find(|it| it.plan.is_of_kind(plan))?.kind;
+        pool.take(kind).map(|(id, _)| id)
+    }
+
+    /// Which are let go as one is launched.
+    fn note(pool: &mut Pool, plan: &Plan) -> Vec<u64> {
+        pool.note(plan).1
     }
 
     #[test]
     fn each_is_given_away_once_and_replaced() {
         let mut pool = Pool::default();
         let plan = kind("web", 2);
-        assert!(pool.take(&plan).is_none());
-        assert_eq!(pool.note(&plan), Vec::<u64>::new());
+        assert!(take(&mut pool, &plan).is_none());
+        assert_eq!(note(&mut pool, &plan), Vec::<u64>::new());
         make(&mut pool, 1);
         make(&mut pool, 2);
         assert!(pool.next().is_none(), "there are as many as were wanted");
         let mut other_program = plan.clone();
         other_program.program.argv = vec!["false".into()];
-        assert_eq!(pool.take(&other_program).map(|it| it.0), Some(1));
-        assert!(pool.take(&kind("other", 2)).is_none(), "of another kind");
-        assert_eq!(pool.take(&plan).map(|it| it.0), Some(2));
-        assert!(pool.take(&plan).is_none());
+        assert_eq!(take(&mut pool, &other_program), Some(1));
+        assert!(
+            take(&mut pool, &kind("other", 2)).is_none(),
+            "of another kind"
+        );
+        assert_eq!(take(&mut pool, &plan), Some(2));
+        assert!(take(&mut pool, &plan).is_none());
         make(&mut pool, 3);
-        assert_eq!(pool.take(&plan).map(|it| it.0), Some(3));
+        assert_eq!(take(&mut pool, &plan), Some(3));
     }
 
     #[test]
@@ -168,7 +216,7 @@ mod tests {
         let mut inits = Vec::new();
         for id in 0..MAX_MAKING as u64 {
             let (post, init) = Channel::pair().expect("a pair of sockets");
-            pool.add(id, pool.next().expect("one is wanted"), post);
+            pool.add(id, pool.next().expect("one is wanted").kind, post);
             inits.push(init);
         }
         assert!(pool.next().is_none());
@@ -183,11 +231,11 @@ mod tests {
         let plan = kind("web", 1);
         pool.note(&plan);
         let (post, init) = Channel::pair().expect("a pair of sockets");
-        pool.add(1, pool.next().expect("one is wanted"), post);
-        assert!(pool.take(&plan).is_none());
+        pool.add(1, pool.next().expect("one is wanted").kind, post);
+        assert!(take(&mut pool, &plan).is_none());
         drop(init);
         pool.hear(1);
-        assert!(pool.take(&plan).is_none(), "it has ended");
+        assert!(take(&mut pool, &plan).is_none(), "it has ended");
         pool.lose(1);
         assert!(pool.next().is_none(), "not again before the next launch");
         pool.note(&plan);
@@ -198,20 +246,44 @@ mod tests {
     fn the_kinds_are_few_and_the_oldest_goes() {
         let mut pool = Pool::default();
         for id in 0..MAX_KINDS as u64 {
-            assert_eq!(pool.note(&kind(&format!("h{id}"), 1)), Vec::<u64>::new());
+            assert_eq!(
+                note(&mut pool, &kind(&format!("h{id}"), 1)),
+                Vec::<u64>::new()
+            );
             make(&mut pool, id);
         }
         // The first is not the oldest any more.
-        assert_eq!(pool.note(&kind("h0", 1)), Vec::<u64>::new());
-        assert_eq!(pool.note(&kind("new", 1)), [1]);
-        assert!(pool.take(&kind("h0", 1)).is_some());
-        assert!(pool.take(&kind("h1", 1)).is_none());
+        assert_eq!(note(&mut pool, &kind("h0", 1)), Vec::<u64>::new());
+        assert_eq!(note(&mut pool, &kind("new", 1)), [1]);
+        assert!(take(&mut pool, &kind("h0", 1)).is_some());
+        assert!(take(&mut pool, &kind("h1", 1)).is_none());
     }
 
     #[test]
     fn who_wants_none_gets_none_made() {
         let mut pool = Pool::default();
-        assert_eq!(pool.note(&kind("web", 0)), Vec::<u64>::new());
+        assert_eq!(note(&mut pool, &kind("web", 0)), Vec::<u64>::new());
         assert!(pool.next().is_none());
+    }
+
+    #[test]
+    fn the_last_launch_takes_one_and_wants_no_other() {
+        let mut pool = Pool::default();
+        pool.note(&kind("web", 1));
+        make(&mut pool, 1);
+        let (of, _) = pool.note(&kind("web", 0));
+        assert_eq!(pool.take(of.expect("it is known")).map(|it| it.0), Some(1));
+    }
+
+    #[test]
+    fn what_is_not_needed_soon_waits_until_nothing_happens() {
+        let mut pool = Pool::default();
+        let after = |pool: &Pool| pool.next().map(|order| order.after);
+        pool.note(&kind("web", 3));
+        for (id, rest) in [(1, Duration::ZERO), (2, Duration::ZERO), (3, REST)] {
+            assert_eq!(after(&pool), Some(rest));
+            make(&mut pool, id);
+        }
+        assert_eq!(after(&pool), None);
     }
 }

@@ -14,6 +14,7 @@ mod ahead;
 mod broker;
 mod channel;
 mod client;
+mod cover;
 mod disk;
 mod enter;
 mod files;

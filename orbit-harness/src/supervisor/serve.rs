@@ -4,7 +4,6 @@ use std::{
     collections::{HashMap, hash_map::Entry},
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    rc::Rc,
     time::{Duration, Instant},
 };
 
@@ -14,9 +13,10 @@ use rustix::{
 };
 
 use super::{
-    ahead::Pool,
+    ahead::{Kind, Order, Pool},
     broker,
     channel::Channel,
+    cover::{self, Covers},
     enter, files, init,
     protocol::{
         Cause, Event, ExecEvent, ExecOrder, Failure, FileAnswer, FileFault, FileJob, Gone, Request,
@@ -54,6 +54,7 @@ struct Supervisor {
     ended: HashMap<u64, (Child, Waited)>,
     ids: HashMap<i32, u64>,
     filters: Filters,
+    covers: Covers,
     next_id: u64,
     pool: Pool,
 }
@@ -147,6 +148,7 @@ fn try_serve(
         ended,
         ids,
         filters,
+        covers: Covers::default(),
         next_id: FIRST_ID,
         pool: Pool::default(),
     };
@@ -155,11 +157,8 @@ fn try_serve(
         events.clear();
         let next_ahead = supervisor.pool.next();
         // What is made ahead is made when there is nothing else to do.
-        let timeout = if next_ahead.is_some() {
-            Some(Timespec::default())
-        } else {
-            supervisor.until_next_timeout()
-        };
+        let rest = next_ahead.as_ref().map(|order| order.after);
+        let timeout = supervisor.until_something_is_due(rest);
         match epoll::wait(
             &supervisor.epoll,
             rustix::buffer::spare_capacity(&mut events),
@@ -182,8 +181,8 @@ fn try_serve(
             }
         }
         supervisor.end_timed_out();
-        if let Some(plan) = next_ahead.filter(|_| events.is_empty()) {
-            supervisor.make_ahead(plan);
+        if let Some(order) = next_ahead.filter(|_| events.is_empty()) {
+            supervisor.make_ahead(&order);
         }
     }
 }
@@ -245,10 +244,13 @@ impl Supervisor {
         if fds.len() < first_network {
             return Ok(()); // As an invalid message.
         }
-        for outdated in self.pool.note(plan) {
-            self.let_go(outdated);
+        let (kind, outdated) = self.pool.note(plan);
+        for id in outdated {
+            self.let_go(id);
         }
-        if fds.len() == 4 && self.launch_prepared(key, plan, &mut fds) {
+        if let Some(kind) = kind.filter(|_| fds.len() == 4)
+            && self.launch_prepared(key, plan, kind, &mut fds)
+        {
             return Ok(());
         }
         let networks = fds.split_off(first_network);
@@ -274,6 +276,17 @@ impl Supervisor {
                 return Ok(());
             }
         };
+        let laid = match self.covers.lay(&plan.steps) {
+            Ok(laid) => laid,
+            Err(errno) => {
+                let failure = Failure {
+                    line: cover::step_of(&plan.steps) + 1,
+                    cause: Cause::Errno(errno.raw_os_error()),
+                };
+                let _ = events.send(&Event::Failed(failure), &[]);
+                return Ok(());
+            }
+        };
         let filter = match filter(&mut self.filters, &plan.program) {
             Ok(filter) => filter,
             Err(error) => {
@@ -289,6 +302,7 @@ impl Supervisor {
                     stdio,
                     networks,
                     helper,
+                    laid,
                     caller_namespace: self.caller_namespace.as_ref().map(AsFd::as_fd),
                     filter,
                 };
@@ -319,8 +333,14 @@ impl Supervisor {
     }
 
     /// Gives the program to a sandbox that stands ready for it, where there is one, and takes the event channel.
-    fn launch_prepared(&mut self, key: u64, plan: &Plan, fds: &mut Vec<OwnedFd>) -> bool {
-        let Some((id, post)) = self.pool.take(plan) else {
+    fn launch_prepared(
+        &mut self,
+        key: u64,
+        plan: &Plan,
+        kind: Kind,
+        fds: &mut Vec<OwnedFd>,
+    ) -> bool {
+        let Some((id, post)) = self.pool.take(kind) else {
             return false;
         };
         let _ = epoll::delete(&self.epoll, &post);
@@ -346,7 +366,8 @@ impl Supervisor {
     }
 
     /// Begins to make a sandbox for which there is no program yet.
-    fn make_ahead(&mut self, plan: Rc<Plan>) {
+    fn make_ahead(&mut self, order: &Order) {
+        let (plan, kind) = (&*order.plan, order.kind);
         let mut namespaces = libc::CLONE_NEWNS
             | libc::CLONE_NEWPID
             | libc::CLONE_NEWIPC
@@ -356,29 +377,31 @@ impl Supervisor {
             namespaces |= libc::CLONE_NEWNET;
         }
         let made = Channel::pair().and_then(|pair| {
+            let laid = self.covers.lay(&plan.steps)?;
             let fork = self.single_threaded.fork(namespaces, None)?;
-            Ok((pair, fork))
+            Ok((pair, laid, fork))
         });
         match made {
-            Ok(((_, post), Fork::Child)) => {
+            Ok(((_, post), laid, Fork::Child)) => {
                 let caller_namespace = self.caller_namespace.as_ref().map(AsFd::as_fd);
                 let filters = &mut self.filters;
-                init::run_ahead(self.single_threaded, &plan, post, caller_namespace, filters)
+                let single_threaded = self.single_threaded;
+                init::run_ahead(single_threaded, plan, post, laid, caller_namespace, filters)
             }
-            Ok(((post, _), Fork::Parent { pid, pidfd })) => {
+            Ok(((post, _), _, Fork::Parent { pid, pidfd })) => {
                 let Some(id) = self.adopt(Child::unwatched(pid, pidfd, Role::Ahead)) else {
-                    return self.pool.give_up(&plan);
+                    return self.pool.give_up(kind);
                 };
                 let once = epoll::EventFlags::IN | epoll::EventFlags::ONESHOT;
                 let tag = epoll::EventData::new_u64(id | READY);
                 if epoll::add(&self.epoll, &post, tag, once).is_err() {
                     self.let_go(id);
-                    return self.pool.give_up(&plan);
+                    return self.pool.give_up(kind);
                 }
-                self.pool.add(id, plan, post);
+                self.pool.add(id, kind, post);
             }
             // The next launch says what is wrong.
-            Err(_) => self.pool.give_up(&plan),
+            Err(_) => self.pool.give_up(kind),
         }
     }
 
@@ -559,8 +582,10 @@ impl Supervisor {
         }
     }
 
-    fn until_next_timeout(&self) -> Option<Timespec> {
-        let left = self.children.values().filter_map(Child::time_left).min()?;
+    /// Until the next child's time is over, and not longer than `rest`.
+    fn until_something_is_due(&self, rest: Option<Duration>) -> Option<Timespec> {
+        let timeouts = self.children.values().filter_map(Child::time_left);
+        let left = timeouts.chain(rest).min()?;
         Some(Timespec::try_from(left).unwrap_or(Timespec {
             tv_sec: i64::MAX,
             tv_nsec: 0,
