@@ -1,10 +1,18 @@
 /* The floor under a sandbox: the system calls of one launch, in C, with nothing around them.
  *
  *     cc -O2 -static -o floor floor.c
- *     floor ROOTFS    waits for bytes on standard input; for each, runs ROOTFS's /bin/true in a sandbox to
- *                     its end and writes how long that took, as nanoseconds in text
+ *     floor ROOTFS    waits for letters on standard input, and answers each with how long it took, as nanoseconds in
+ *                     text:
+ *                       x  a sandbox for ROOTFS's /bin/true, from nothing to its end
+ *                       p  the same without the program, which is not there yet
+ *                       g  that one again: its program, to its end
+ *                       s  a sandbox for ROOTFS's /bin/pause, until that runs; it stays
  *     floor ROOTFS once
- *                     runs it once, and is done: what a whole command takes that does nothing else
+ *                     one `x`, and is done: what a whole command takes that does nothing else
+ *     floor ROOTFS COUNT
+ *                     COUNT of them, two at a time
+ *
+ * ROOTFS may be several directories, topmost first, with colons between them.
  *
  * One process with one thread, in a user namespace of its own made once, as Orbit's supervisor is. For each
  * sandbox: clone3 of mount, pid, ipc, uts, cgroup and network namespaces; loopback up; a tmpfs, an overlay of
@@ -133,9 +141,15 @@ static void make_root(void) {
     make_file("/mnt/upper/etc/hostname", "floor\n");
     make_file("/mnt/upper/etc/hosts", "127.0.0.1\tlocalhost floor\n::1\tlocalhost\n");
     make_file("/mnt/upper/etc/resolv.conf", "");
-    TRY(chdir(rootfs));
-    const char *user_xattr = "lowerdir=.,upperdir=/mnt/upper,workdir=/mnt/work,userxattr";
-    TRY(mount("floor", "/mnt/root", "overlay", MS_NODEV, user_xattr));
+    static char options[4096];
+    const char *lower = rootfs;
+    if (!strchr(rootfs, ':')) {
+        TRY(chdir(rootfs));
+        lower = ".";
+    }
+    snprintf(options, sizeof options,
+             "lowerdir=%s,upperdir=/mnt/upper,workdir=/mnt/work,userxattr", lower);
+    TRY(mount("floor", "/mnt/root", "overlay", MS_NODEV, options));
 
     TRY(mount("proc", "/mnt/root/proc", "proc", INERT, NULL));
     TRY(mount("sysfs", "/mnt/root/sys", "sysfs", INERT | MS_RDONLY, NULL));
@@ -175,10 +189,10 @@ static void hold_only(uint64_t kept) {
 }
 
 /* In a child that shares its parent's memory until it executes. */
-static void become_program(void) {
+static void become_program(const char *path) {
     /* What container engines leave to a container's root. */
     const uint64_t kept = 0xa80425fbULL;
-    char *const argv[] = {"/bin/true", NULL}, *const env[] = {NULL};
+    char *const argv[] = {(char *)path, NULL}, *const env[] = {NULL};
     struct sock_fprog program = {.len = FILTER_LENGTH, .filter = filter};
     sigset_t none;
 
@@ -199,35 +213,104 @@ static void become_program(void) {
     TRY(execve(argv[0], argv, env));
 }
 
-static int run_init(void) {
+/* What a sandbox is made for. */
+enum kind { TO_ITS_END, AHEAD, TO_STAY };
+
+/* The launcher's end of the socket on which a sandbox says how far it is, and is told to go on. */
+struct sandbox {
+    pid_t pid;
+    int post;
+};
+
+static int run_init(enum kind kind, int post) {
     int status = 0;
+    char byte = 0;
     loopback_up();
     make_root();
+    if (kind == AHEAD) {
+        TRY(write(post, &byte, 1));
+        TRY(read(post, &byte, 1));
+    }
     pid_t pid = vfork();
     TRY(pid);
     if (pid == 0)
-        become_program();
+        become_program(kind == TO_STAY ? "/bin/pause" : "/bin/true");
     hold_only(1 << CAP_KILL);
+    /* The parent of a vfork goes on once its child has executed. */
+    if (kind == TO_STAY)
+        TRY(write(post, &byte, 1));
     TRY(waitpid(pid, &status, 0));
     return WIFEXITED(status) ? WEXITSTATUS(status) : 98;
 }
 
-static void launch(void) {
-    int status = 0;
+static struct sandbox start(enum kind kind) {
     struct clone_args arguments = {
         .flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP |
                  CLONE_NEWNET,
         .exit_signal = SIGCHLD,
     };
+    int pair[2] = {-1, -1};
+    char byte;
+    if (kind != TO_ITS_END)
+        TRY(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair));
     pid_t pid = syscall(SYS_clone3, &arguments, sizeof arguments);
     TRY(pid);
     if (pid == 0)
-        _exit(run_init());
+        _exit(run_init(kind, pair[1]));
+    if (kind != TO_ITS_END) {
+        close(pair[1]);
+        if (read(pair[0], &byte, 1) != 1) {
+            dprintf(2, "floor.c: a sandbox ended before it was ready\n");
+            _exit(99);
+        }
+    }
+    return (struct sandbox){.pid = pid, .post = pair[0]};
+}
+
+static void await(pid_t pid) {
+    int status = 0;
     TRY(waitpid(pid, &status, 0));
     if (status != 0) {
         dprintf(2, "floor.c: the sandbox ended with status %#x\n", status);
         _exit(99);
     }
+}
+
+static void launch(void) { await(start(TO_ITS_END).pid); }
+
+/* Does what `letter` asks for. */
+static void act(char letter) {
+    static struct sandbox ahead;
+    switch (letter) {
+    case 'x':
+        launch();
+        return;
+    case 'p':
+        ahead = start(AHEAD);
+        return;
+    case 'g':
+        TRY(write(ahead.post, "", 1));
+        await(ahead.pid);
+        close(ahead.post);
+        return;
+    case 's':
+        close(start(TO_STAY).post);
+        return;
+    default:
+        dprintf(2, "floor.c: no such letter: %c\n", letter);
+        _exit(2);
+    }
+}
+
+/* `count` sandboxes, by two processes. */
+static void launch_many(long count) {
+    pid_t other = fork();
+    TRY(other);
+    for (long left = other == 0 ? count / 2 : count - count / 2; left > 0; left--)
+        launch();
+    if (other == 0)
+        _exit(0);
+    await(other);
 }
 
 static void settle(void) {
@@ -243,9 +326,9 @@ static void settle(void) {
 }
 
 int main(int argc, char **argv) {
-    int once = argc == 3 && strcmp(argv[2], "once") == 0;
-    if (argc != 2 && !once) {
-        dprintf(2, "usage: floor ROOTFS [once]\n");
+    long count = argc != 3 ? 0 : strcmp(argv[2], "once") == 0 ? 1 : atol(argv[2]);
+    if (argc != 2 && count < 1) {
+        dprintf(2, "usage: floor ROOTFS [once | COUNT]\n");
         return 2;
     }
     rootfs = argv[1];
@@ -262,15 +345,19 @@ int main(int argc, char **argv) {
     TRY(prctl(PR_SET_PDEATHSIG, SIGKILL));
     /* So that an init finds its own processes where it looks for them. */
     TRY(mount("proc", "/proc", "proc", INERT, NULL));
-    if (once) {
+    if (count == 1) {
         launch();
         return 0;
     }
-    char byte;
-    while (read(0, &byte, 1) == 1) {
+    if (count > 1) {
+        launch_many(count);
+        return 0;
+    }
+    char letter;
+    while (read(0, &letter, 1) == 1) {
         struct timespec before, after;
         clock_gettime(CLOCK_MONOTONIC, &before);
-        launch();
+        act(letter);
         clock_gettime(CLOCK_MONOTONIC, &after);
         dprintf(1, "%lld\n",
                 (after.tv_sec - before.tv_sec) * 1000000000LL + after.tv_nsec - before.tv_nsec);

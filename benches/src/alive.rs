@@ -1,6 +1,9 @@
 //! A thousand sandboxes alive at once: whether they fit, their private memory, and how long the last ones take.
 
-use std::{fs, time::Instant};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -8,6 +11,7 @@ use orbit::Sandbox;
 
 use crate::{
     Stage,
+    floor::{Ask, Floor},
     samples::{Samples, tell},
     start,
 };
@@ -27,13 +31,7 @@ pub(crate) fn all(stage: &Stage) -> Result<()> {
         sandboxes.push(sandbox.with_context(|| format!("sandbox {number}"))?);
         times.push(started.elapsed());
     }
-    let (mut first, mut last) = (Samples::default(), Samples::default());
-    times[..ENDS].iter().for_each(|time| first.add(*time));
-    times[COUNT - ENDS..]
-        .iter()
-        .for_each(|time| last.add(*time));
-    first.tell("first alive");
-    last.tell("thousandth alive");
+    tell_ends(&times, ["first alive", "thousandth alive"]);
     let mut bytes = sandboxes
         .iter()
         .map(init_bytes)
@@ -46,7 +44,26 @@ pub(crate) fn all(stage: &Stage) -> Result<()> {
         .filter(|sandbox| sandbox.pid().is_some())
         .count();
     ensure!(alive == COUNT, "{alive} of {COUNT} are alive");
-    Ok(())
+    drop(sandboxes);
+    let mut floor = Floor::start(stage, stage.rootfs())?;
+    floor.ask(Ask::ToItsEnd)?;
+    let times = (0..COUNT).map(|_| floor.ask(Ask::ToStay));
+    let times = times.collect::<Result<Vec<_>>>()?;
+    tell_ends(&times, ["first floor alive", "thousandth floor alive"]);
+    floor.end()
+}
+
+/// Tells of the first and of the last of `times`.
+fn tell_ends(times: &[Duration], [first_name, last_name]: [&str; 2]) {
+    let (mut first, mut last) = (Samples::default(), Samples::default());
+    times.iter().take(ENDS).for_each(|time| first.add(*time));
+    times
+        .iter()
+        .rev()
+        .take(ENDS)
+        .for_each(|time| last.add(*time));
+    first.tell(first_name);
+    last.tell(last_name);
 }
 
 /// Memory that only this sandbox's init has: all of a sandbox's memory in user space beyond its program's own.

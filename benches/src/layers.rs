@@ -1,13 +1,17 @@
 //! Starts of an image of sixty layers, in turns with one of two.
 
-use std::{fmt::Write as _, fs, path::Path};
+use std::{ffi::OsString, fmt::Write as _, fs, path::Path};
 
 use anyhow::{Result, ensure};
 use orbit::{Output, PullPolicy, Sandbox};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::{Stage, samples::Samples};
+use crate::{
+    Stage,
+    floor::{Ask, Floor},
+    samples::Samples,
+};
 
 const FEW: usize = 2;
 const MANY: usize = 60;
@@ -21,10 +25,13 @@ pub(crate) fn all(stage: &Stage) -> Result<()> {
         let reference = format!("oci:{}", layout.display());
         // Unpacked ahead, which is no part of a start.
         orbit::images::pull(&reference, PullPolicy::Missing)?;
-        figures.push((count, reference, Samples::default()));
+        let floor = Floor::start(stage, directories(stage, count)?)?;
+        let (ours, beneath) = (Samples::default(), Samples::default());
+        figures.push((count, reference, floor, ours, beneath));
     }
     for _ in 0..ROUNDS {
-        for (_, reference, samples) in &mut figures {
+        for (_, reference, floor, samples, beneath) in &mut figures {
+            beneath.add(floor.ask(Ask::ToItsEnd)?);
             samples.time(|| {
                 let sandbox = Sandbox::builder()
                     .image(reference)
@@ -36,10 +43,27 @@ pub(crate) fn all(stage: &Stage) -> Result<()> {
             })?;
         }
     }
-    for (count, _, samples) in figures {
+    for (count, _, floor, samples, beneath) in figures {
         samples.tell(&format!("{count} layers"));
+        beneath.tell(&format!("floor over {count} layers"));
+        floor.end()?;
     }
     Ok(())
+}
+
+/// As many directories as the image has layers, as the floor wants them: the root filesystem below, and above it such
+/// with a file of its own each.
+fn directories(stage: &Stage, count: usize) -> Result<OsString> {
+    let mut all = OsString::new();
+    for number in 1..count {
+        let path = stage.0.join(format!("l{count}/{number}"));
+        fs::create_dir_all(path.join("layers"))?;
+        fs::write(path.join(format!("layers/{number}")), "")?;
+        all.push(path);
+        all.push(":");
+    }
+    all.push(stage.rootfs());
+    Ok(all)
 }
 
 /// An OCI layout whose first layer has the program, and each other one a file of its own.

@@ -12,6 +12,7 @@
 
 mod alive;
 mod first;
+mod floor;
 mod layers;
 mod ports;
 mod postgres;

@@ -1,17 +1,16 @@
 //! From start to end of a program that does nothing: plain, in a sandbox, and under the C floor.
 
 use std::{
-    io::{BufRead as _, BufReader, Lines, Write as _},
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::{Arc, Barrier},
     thread,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 
 use crate::{
     Stage,
+    floor::{Ask, Floor},
     samples::{Samples, plain_spawn},
 };
 
@@ -42,7 +41,7 @@ pub(crate) fn large(stage: &Stage) -> Result<()> {
 
 fn rounds(stage: &Stage, of: &str) -> Result<()> {
     let rootfs = stage.rootfs();
-    let mut floor = Floor::start(stage)?;
+    let mut floor = Floor::start(stage, &rootfs)?;
     let (mut plain, mut beneath, mut ours) =
         (Samples::default(), Samples::default(), Samples::default());
     for round in 0..WARM_UP + ROUNDS {
@@ -50,7 +49,7 @@ fn rounds(stage: &Stage, of: &str) -> Result<()> {
             (plain, beneath, ours) = Default::default();
         }
         plain.time(|| plain_spawn(&rootfs))?;
-        beneath.add(floor.launch()?);
+        beneath.add(floor.ask(Ask::ToItsEnd)?);
         ours.time(|| run(stage))?;
     }
     plain.tell(&format!("{of}plain spawn"));
@@ -63,13 +62,18 @@ fn rounds(stage: &Stage, of: &str) -> Result<()> {
 /// machine that has been idle takes a little longer for everything.
 pub(crate) fn ahead(stage: &Stage) -> Result<()> {
     const PAUSE: Duration = Duration::from_millis(10);
-    let (mut plain, mut ours) = (Samples::default(), Samples::default());
+    let mut floor = Floor::start(stage, stage.rootfs())?;
+    let (mut plain, mut beneath, mut ours) =
+        (Samples::default(), Samples::default(), Samples::default());
     for round in 0..WARM_UP + ROUNDS {
         if round == WARM_UP {
-            (plain, ours) = Default::default();
+            (plain, beneath, ours) = Default::default();
         }
         thread::sleep(PAUSE);
         plain.time(|| plain_spawn(&stage.rootfs()))?;
+        floor.ask(Ask::Ahead)?;
+        thread::sleep(PAUSE);
+        beneath.add(floor.ask(Ask::Go)?);
         thread::sleep(PAUSE);
         ours.time(|| {
             let outcome = stage.sandbox("/bin/true").prepare_ahead(2).run()?;
@@ -78,8 +82,9 @@ pub(crate) fn ahead(stage: &Stage) -> Result<()> {
         })?;
     }
     plain.tell("plain spawn after a pause");
+    beneath.tell("prepared floor");
     ours.tell("prepared sandbox");
-    Ok(())
+    floor.end()
 }
 
 /// One sandbox, from asking for it to its end, with nothing of it left.
@@ -87,48 +92,4 @@ pub(crate) fn run(stage: &Stage) -> Result<()> {
     let outcome = stage.sandbox("/bin/true").run()?;
     ensure!(outcome.success(), "{}", outcome.status);
     Ok(())
-}
-
-/// The C program that does the same steps, and times them itself.
-struct Floor {
-    child: Child,
-    asks: ChildStdin,
-    answers: Lines<BufReader<ChildStdout>>,
-}
-
-impl Floor {
-    fn start(stage: &Stage) -> Result<Self> {
-        let mut child = Command::new(stage.0.join("floor"))
-            .arg(stage.rootfs())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("start the floor")?;
-        let asks = child.stdin.take().context("it is piped")?;
-        let answers = BufReader::new(child.stdout.take().context("it is piped")?).lines();
-        Ok(Self {
-            child,
-            asks,
-            answers,
-        })
-    }
-
-    fn launch(&mut self) -> Result<Duration> {
-        self.asks.write_all(b"x").context("ask the floor")?;
-        let line = self
-            .answers
-            .next()
-            .context("the floor ended; it says above why")??;
-        Ok(Duration::from_nanos(line.parse()?))
-    }
-
-    fn end(self) -> Result<()> {
-        let Self {
-            mut child, asks, ..
-        } = self;
-        drop(asks);
-        let status = child.wait()?;
-        ensure!(status.success(), "the floor: {status}");
-        Ok(())
-    }
 }

@@ -32,11 +32,18 @@ mod signals;
 mod test;
 mod variables;
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{
+    ffi::OsString,
+    io::{IsTerminal as _, Write as _},
+    process::ExitCode,
+};
 
 use clap::Parser as _;
 
-use crate::cli::{Cli, Verb};
+use crate::{
+    cli::{Cli, Verb},
+    report::colour,
+};
 
 fn main() -> ExitCode {
     let words = without_doubled_word(std::env::args_os());
@@ -44,8 +51,7 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse_from(words) {
         Ok(cli) => cli,
         Err(error) => {
-            // Where neither stream can be written to there is nobody to tell.
-            let _ = error.print();
+            say(&error);
             return if error.use_stderr() {
                 exit::usage(verb.as_deref())
             } else {
@@ -70,6 +76,28 @@ fn main() -> ExitCode {
         tell!("orbit: {error:#}");
         ExitCode::from(failed)
     })
+}
+
+/// Writes a help, a version, or what is wrong with a command line: in one piece, where clap's own way would make a system
+/// call of each line.
+fn say(error: &clap::Error) {
+    let is_terminal = if error.use_stderr() {
+        std::io::stderr().is_terminal()
+    } else {
+        std::io::stdout().is_terminal()
+    };
+    let text = error.render();
+    let text = if colour::wanted(None, |name| std::env::var_os(name), is_terminal) {
+        text.ansi().to_string()
+    } else {
+        text.to_string()
+    };
+    // Where neither stream can be written to there is nobody to tell.
+    let _ = if error.use_stderr() {
+        std::io::stderr().write_all(text.as_bytes())
+    } else {
+        std::io::stdout().write_all(text.as_bytes())
+    };
 }
 
 /// Takes the `orbit` out of `cargo-orbit orbit VERB …`.

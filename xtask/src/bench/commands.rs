@@ -13,7 +13,7 @@ use super::{
     figures::Figures,
     rows::Group,
     samples::{Timed, Turns, time},
-    stage::{BINARIES, Stage},
+    stage::{BINARIES, Stage, TESTS},
 };
 use crate::{run, workspace};
 
@@ -203,6 +203,14 @@ fn tests(stage: &Stage, figures: &mut Figures) -> Result<()> {
             format!("{} orbit test --isolate test", orbit.display()),
         ),
         Timed::new("cargo test", "cargo test".into()),
+        Timed::new(
+            "floor of tests",
+            format!(
+                "{} {} {TESTS}",
+                stage.root.join("floor").display(),
+                stage.rootfs().display()
+            ),
+        ),
     ];
     if is_there("cargo-nextest") {
         timed.push(Timed::new("cargo nextest run", "cargo nextest run".into()));

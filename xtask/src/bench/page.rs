@@ -5,7 +5,7 @@ use std::{fmt::Write as _, fs};
 use super::{
     figures::Figures,
     rows::{Goal, Row, Unit},
-    stage::Stage,
+    stage::{Stage, TESTS},
 };
 use crate::run;
 
@@ -41,7 +41,6 @@ pub(crate) fn table(rows: &[&Row], figures: &Figures) -> String {
                 )
             }
         };
-        // Writing to a string cannot fail.
         let _ = writeln!(
             table,
             "| {} | {} | {} | {} | {} | {ratio} | {goal} | {met} |",
@@ -111,11 +110,48 @@ const REASONS: &str = include_str!("reasons.md");
 fn limits(figures: &Figures) -> String {
     let mut text = String::new();
     let pair = |ours: &str, peer: &str| Some(figures.get(ours)? / figures.get(peer)?);
+    // Writing to a string cannot fail.
     if let Some(ratio) = pair("floor", "plain spawn") {
-        // Writing to a string cannot fail.
         let _ = writeln!(
             text,
-            "- The C floor itself takes {ratio:.2} plain spawns here: nothing that makes a sandbox when it is asked for takes less."
+            "- The C floor itself takes {ratio:.2} plain spawns here: nothing that makes a sandbox when it is asked for takes less. \
+             A test binary takes three, of which two list its tests: the floor of what `--isolate binary` adds is {:.1} plain spawns.",
+            3.0 * (ratio - 1.0) + 2.0
+        );
+    }
+    if let Some(ratio) = pair("prepared floor", "plain spawn after a pause") {
+        let _ = writeln!(
+            text,
+            "- The floor takes {ratio:.2} plain spawns where all but its program was made before: the program's own start, and the \
+             end of its namespaces, for which the kernel waits."
+        );
+    }
+    if let (Some(floor), Some(ratio)) = (
+        figures.get("floor of tests"),
+        pair("floor of tests", "cargo nextest run"),
+    ) {
+        let _ = writeln!(
+            text,
+            "- {TESTS} floors, two at a time, take {}, {ratio:.2} of what nextest takes for {TESTS} tests: without a test in them, without \
+             cargo, and with nobody who reads what they print.",
+            show(floor, Unit::Time)
+        );
+    }
+    if let Some(ratio) = pair("thousandth floor alive", "first floor alive") {
+        let _ = writeln!(
+            text,
+            "- The thousandth of a thousand floors alive at once takes {ratio:.2} times as long as the first."
+        );
+    }
+    if let (Some(many), Some(few)) = (
+        figures.get("floor over 60 layers"),
+        figures.get("floor over 2 layers"),
+    ) {
+        let _ = writeln!(
+            text,
+            "- Over 60 layers the floor takes {:.2} times as long as over 2: {} more.",
+            many / few,
+            show(many - few, Unit::Time)
         );
     }
     if let (Some(run), Some(help)) = (

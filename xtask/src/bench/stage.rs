@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use crate::{packages, run, workspace};
 
 /// How many tests the sample crate has.
-const TESTS: usize = 300;
+pub(crate) const TESTS: usize = 300;
 /// How many test binaries the other one has.
 pub(crate) const BINARIES: usize = 8;
 
