@@ -789,3 +789,9 @@ pub fn prepare_ahead_if_possible(mut sandbox: SandboxBuilder, count: usize) -> S
     sandbox.spec.ahead_if_possible = true;
     sandbox
 }
+
+/// A sandbox that outlives its program, for further ones: until it is dropped.
+pub fn stay(mut sandbox: SandboxBuilder) -> SandboxBuilder {
+    sandbox.spec.stays = true;
+    sandbox
+}

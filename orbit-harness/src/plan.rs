@@ -51,6 +51,8 @@ pub(crate) struct Plan {
     pub(crate) warnings: Vec<String>,
     /// How many more of this kind are made before they are asked for.
     pub(crate) ahead: usize,
+    /// Whether the sandbox outlives its program.
+    pub(crate) stays: bool,
 }
 
 /// Whether a sandbox may ask a name server beyond its own networks.
@@ -201,6 +203,7 @@ pub(crate) fn plan(
         cgroup,
         warnings,
         ahead,
+        stays: spec.stays,
     })
 }
 

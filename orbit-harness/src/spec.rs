@@ -85,6 +85,8 @@ pub(crate) struct Spec {
     pub(crate) ahead: usize,
     /// Whether that is left out where it cannot be, rather than refused.
     pub(crate) ahead_if_possible: bool,
+    /// Whether it outlives its program, for further ones.
+    pub(crate) stays: bool,
 }
 
 /// What a sandbox over the host's files sees beyond the system, and what it does not.

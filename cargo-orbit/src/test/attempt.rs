@@ -8,7 +8,8 @@ use std::{
 };
 
 use orbit::{
-    __private::start_to_wait, Killer, Outcome, Output, SandboxBuilder, Status, Stdin, kept,
+    __private::{start_to_wait, stay},
+    Killer, Outcome, Output, SandboxBuilder, Status, Stdin, kept,
 };
 
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -61,13 +62,7 @@ impl Ground {
                 .map(|(name, value)| (name.clone(), value.clone())),
         );
         let program = Program {
-            command: self
-                .through
-                .iter()
-                .map(OsString::from)
-                .chain([binary.path.clone().into_os_string()])
-                .chain(arguments)
-                .collect(),
+            command: self.command(binary, arguments),
             binary: binary.path.clone(),
             working_dir: binary.working_dir.clone(),
             variables: environment::of_test(given, &self.host_variables, &settings.variables()),
@@ -79,6 +74,15 @@ impl Ground {
         } else {
             sandbox.record_denied(true)
         }
+    }
+
+    /// `binary` with `arguments`, and before it what programs of the target are started through.
+    pub(crate) fn command(&self, binary: &TestBinary, arguments: Vec<OsString>) -> Vec<OsString> {
+        let through = self.through.iter().map(OsString::from);
+        through
+            .chain([binary.path.clone().into_os_string()])
+            .chain(arguments)
+            .collect()
     }
 }
 
@@ -257,15 +261,54 @@ pub(crate) fn run_with(
         ground.takedown.take(sandbox);
         Ok((outcome, kept))
     });
+    let (outcome, kept) = match result {
+        Ok((outcome, kept)) => (Ok(outcome), kept),
+        Err(error) => (Err(error), None),
+    };
+    let mut attempt = of_result(ground, outcome, started);
+    match kept {
+        Some(Ok(id)) => attempt.kept = Some(id),
+        Some(Err(error)) => attempt.notes.push(format!("it was not kept: {error}")),
+        None => {}
+    }
+    attempt
+}
+
+/// Runs the program of a sandbox to its end, and where it ended well, as a further program there the same with other
+/// arguments: for half of what another sandbox would take. Gives how the first went, and what the other wrote.
+pub(crate) fn run_twice(
+    ground: &Ground,
+    sandbox: SandboxBuilder,
+    timeout: Duration,
+    again: Vec<OsString>,
+) -> (Attempt, Option<Vec<u8>>) {
+    let started = ground.began.elapsed();
+    let sandbox = stay(sandbox.timeout(timeout))
+        .stdin(Stdin::Null)
+        .stdout(Output::Capture)
+        .stderr(Output::Capture);
+    let mut more = None;
+    let result = start_to_wait(sandbox).and_then(|mut sandbox| {
+        let place = ground.running.enter(Target::Sandbox(sandbox.killer()?));
+        let outcome = sandbox.wait();
+        if outcome.as_ref().is_ok_and(Outcome::success) {
+            // Where it does not run the caller has no second answer, which is worth less than the first.
+            let asked = sandbox.exec(again).timeout(timeout).run();
+            more = asked.ok().map(|outcome| outcome.stdout);
+        }
+        ground.running.leave(place);
+        ground.takedown.take(sandbox);
+        outcome
+    });
+    (of_result(ground, result, started), more)
+}
+
+/// What an attempt came to that began when it `started`.
+fn of_result(ground: &Ground, result: Result<Outcome, orbit::Error>, started: Duration) -> Attempt {
     let wall_time = ground.began.elapsed().saturating_sub(started);
     match result {
-        Ok((outcome, kept)) => {
+        Ok(outcome) => {
             let mut attempt = of_outcome(outcome, started, wall_time);
-            match kept {
-                Some(Ok(id)) => attempt.kept = Some(id),
-                Some(Err(error)) => attempt.notes.push(format!("it was not kept: {error}")),
-                None => {}
-            }
             if ground.running.was_ended() && !attempt.verdict.passed() {
                 attempt.verdict = Verdict::Interrupted;
             }

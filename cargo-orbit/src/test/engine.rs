@@ -353,8 +353,9 @@ impl<'a> Engine<'a> {
             following: self.queue.len().min(self.slots() + 1),
         };
         // Where there is no thread to be had, the errand says so as it is dropped.
-        crew.workers
-            .start(crew.scope, errand, move |errand| errand.run(options));
+        let running = self.queue.running() + self.lists.running();
+        let run = move |errand: Errand<'a>| errand.run(options);
+        crew.workers.start(crew.scope, errand, running, run);
     }
 
     fn started(&mut self, task: &Task, at: Duration) {

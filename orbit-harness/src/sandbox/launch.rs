@@ -234,6 +234,7 @@ impl SandboxBuilder {
             memberships,
             place,
             scratch: None,
+            is_held: spec.stays,
             origin: Origin { spec, image, held },
             reader: None,
             main: None,
@@ -244,7 +245,6 @@ impl SandboxBuilder {
             healthcheck,
             stop_signal,
             hides_log,
-            is_held: false,
         };
         sandbox.await_start()?;
         if let (false, Some(network)) = (bound.is_empty(), &sandbox.network) {

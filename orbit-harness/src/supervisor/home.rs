@@ -56,7 +56,15 @@ pub(super) fn settle(
             Ok(Some((Handover::HostTrees(paths), fds))) => trees.extend(paths.into_iter().zip(fds)),
             Ok(Some((Handover::Mapped { pid }, _))) => break pid,
             // The starter failed, and has said so.
-            Ok(None) | Err(_) => sys::exit_now(1),
+            Ok(None) => sys::exit_now(1),
+            Err(error) => {
+                // What has no number is a message that was cut short, for want of descriptors.
+                let errno = error.raw_os_error().unwrap_or(libc::EMFILE);
+                let error = io::Error::from_raw_os_error(errno);
+                let failure = StartFailure::new(StartStep::HostView, &error);
+                let _ = control.send(&Welcome::Failed(failure), &[]);
+                sys::exit_now(1);
+            }
         }
     };
     drop(from_starter);

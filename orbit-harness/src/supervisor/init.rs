@@ -295,7 +295,7 @@ fn run_under(
         signals,
         events,
         network: plan.network,
-        is_held: false,
+        is_held: plan.stays,
     };
     let Some(end) = post.supervise(pid) else {
         return Ok(());

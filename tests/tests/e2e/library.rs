@@ -43,6 +43,10 @@ pub(crate) fn cases() -> Vec<Case> {
         ),
         case("a_timeout_ends_all_of_it", a_timeout_ends_all_of_it),
         case("dropped_is_gone", dropped_is_gone),
+        case(
+            "one_that_stays_takes_further_programs",
+            one_that_stays_takes_further_programs,
+        ),
         case("orphans_are_reaped", orphans_are_reaped),
         case("daemons_are_killed_and_named", daemons_are_killed_and_named),
         case(
@@ -340,6 +344,24 @@ fn dropped_is_gone(context: &Context) -> Result<()> {
         "{processes:?}"
     );
     audit.check()?;
+    Ok(())
+}
+
+/// As `cargo orbit test` asks a binary twice for its tests in one sandbox. Its program ends before anything is asked.
+fn one_that_stays_takes_further_programs(_: &Context) -> Result<()> {
+    let script = "echo first > /tmp/said; sleep 60 & exit 3";
+    let sandbox = Sandbox::builder().cmd(["sh", "-c", script]);
+    let mut sandbox = orbit::__private::stay(sandbox).start()?;
+    let first = sandbox.wait()?;
+    ensure!(first.status == Status::Exited(3), "{first:?}");
+    ensure!(first.leaked.len() == 1, "{:?}", first.leaked);
+    for _ in 0..2 {
+        let further = sandbox.exec(["sh", "-c", "cat /tmp/said; exit 4"]).run()?;
+        ensure!(further.status == Status::Exited(4), "{further:?}");
+        ensure!(further.stdout_text() == "first\n", "{further:?}");
+    }
+    // Nothing but this ends it: what is left is seen by the audit.
+    drop(sandbox);
     Ok(())
 }
 

@@ -115,8 +115,9 @@ fn limits(figures: &Figures) -> String {
         let _ = writeln!(
             text,
             "- The C floor itself takes {ratio:.2} plain spawns here: nothing that makes a sandbox when it is asked for takes less. \
-             A test binary takes three, of which two list its tests: the floor of what `--isolate binary` adds is {:.1} plain spawns.",
-            3.0 * (ratio - 1.0) + 2.0
+             A test binary takes two, of which one lists its tests, twice: the floor of what `--isolate binary` adds is {:.1} plain \
+             spawns, on one processor.",
+            2.0 * (ratio - 1.0) + 2.0
         );
     }
     if let Some(ratio) = pair("prepared floor", "plain spawn after a pause") {

@@ -171,20 +171,17 @@ fn list(
     binary: &Arc<TestBinary>,
     settings: &Settings,
 ) -> Result<Option<Vec<(String, bool)>>, Box<Attempt>> {
-    let ask = |more: &[&str]| {
+    const PATIENCE: Duration = Duration::from_secs(60);
+    let words = |more: &[&str]| -> Vec<OsString> {
         let words = ["--list", "--format", "terse"].iter().chain(more);
-        let arguments = words
+        words
             .map(OsString::from)
-            .chain(options.arguments.iter().cloned());
-        let sandbox = ground.sandbox(binary, settings, arguments.collect());
-        attempt::run(
-            ground,
-            &binary.id.0,
-            sandbox.timeout(Duration::from_secs(60)),
-            Streams::Captured,
-        )
+            .chain(options.arguments.iter().cloned())
+            .collect()
     };
-    let all = ask(&[]);
+    let sandbox = ground.sandbox(binary, settings, words(&[]));
+    let again = ground.command(binary, words(&["--ignored"]));
+    let (all, ignored) = attempt::run_twice(ground, sandbox, PATIENCE, again);
     if matches!(
         all.verdict,
         Verdict::SetupFailed { .. } | Verdict::Interrupted
@@ -199,8 +196,8 @@ fn list(
         // A `main` of its own may say nothing, whatever it is asked.
         return Ok(binary.has_harness.then(Vec::new));
     }
-    let ignored = ask(&["--ignored"]);
-    let ignored = libtest::listed(&ignored.stdout).unwrap_or_default();
+    let ignored = ignored.and_then(|stdout| libtest::listed(&stdout));
+    let ignored = ignored.unwrap_or_default();
     Ok(Some(
         names
             .into_iter()
