@@ -22,6 +22,7 @@ pub(crate) fn cases() -> Vec<Case> {
             "a_kill_in_mid_unpack_is_mended",
             a_kill_in_mid_unpack_is_mended,
         )
+        .deadline(Duration::from_secs(90))
         .who(Who::RANGED),
         // To mount a small disk, on which the owners of a layer's files are those of the sandbox.
         case("a_full_disk_is_an_error", a_full_disk_is_an_error)

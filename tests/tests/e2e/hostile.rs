@@ -65,10 +65,12 @@ pub(crate) fn cases() -> Vec<Case> {
             all_capabilities_are_still_not_the_hosts,
         ),
         case("nested_is_still_inside", nested_is_still_inside),
+        // A machine that is emulated fills 300 MiB of memory in a minute and more.
         case(
             "a_full_disk_is_the_sandboxes_own",
             a_full_disk_is_the_sandboxes_own,
-        ),
+        )
+        .deadline(Duration::from_secs(90)),
     ]
 }
 

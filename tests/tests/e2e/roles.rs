@@ -48,7 +48,7 @@ pub(crate) fn run(role: &str) -> ExitCode {
         "harness-abort" => harness_sandboxes(3).map(|_held| std::process::abort()),
         "harness-ahead" => ahead::stand_by(),
         "harness-panic" => harness_panic(),
-        "launch" => structure::launch(argument.parse().unwrap_or(1)),
+        "launch" => structure::launch(argument),
         "harness-files" => harness_files(argument),
         "named-snapshot" => snapshots::find_named(),
         "named-snapshot-forever" => snapshots::make_named_forever(),

@@ -100,7 +100,8 @@ fn an_answer_over_http(_: &Context) -> Result<()> {
     ensure!(late.read_file("/srv/www/health")? == b"well\n");
     let never = server("true")?
         .wait_for(Wait::http("/health").on_port(8080).status(200))
-        .startup_timeout(Duration::from_millis(500));
+        // Time for a whole answer, also on a busy machine.
+        .startup_timeout(Duration::from_secs(2));
     has(
         &unready(never)?,
         &["http /health on port 8080 with 200", "the status is 404"],
