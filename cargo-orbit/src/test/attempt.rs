@@ -283,7 +283,8 @@ pub(crate) fn run_twice(
     again: Vec<OsString>,
 ) -> (Attempt, Option<Vec<u8>>) {
     let started = ground.began.elapsed();
-    let sandbox = stay(sandbox.timeout(timeout))
+    // Of the sandbox, which both share.
+    let sandbox = stay(sandbox.timeout(timeout * 2))
         .stdin(Stdin::Null)
         .stdout(Output::Capture)
         .stderr(Output::Capture);
@@ -291,10 +292,11 @@ pub(crate) fn run_twice(
     let result = start_to_wait(sandbox).and_then(|mut sandbox| {
         let place = ground.running.enter(Target::Sandbox(sandbox.killer()?));
         let outcome = sandbox.wait();
-        if outcome.as_ref().is_ok_and(Outcome::success) {
-            // Where it does not run the caller has no second answer, which is worth less than the first.
+        // A signal that was sent to all does not reach what is only begun now.
+        if outcome.as_ref().is_ok_and(Outcome::success) && !ground.running.was_ended() {
             let asked = sandbox.exec(again).timeout(timeout).run();
-            more = asked.ok().map(|outcome| outcome.stdout);
+            let answered = asked.ok().filter(Outcome::success);
+            more = answered.map(|outcome| outcome.stdout);
         }
         ground.running.leave(place);
         ground.takedown.take(sandbox);

@@ -17,7 +17,7 @@ const MAX_KINDS: usize = 4;
 const MAX_MAKING: usize = 2;
 
 /// How long nothing is to happen before one more is made that is not needed soon.
-const REST: Duration = Duration::from_millis(1);
+const REST: Duration = Duration::from_millis(5);
 
 /// What is wanted and what is there.
 #[derive(Default)]

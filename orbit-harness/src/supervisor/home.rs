@@ -8,7 +8,6 @@
 //! | `/plain` | as root, the filesystem of the host's `/` without what is mounted in it, which an overlay takes |
 //! | `/proc` | the processes of all sandboxes |
 //! | `/stage` | where an init mounts its scratch |
-//! | `/covers` | what lies over `/plain` in sandboxes, by kinds |
 
 use std::{
     fs, io,
@@ -39,8 +38,6 @@ pub(super) const HOST: &str = "/host";
 pub(super) const PLAIN: &str = "/plain";
 /// Where an init mounts its scratch.
 pub(super) const STAGE: &str = "/stage";
-/// What lies over the host's root in every sandbox of a kind.
-pub(super) const COVERS: &str = "/covers";
 
 /// Makes this process, which is process 1 of new user, pid and mount namespaces, a supervisor. Never returns.
 pub(super) fn settle(
@@ -132,7 +129,7 @@ fn settle_root(mapping: Mapping, trees: Vec<(PathBuf, OwnedFd)>) -> Result<(), S
     .map_err(fail(StartStep::PrivateMounts))?;
     let base = mount_base().map_err(fail(StartStep::Root))?;
     let in_base = |name: &str| base.join(name.trim_start_matches('/'));
-    for directory in [HOST, PLAIN, "/proc", STAGE, COVERS, "/original"] {
+    for directory in [HOST, PLAIN, "/proc", STAGE, "/original"] {
         rustix::fs::mkdir(in_base(directory), 0o755.into()).map_err(fail(StartStep::Root))?;
     }
     let privileged = mapping == Mapping::Privileged;

@@ -18,7 +18,6 @@ use rustix::{
 
 use super::{
     channel::Channel,
-    cover::Laid,
     make::{Helper, Maker},
     program::Ready,
     protocol::{Answer, Cause, Control, Event, Exit, Failure},
@@ -57,8 +56,6 @@ pub(super) struct Given<'a> {
     pub(super) networks: Vec<Channel>,
     /// Of the program that leads out, where the plan has one.
     pub(super) helper: Option<Helper>,
-    /// What lies over the host's root, where the plan has that.
-    pub(super) laid: Option<Laid>,
     pub(super) caller_namespace: Option<BorrowedFd<'a>>,
     pub(super) filter: &'a [SockFilter],
 }
@@ -81,13 +78,12 @@ pub(super) fn run(single_threaded: SingleThreaded, plan: &Plan, given: Given<'_>
         stdio,
         networks,
         helper,
-        laid,
         ..
     } = given;
     let ran = sys::close_inherited(&mut keep)
         .map_err(|error| failure(0, &error))
         .and_then(|()| {
-            let made = make(plan, networks, helper, laid)?;
+            let made = make(plan, networks, helper)?;
             let namespace = given.caller_namespace;
             let program = made.ready(plan, stdio, namespace, given.filter)?;
             begin(single_threaded, plan, program, &events)
@@ -103,7 +99,6 @@ pub(super) fn run_ahead(
     single_threaded: SingleThreaded,
     plan: &Plan,
     post: Channel,
-    laid: Option<Laid>,
     caller_namespace: Option<BorrowedFd<'_>>,
     filters: &mut Filters,
 ) -> ! {
@@ -111,7 +106,7 @@ pub(super) fn run_ahead(
     keep.extend(caller_namespace.as_ref().map(AsRawFd::as_raw_fd));
     let made = sys::close_inherited(&mut keep)
         .ok()
-        .and_then(|()| make(plan, Vec::new(), None, laid).ok());
+        .and_then(|()| make(plan, Vec::new(), None).ok());
     let Some(made) = made.filter(|_| post.send(&(), &[]).is_ok()) else {
         sys::exit_now(0)
     };
@@ -160,12 +155,7 @@ struct Made {
 }
 
 /// Carries out the steps of the plan.
-fn make(
-    plan: &Plan,
-    networks: Vec<Channel>,
-    helper: Option<Helper>,
-    laid: Option<Laid>,
-) -> Result<Made, Failure> {
+fn make(plan: &Plan, networks: Vec<Channel>, helper: Option<Helper>) -> Result<Made, Failure> {
     // Opened here, where /proc is the supervisor's, and for the test process: no program has it.
     let network = match plan.network {
         Isolation::Own => Some(fs::File::open("/proc/self/ns/net").map_err(|e| failure(0, &e))?),
@@ -176,10 +166,7 @@ fn make(
         // Where it is gone already, what it wrote says more.
         drop(handed);
     }
-    let (cover, done) = laid.map(|it| (it.path, it.done)).unzip();
-    let done = done.unwrap_or_default();
-    let mut maker =
-        Maker::new(networks, helper, cover).map_err(|error| failure(0, &error.into()))?;
+    let mut maker = Maker::new(networks, helper).map_err(|error| failure(0, &error.into()))?;
     if plan.cgroup.is_some() {
         // Born in its control group, which only now becomes the root of what it sees.
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP)
@@ -188,8 +175,7 @@ fn make(
     if let Some(ahead) = plan.clock_offset {
         set_clocks(ahead).map_err(|error| failure(0, &error))?;
     }
-    let steps = plan.steps.iter().enumerate();
-    for (number, step) in steps.filter(|(number, _)| !done.contains(number)) {
+    for (number, step) in plan.steps.iter().enumerate() {
         maker.carry_out(step).map_err(|cause| Failure {
             line: number + 1,
             cause,

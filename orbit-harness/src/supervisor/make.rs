@@ -10,7 +10,7 @@ mod network;
 mod paths;
 mod syscalls;
 
-use std::{collections::VecDeque, os::fd::OwnedFd, path::PathBuf};
+use std::{collections::VecDeque, os::fd::OwnedFd};
 
 use rustix::{
     fs::Mode,
@@ -18,12 +18,8 @@ use rustix::{
     mount::{MountFlags, UnmountFlags},
 };
 
-use self::syscalls::{INERT, chown, fd_path, mount, tmpfs_options};
-pub(super) use self::{
-    devices::TerminalPair,
-    paths::{MASK, open_host},
-    syscalls::{is_directory, open_directory},
-};
+use self::syscalls::{INERT, chown, fd_path, mount, open_directory, tmpfs_options};
+pub(super) use self::{devices::TerminalPair, paths::MASK};
 use super::{
     channel::Channel,
     files,
@@ -40,8 +36,6 @@ pub(super) struct Maker {
     host: OwnedFd,
     /// The new root, once it is there.
     root: Option<OwnedFd>,
-    /// The layer between the host's root and the sandbox's own, where the host's is under it.
-    cover: Option<PathBuf>,
     /// What covers masked files: the host's `/dev/null` in this sandbox's `/dev`, whatever the image's is
     /// (CVE-2025-31133).
     null: Option<OwnedFd>,
@@ -80,16 +74,11 @@ impl From<Errno> for Cause {
 }
 
 impl Maker {
-    pub(super) fn new(
-        networks: Vec<Channel>,
-        helper: Option<Helper>,
-        cover: Option<PathBuf>,
-    ) -> rustix::io::Result<Self> {
+    pub(super) fn new(networks: Vec<Channel>, helper: Option<Helper>) -> rustix::io::Result<Self> {
         let host = open_directory(HOST)?;
         Ok(Self {
             host,
             root: None,
-            cover,
             null: None,
             system: 0,
             layers: 0,
@@ -129,7 +118,7 @@ impl Maker {
                 Ok(())
             }
             Step::OverlayRoot { lower, etc } => self.overlay_root(lower, etc),
-            Step::HostRoot { .. } => self.host_root(),
+            Step::HostRoot { own, hidden } => self.host_root(own, hidden),
             Step::EmptyRoot => self.empty_root(),
             Step::Directory { at, mode } => self.directory(at, *mode).map(drop),
             Step::Fresh { at, mode } => self.fresh(at, *mode),

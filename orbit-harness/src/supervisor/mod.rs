@@ -14,7 +14,6 @@ mod ahead;
 mod broker;
 mod channel;
 mod client;
-mod cover;
 mod disk;
 mod enter;
 mod files;

@@ -16,7 +16,6 @@ use super::{
     ahead::{Kind, Order, Pool},
     broker,
     channel::Channel,
-    cover::{self, Covers},
     enter, files, init,
     protocol::{
         Cause, Event, ExecEvent, ExecOrder, Failure, FileAnswer, FileFault, FileJob, Gone, Request,
@@ -54,7 +53,6 @@ struct Supervisor {
     ended: HashMap<u64, (Child, Waited)>,
     ids: HashMap<i32, u64>,
     filters: Filters,
-    covers: Covers,
     next_id: u64,
     pool: Pool,
 }
@@ -148,7 +146,6 @@ fn try_serve(
         ended,
         ids,
         filters,
-        covers: Covers::default(),
         next_id: FIRST_ID,
         pool: Pool::default(),
     };
@@ -276,17 +273,6 @@ impl Supervisor {
                 return Ok(());
             }
         };
-        let laid = match self.covers.lay(&plan.steps) {
-            Ok(laid) => laid,
-            Err(errno) => {
-                let failure = Failure {
-                    line: cover::step_of(&plan.steps) + 1,
-                    cause: Cause::Errno(errno.raw_os_error()),
-                };
-                let _ = events.send(&Event::Failed(failure), &[]);
-                return Ok(());
-            }
-        };
         let filter = match filter(&mut self.filters, &plan.program) {
             Ok(filter) => filter,
             Err(error) => {
@@ -302,7 +288,6 @@ impl Supervisor {
                     stdio,
                     networks,
                     helper,
-                    laid,
                     caller_namespace: self.caller_namespace.as_ref().map(AsFd::as_fd),
                     filter,
                 };
@@ -377,18 +362,17 @@ impl Supervisor {
             namespaces |= libc::CLONE_NEWNET;
         }
         let made = Channel::pair().and_then(|pair| {
-            let laid = self.covers.lay(&plan.steps)?;
             let fork = self.single_threaded.fork(namespaces, None)?;
-            Ok((pair, laid, fork))
+            Ok((pair, fork))
         });
         match made {
-            Ok(((_, post), laid, Fork::Child)) => {
+            Ok(((_, post), Fork::Child)) => {
                 let caller_namespace = self.caller_namespace.as_ref().map(AsFd::as_fd);
                 let filters = &mut self.filters;
                 let single_threaded = self.single_threaded;
-                init::run_ahead(single_threaded, plan, post, laid, caller_namespace, filters)
+                init::run_ahead(single_threaded, plan, post, caller_namespace, filters)
             }
-            Ok(((post, _), _, Fork::Parent { pid, pidfd })) => {
+            Ok(((post, _), Fork::Parent { pid, pidfd })) => {
                 let Some(id) = self.adopt(Child::unwatched(pid, pidfd, Role::Ahead)) else {
                     return self.pool.give_up(kind);
                 };

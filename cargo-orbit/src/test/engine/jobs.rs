@@ -196,8 +196,13 @@ fn list(
         // A `main` of its own may say nothing, whatever it is asked.
         return Ok(binary.has_harness.then(Vec::new));
     }
-    let ignored = ignored.and_then(|stdout| libtest::listed(&stdout));
-    let ignored = ignored.unwrap_or_default();
+    let ignored = ignored.unwrap_or_else(|| {
+        // Not a second time in one sandbox: as in the first place, then.
+        let sandbox = ground.sandbox(binary, settings, words(&["--ignored"]));
+        let sandbox = sandbox.timeout(PATIENCE);
+        attempt::run(ground, &binary.id.0, sandbox, Streams::Captured).stdout
+    });
+    let ignored = libtest::listed(&ignored).unwrap_or_default();
     Ok(Some(
         names
             .into_iter()

@@ -1,13 +1,14 @@
 //! The root, and every writable layer: directories of one tmpfs, under overlays.
 
 use std::{
+    ffi::CStr,
     io::Write as _,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
 use rustix::{
-    fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags},
+    fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, XattrFlags},
     io::Errno,
     mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags},
 };
@@ -27,6 +28,12 @@ use crate::{
 
 /// What an id that has no counterpart in this user namespace shows as. Source: user_namespaces(7).
 const OVERFLOW_ID: u32 = 65534;
+
+/// What marks a directory of a layer that hides all below it, and the device whose file hides what has its name.
+///
+/// Source: Linux, Documentation/filesystems/overlayfs.rst, "whiteouts and opaque directories", `userxattr`.
+const OPAQUE: &CStr = c"user.overlay.opaque";
+const WHITEOUT: u64 = 0;
 
 /// Of a fresh layer's directory, as most directories have it.
 const LAYER_MODE: u32 = 0o755;
@@ -72,15 +79,28 @@ impl Maker {
         Ok(())
     }
 
-    /// The host's root filesystem under a cover which hides what is not to be seen of it: unlike a mount over it, that can
+    /// The host's root filesystem under a layer which hides what is not to be seen of it: unlike a mount over it, that can
     /// be taken off by nobody.
-    pub(super) fn host_root(&mut self) -> Done {
-        let cover = self.cover.take().ok_or(Cause::Errno(libc::EINVAL))?;
-        let cover = cover.to_str().ok_or(Cause::Errno(libc::EINVAL))?;
+    pub(super) fn host_root(&mut self, own: &[(PathBuf, u32)], hidden: &[PathBuf]) -> Done {
         let upper = self.new_layer()?;
         self.give_to_system(&upper)?;
+        let layer = open_directory(&upper)?;
+        let inside = |path: &Path| path.strip_prefix("/").unwrap_or(path).to_owned();
+        for (path, mode) in own {
+            let (name, mode) = (inside(path), Mode::from_raw_mode(*mode));
+            rustix::fs::mkdirat(&layer, &name, mode)?;
+            let path = format!("{upper}/{}", name.display());
+            // The mask of this process holds for mkdir, not for chmod.
+            rustix::fs::chmod(&path, mode)?;
+            self.give_to_system(&path)?;
+            rustix::fs::setxattr(&path, OPAQUE, b"y", XattrFlags::empty())?;
+        }
+        for path in hidden {
+            let (kind, mode) = (FileType::CharacterDevice, Mode::empty());
+            rustix::fs::mknodat(&layer, inside(path), kind, mode, WHITEOUT)?;
+        }
         let target = format!("{STAGE}/root");
-        self.mount_overlay(&[cover, PLAIN], Path::new(&target))?;
+        self.mount_overlay(&[PLAIN], Path::new(&target))?;
         self.root = Some(open_directory(&target)?);
         Ok(())
     }

@@ -38,23 +38,18 @@ impl AsFd for Parent<'_> {
     }
 }
 
-/// A path of the host, in `host`, which is `/host`.
-pub(in crate::supervisor) fn open_host(host: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> {
-    let path = below_host(path);
-    let inside = path.strip_prefix(HOST).unwrap_or(&path);
-    let inside = if inside.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        inside
-    };
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    rustix::fs::openat2(host, inside, PATH, Mode::empty(), resolve)
-}
-
 impl Maker {
     /// A path of the host: links are followed as on the host, and nothing but the host is seen.
     pub(super) fn open_host(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
-        open_host(&self.host, path)
+        let path = below_host(path);
+        let inside = path.strip_prefix(HOST).unwrap_or(&path);
+        let inside = if inside.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            inside
+        };
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        rustix::fs::openat2(&self.host, inside, PATH, Mode::empty(), resolve)
     }
 
     /// A path of the sandbox; relative ones are to its root.

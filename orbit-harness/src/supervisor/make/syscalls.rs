@@ -35,7 +35,7 @@ pub(super) fn chown(path: &str, uid: u32, gid: u32) -> rustix::io::Result<()> {
     )
 }
 
-pub(in crate::supervisor) fn open_directory(path: &str) -> rustix::io::Result<OwnedFd> {
+pub(super) fn open_directory(path: &str) -> rustix::io::Result<OwnedFd> {
     rustix::fs::open(path, PATH | OFlags::DIRECTORY, Mode::empty())
 }
 
@@ -52,7 +52,7 @@ pub(super) fn open_if_there(path: &Path) -> rustix::io::Result<Option<OwnedFd>> 
     }
 }
 
-pub(in crate::supervisor) fn is_directory(fd: &OwnedFd) -> rustix::io::Result<bool> {
+pub(super) fn is_directory(fd: &OwnedFd) -> rustix::io::Result<bool> {
     Ok(FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode) == FileType::Directory)
 }
 
