@@ -16,7 +16,7 @@ use crate::kit::{ROLE, VIEWS, View};
 /// System calls of one sandbox over an image, of whoever asks for it, the supervisor, the init and the program.
 const MAX_CALLS_OF_IMAGE: usize = 280;
 /// The same over the host's files. A host with more mounts takes more: see [`MAX_CALLS_OF_MOUNT`].
-const MAX_CALLS_OF_HOST: usize = 420;
+const MAX_CALLS_OF_HOST: usize = 375;
 /// A directory of `/` with mounts in it is bound by itself.
 const MAX_CALLS_OF_MOUNT: usize = 12;
 /// The init and the program.
