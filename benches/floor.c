@@ -147,8 +147,12 @@ static void make_root(void) {
         TRY(chdir(rootfs));
         lower = ".";
     }
-    snprintf(options, sizeof options,
-             "lowerdir=%s,upperdir=/mnt/upper,workdir=/mnt/work,userxattr", lower);
+    int length = snprintf(options, sizeof options,
+                          "lowerdir=%s,upperdir=/mnt/upper,workdir=/mnt/work,userxattr", lower);
+    if (length >= (int)sizeof options) {
+        dprintf(2, "floor.c: the names of the layers do not fit into a page\n");
+        _exit(99);
+    }
     TRY(mount("floor", "/mnt/root", "overlay", MS_NODEV, options));
 
     TRY(mount("proc", "/mnt/root/proc", "proc", INERT, NULL));

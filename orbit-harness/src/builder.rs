@@ -790,7 +790,7 @@ pub fn prepare_ahead_if_possible(mut sandbox: SandboxBuilder, count: usize) -> S
     sandbox
 }
 
-/// A sandbox that outlives its program, for further ones: until it is dropped.
+/// A sandbox that outlives its program, for further ones: until it is dropped. One whose program is process 1 ends with it.
 pub fn stay(mut sandbox: SandboxBuilder) -> SandboxBuilder {
     sandbox.spec.stays = true;
     sandbox

@@ -88,12 +88,12 @@ impl Pool {
         (Some(kind), gone.collect())
     }
 
-    /// What to make next.
+    /// What to make next: what is needed soonest, and of that what was launched last.
     pub(super) fn next(&self) -> Option<Order> {
         if self.standing.iter().filter(|it| !it.is_ready).count() >= MAX_MAKING {
             return None;
         }
-        self.wanted.iter().rev().find_map(|wanted| {
+        let orders = self.wanted.iter().rev().filter_map(|wanted| {
             let of_kind = self.standing.iter().filter(|it| it.kind == wanted.kind);
             let there = of_kind.count();
             (there < wanted.count).then(|| Order {
@@ -105,7 +105,8 @@ impl Pool {
                     REST
                 },
             })
-        })
+        });
+        orders.min_by_key(|order| order.after)
     }
 
     pub(super) fn add(&mut self, id: u64, kind: Kind, post: Channel) {
@@ -285,5 +286,15 @@ mod tests {
             make(&mut pool, id);
         }
         assert_eq!(after(&pool), None);
+    }
+
+    #[test]
+    fn what_is_needed_soon_goes_before_what_was_launched_last() {
+        let mut pool = Pool::default();
+        pool.note(&kind("older", 2));
+        pool.note(&kind("newer", 2));
+        make(&mut pool, 1);
+        let order = pool.next().expect("both lack some");
+        assert!(order.after.is_zero() && order.plan.is_of_kind(&kind("older", 2)));
     }
 }

@@ -41,6 +41,7 @@ pub(crate) fn table(rows: &[&Row], figures: &Figures) -> String {
                 )
             }
         };
+        // Writing to a string cannot fail.
         let _ = writeln!(
             table,
             "| {} | {} | {} | {} | {} | {ratio} | {goal} | {met} |",
@@ -117,7 +118,7 @@ fn limits(figures: &Figures) -> String {
             "- The C floor itself takes {ratio:.2} plain spawns here: nothing that makes a sandbox when it is asked for takes less. \
              A test binary takes two, of which one lists its tests, twice: the floor of what `--isolate binary` adds is {:.1} plain \
              spawns, on one processor.",
-            2.0 * (ratio - 1.0) + 2.0
+            2.0 * ratio
         );
     }
     if let Some(ratio) = pair("prepared floor", "plain spawn after a pause") {
