@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use orbit::{NetworkMode, Sandbox, SandboxBuilder, Status};
-use orbit_tests::{Case, Context, Program, Who};
+use orbit_tests::{Case, Context, Program, Skip, Who};
 
 use crate::support::{await_port, exchange, service};
 
@@ -24,6 +24,9 @@ pub(crate) fn cases() -> Vec<Case> {
         )
         .who(&[Who::Root])
         .needs(NEEDS),
+        Case::new("bridge::the_hosts_firewall_lets_it_pass", beside_a_firewall)
+            .who(&[Who::Root])
+            .needs(NEEDS),
         Case::new("bridge::nothing_leaves_it", nothing_leaves_it)
             .who(&[Who::Root])
             .needs(NEEDS),
@@ -107,6 +110,56 @@ fn on_the_host(context: &Context) -> Result<()> {
     drop(other);
     ensure!(!link_is_there(BRIDGE) && !rules()?.contains(BRIDGE));
     ensure!(!Path::new("/run/orbit/bridges").join(BRIDGE).exists());
+    Ok(audit.check()?)
+}
+
+/// A table of the host that drops what is forwarded on the bridge, as Docker's does of all. Removed with this value.
+struct Dropping;
+
+const FIREWALL: &str = "orbit-e2e-drops";
+
+impl Dropping {
+    fn add() -> Result<Self> {
+        let dropping = Self;
+        let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        for line in [
+            format!("add table ip {FIREWALL}"),
+            format!("add chain ip {FIREWALL} FORWARD {{ type filter hook forward priority 0 ; }}"),
+            format!("add rule ip {FIREWALL} FORWARD iifname {BRIDGE} counter drop"),
+        ] {
+            Program::new("nft").args(words(&line)).run()?.success()?;
+        }
+        Ok(dropping)
+    }
+}
+
+impl Drop for Dropping {
+    fn drop(&mut self) {
+        let args = ["delete", "table", "ip", FIREWALL].map(str::to_owned);
+        // The audit names what is left.
+        let _ = Program::new("nft").args(args).run();
+    }
+}
+
+fn beside_a_firewall(context: &Context) -> Result<()> {
+    const SEES: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+    if !std::fs::read_to_string(SEES).is_ok_and(|it| it.trim() == "1") {
+        return Err(Skip::because(format!(
+            "needs br_netfilter, and 1 in {SEES}"
+        )));
+    }
+    start_supervisor()?;
+    let audit = context.audit();
+    {
+        let _dropping = Dropping::add()?;
+        sandboxes_share_it(context)?;
+        let left: Vec<_> = rules()?
+            .lines()
+            .filter(|line| line.contains(&format!("orbit-{BRIDGE}")))
+            .map(str::to_owned)
+            .collect();
+        ensure!(left.is_empty(), "{left:?}");
+    }
     Ok(audit.check()?)
 }
 
