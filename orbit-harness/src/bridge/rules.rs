@@ -72,17 +72,11 @@ impl Firewall {
     fn parse(listing: &str, name: &str) -> Self {
         let mark = format!("comment \"{}\"", table(name));
         let mut firewall = Self::default();
-        let (mut table, mut chain) = ("", String::new());
+        let (mut table, mut chain) = (String::new(), String::new());
         for line in listing.lines() {
             let words: Vec<_> = line.split_whitespace().collect();
             match words[..] {
-                ["table", ..] => {
-                    table = line
-                        .trim_start_matches("table ")
-                        .split(" {")
-                        .next()
-                        .unwrap_or("")
-                }
+                ["table", family, name, ..] => table = format!("{family} {name}"),
                 ["chain", name, ..] => chain = format!("{table} {name}"),
                 // Bridges' own tables name their own bridge alone.
                 ["type", "filter", "hook", "forward", ..]
