@@ -65,17 +65,12 @@ pub(crate) fn of_test(
     host: &HostVariables,
     asked: &[Variable],
 ) -> BTreeMap<OsString, OsString> {
-    let given: BTreeMap<OsString, OsString> = given.into_iter().collect();
-    let mut seen: BTreeMap<_, _> = given
-        .iter()
-        .filter(|(name, value)| *name != SESSION && (!host.has(name, value) || is_passed(name)))
-        .map(|(name, value)| (name.clone(), value.clone()))
-        .collect();
-    seen.extend(
-        asked
-            .iter()
-            .filter_map(|variable| variable.resolve(|name| given.get(OsStr::new(name)).cloned())),
-    );
+    let mut seen: BTreeMap<OsString, OsString> = given.into_iter().collect();
+    let resolve =
+        |variable: &Variable| variable.resolve(|name| seen.get(OsStr::new(name)).cloned());
+    let asked: Vec<_> = asked.iter().filter_map(resolve).collect();
+    seen.retain(|name, value| name != SESSION && (is_passed(name) || !host.has(name, value)));
+    seen.extend(asked);
     seen
 }
 

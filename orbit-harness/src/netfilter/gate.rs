@@ -151,20 +151,11 @@ impl Gate {
             }
         }
         for version in [&V4, &V6] {
-            let ported = |number| Rule::default().version(version).carried_by(EQ, number);
-            let other = Rule::default()
-                .version(version)
-                .carried_by(NEQ, Transport::TCP)
-                .carried_by(NEQ, Transport::UDP);
-            rules.extend([
-                ported(Transport::TCP).count(version, true),
-                ported(Transport::UDP).count(version, true),
-                other.count(version, false),
-            ]);
+            rules.extend([Rule::count(version, true), Rule::count(version, false)]);
         }
         rules.push(
             Rule::default()
-                .carried_by(EQ, Transport::TCP)
+                .carried_by(Transport::TCP)
                 .reject(REJECT_TCP_RST),
         );
         rules.push(Rule::default().reject(REJECT_ICMPX));
@@ -179,9 +170,9 @@ fn neighbour_discovery(link: &str) -> Rule {
     const LAST: u8 = 143;
     Rule::default()
         .by(link)
-        .carried_by(EQ, Transport::ICMPV6)
+        .carried_by(Transport::ICMPV6)
         .payload(TRANSPORT, 0, 1, REG_1)
-        .range(REG_1, &[FIRST], &[LAST])
+        .range(REG_1, EQ, &[FIRST], &[LAST])
         .accept()
 }
 
@@ -253,10 +244,10 @@ impl Rule {
         self.then("cmp", data)
     }
 
-    fn range(self, register: u32, first: &[u8], last: &[u8]) -> Self {
+    fn range(self, register: u32, how: u32, first: &[u8], last: &[u8]) -> Self {
         let data = Attributes::default()
             .number(1, register)
-            .number(2, EQ)
+            .number(2, how)
             .value(3, first)
             .value(4, last);
         self.then("range", data)
@@ -303,9 +294,9 @@ impl Rule {
         self.meta(META_OIFNAME, REG_1).compare(REG_1, EQ, &name)
     }
 
-    fn carried_by(self, how: u32, protocol: u8) -> Self {
+    fn carried_by(self, protocol: u8) -> Self {
         self.meta(META_L4PROTO, REG_1)
-            .compare(REG_1, how, &[protocol])
+            .compare(REG_1, EQ, &[protocol])
     }
 
     fn destined(self, to: Block) -> Self {
@@ -342,13 +333,10 @@ impl Rule {
     fn matches(self, allowed: Allowed) -> Self {
         let mut rule = self.destined(allowed.to);
         if let Some(protocol) = allowed.protocol {
-            rule = rule.carried_by(
-                EQ,
-                match protocol {
-                    Protocol::Tcp => Transport::TCP,
-                    Protocol::Udp => Transport::UDP,
-                },
-            );
+            rule = rule.carried_by(match protocol {
+                Protocol::Tcp => Transport::TCP,
+                Protocol::Udp => Transport::UDP,
+            });
         }
         match allowed.ports {
             None | Some((1, u16::MAX)) => rule,
@@ -357,20 +345,26 @@ impl Rule {
                 if first == last {
                     rule.compare(REG_1, EQ, &first.to_be_bytes())
                 } else {
-                    rule.range(REG_1, &first.to_be_bytes(), &last.to_be_bytes())
+                    rule.range(REG_1, EQ, &first.to_be_bytes(), &last.to_be_bytes())
                 }
             }
         }
     }
 
     /// Counts address, protocol and port in the set of this version, or a port of 0 where there is none.
-    fn count(self, version: &Version, has_port: bool) -> Self {
+    ///
+    /// One rule does for TCP, UDP and the few numbers between theirs: those have no ports, and what lies in the place of
+    /// one counts for nothing where it is read. Each rule costs every sandbox its making.
+    fn count(version: &Version, has_port: bool) -> Self {
         const UPDATE: u32 = 1;
         let protocol = REG + version.bytes / 4;
         let port = protocol + 1;
-        let rule = self
-            .payload(NETWORK, version.offset, version.bytes, REG)
-            .meta(META_L4PROTO, protocol);
+        let how = if has_port { EQ } else { NEQ };
+        let rule = Self::default()
+            .version(version)
+            .meta(META_L4PROTO, protocol)
+            .range(protocol, how, &[Transport::TCP], &[Transport::UDP])
+            .payload(NETWORK, version.offset, version.bytes, REG);
         let rule = if has_port {
             rule.payload(TRANSPORT, 2, 2, port)
         } else {

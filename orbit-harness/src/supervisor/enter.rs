@@ -26,12 +26,12 @@ use serde::{Deserialize, Serialize};
 use super::{
     channel::Channel,
     make::TerminalPair,
-    program::Ready,
+    program::{Common, Ready},
     protocol::{Cause, Control, ExecEvent, ExecOrder},
 };
 use crate::{
     outcome::{Status, Usage},
-    plan::{ProgramPlan, UserPlan},
+    plan::ProgramPlan,
     security::seccomp::bpf::SockFilter,
     sys::{self, Fork, SingleThreaded},
 };
@@ -46,7 +46,7 @@ pub(super) struct Given<'a> {
     pub(super) namespaces: Vec<OwnedFd>,
     /// Process 1 of the sandbox.
     pub(super) init: BorrowedFd<'a>,
-    pub(super) caller_namespace: Option<BorrowedFd<'a>>,
+    pub(super) common: &'a Common,
     pub(super) filter: &'a [SockFilter],
 }
 
@@ -66,7 +66,13 @@ pub(super) fn run(single_threaded: SingleThreaded, order: &ExecOrder, given: Giv
         .map(AsRawFd::as_raw_fd)
         .collect();
     keep.extend([given.channel.as_fd().as_raw_fd(), given.init.as_raw_fd()]);
-    keep.extend(given.caller_namespace.map(|fd| fd.as_raw_fd()));
+    keep.extend(
+        given
+            .common
+            .caller_namespace
+            .as_ref()
+            .map(AsRawFd::as_raw_fd),
+    );
     // Without one, who asked sees the channel close.
     let Ok(channel) = given.channel.try_clone() else {
         sys::exit_now(1)
@@ -196,10 +202,7 @@ fn become_program(
     {
         return cause(&error);
     }
-    let namespace = given
-        .caller_namespace
-        .filter(|_| matches!(program.user, UserPlan::Caller { .. }));
-    match Ready::new(program, given.stdio, terminal, namespace, given.filter) {
+    match Ready::new(program, given.stdio, terminal, given.common, given.filter) {
         Ok(ready) => Cause::Exec(ready.program().execute(single_threaded)),
         Err(cause) => cause,
     }

@@ -23,6 +23,7 @@ use rustix::{
 use super::{
     channel::Channel,
     make::MASK,
+    program::Common,
     protocol::{Hello, Mapping, StartFailure, StartStep, Welcome},
     serve,
     start::Handover,
@@ -65,15 +66,15 @@ pub(super) fn settle(
         }
     };
     drop(from_starter);
-    let caller_namespace = match prepare(single_threaded, hello, trees) {
-        Ok(namespace) => namespace,
+    let common = match prepare(single_threaded, hello, trees) {
+        Ok(common) => common,
         Err(failure) => {
             let _ = control.send(&Welcome::Failed(failure), &[]);
             sys::exit_now(1);
         }
     };
     let mut keep = vec![control.as_fd().as_raw_fd(), caller.as_raw_fd()];
-    keep.extend(caller_namespace.as_ref().map(AsRawFd::as_raw_fd));
+    keep.extend(common.caller_namespace.as_ref().map(AsRawFd::as_raw_fd));
     let watching = sys::close_inherited(&mut keep).and_then(|()| serve::watch(&control, caller));
     let epoll = match watching {
         Ok(epoll) => epoll,
@@ -86,7 +87,7 @@ pub(super) fn settle(
     if control.send(&Welcome::Ready { pid }, &[]).is_err() {
         sys::exit_now(1);
     }
-    serve::serve(single_threaded, control, epoll, caller_namespace);
+    serve::serve(single_threaded, control, epoll, common);
     sys::exit_now(0);
 }
 
@@ -94,7 +95,7 @@ fn prepare(
     single_threaded: SingleThreaded,
     hello: &Hello,
     trees: Vec<(PathBuf, OwnedFd)>,
-) -> Result<Option<OwnedFd>, StartFailure> {
+) -> Result<Common, StartFailure> {
     let fail = |step| move |error: io::Error| StartFailure::new(step, &error);
     take_ids(hello.mapping).map_err(fail(StartStep::Ids))?;
     settle_root(hello.mapping, trees)?;
@@ -104,8 +105,14 @@ fn prepare(
         .map(|ids| namespace_of_caller(single_threaded, ids, hello.mapping))
         .transpose()
         .map_err(fail(StartStep::IdMap))?;
+    // No namespace below this one may what this one may not. Source: user_namespaces(7).
+    let groups_denied =
+        fs::read("/proc/self/setgroups").is_ok_and(|text| text.starts_with(b"deny"));
     isolate().map_err(fail(StartStep::Isolate))?;
-    Ok(caller_namespace)
+    Ok(Common {
+        caller_namespace,
+        groups_denied,
+    })
 }
 
 /// Root of the new user namespace, and in no group of the caller's.

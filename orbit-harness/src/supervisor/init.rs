@@ -19,14 +19,14 @@ use rustix::{
 use super::{
     channel::Channel,
     make::{Helper, Maker},
-    program::Ready,
+    program::{Common, Ready},
     protocol::{Answer, Cause, Control, Event, Exit, Failure},
     serve::{FilterError, Filters, filter},
 };
 use crate::{
     netfilter::Netfilter,
     outcome::{LeakedProcess, Status, Usage},
-    plan::{Isolation, Plan, UserPlan},
+    plan::{Isolation, Plan},
     security::seccomp::bpf::SockFilter,
     spec::Init,
     sys::{self, SingleThreaded, Waited},
@@ -56,7 +56,7 @@ pub(super) struct Given<'a> {
     pub(super) networks: Vec<Channel>,
     /// Of the program that leads out, where the plan has one.
     pub(super) helper: Option<Helper>,
-    pub(super) caller_namespace: Option<BorrowedFd<'a>>,
+    pub(super) common: &'a Common,
     pub(super) filter: &'a [SockFilter],
 }
 
@@ -67,7 +67,13 @@ const GRACE_MS: u32 = 20;
 pub(super) fn run(single_threaded: SingleThreaded, plan: &Plan, given: Given<'_>) -> ! {
     let mut keep: Vec<_> = given.stdio.iter().map(AsRawFd::as_raw_fd).collect();
     keep.push(given.events.as_fd().as_raw_fd());
-    keep.extend(given.caller_namespace.as_ref().map(AsRawFd::as_raw_fd));
+    keep.extend(
+        given
+            .common
+            .caller_namespace
+            .as_ref()
+            .map(AsRawFd::as_raw_fd),
+    );
     keep.extend(given.networks.iter().map(|it| it.as_fd().as_raw_fd()));
     if let Some(helper) = &given.helper {
         keep.extend([&helper.output, &helper.errors].map(AsRawFd::as_raw_fd));
@@ -84,8 +90,7 @@ pub(super) fn run(single_threaded: SingleThreaded, plan: &Plan, given: Given<'_>
         .map_err(|error| failure(0, &error))
         .and_then(|()| {
             let made = make(plan, networks, helper)?;
-            let namespace = given.caller_namespace;
-            let program = made.ready(plan, stdio, namespace, given.filter)?;
+            let program = made.ready(plan, stdio, given.common, given.filter)?;
             begin(single_threaded, plan, program, &events)
         });
     end(ran, &events)
@@ -99,11 +104,11 @@ pub(super) fn run_ahead(
     single_threaded: SingleThreaded,
     plan: &Plan,
     post: Channel,
-    caller_namespace: Option<BorrowedFd<'_>>,
+    common: &Common,
     filters: &mut Filters,
 ) -> ! {
     let mut keep = vec![post.as_fd().as_raw_fd()];
-    keep.extend(caller_namespace.as_ref().map(AsRawFd::as_raw_fd));
+    keep.extend(common.caller_namespace.as_ref().map(AsRawFd::as_raw_fd));
     let made = sys::close_inherited(&mut keep)
         .ok()
         .and_then(|()| make(plan, Vec::new(), None).ok());
@@ -121,7 +126,7 @@ pub(super) fn run_ahead(
     let events = Channel::from_fd(fds.remove(0));
     let ran = filter(filters, &plan.program)
         .map_err(|error| no_filter(&plan, &error))
-        .and_then(|filter| made.ready(&plan, stdio, caller_namespace, filter))
+        .and_then(|filter| made.ready(&plan, stdio, common, filter))
         .and_then(|program| begin(single_threaded, &plan, program, &events));
     end(ran, &events)
 }
@@ -151,22 +156,28 @@ fn end(ran: Result<(), Failure>, events: &Channel) -> ! {
 /// A sandbox without a program.
 struct Made {
     maker: Maker,
-    network: Option<fs::File>,
+    network: Option<OwnedFd>,
 }
 
 /// Carries out the steps of the plan.
 fn make(plan: &Plan, networks: Vec<Channel>, helper: Option<Helper>) -> Result<Made, Failure> {
-    // Opened here, where /proc is the supervisor's, and for the test process: no program has it.
-    let network = match plan.network {
-        Isolation::Own => Some(fs::File::open("/proc/self/ns/net").map_err(|e| failure(0, &e))?),
+    let socket = match plan.network {
+        Isolation::Own => Some(sys::network_socket().map_err(|error| failure(0, &error))?),
         Isolation::Host => None,
     };
+    // For the test process: no program has it.
+    let network = socket
+        .as_ref()
+        .map(sys::namespace_of)
+        .transpose()
+        .map_err(|error| failure(0, &error))?;
     if let (Some(network), Some(helper)) = (&network, &helper) {
         let handed = helper.network.send(&(), &[network.as_fd()]);
         // Where it is gone already, what it wrote says more.
         drop(handed);
     }
-    let mut maker = Maker::new(networks, helper).map_err(|error| failure(0, &error.into()))?;
+    let mut maker =
+        Maker::new(socket, networks, helper).map_err(|error| failure(0, &error.into()))?;
     if plan.cgroup.is_some() {
         // Born in its control group, which only now becomes the root of what it sees.
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP)
@@ -190,31 +201,23 @@ impl Made {
         self,
         plan: &Plan,
         stdio: Vec<OwnedFd>,
-        caller_namespace: Option<BorrowedFd<'a>>,
+        common: &'a Common,
         filter: &'a [SockFilter],
     ) -> Result<Ready<'a>, Failure> {
         let Self { mut maker, network } = self;
         let record = maker.take_record();
-        let namespace =
-            caller_namespace.filter(|_| matches!(plan.program.user, UserPlan::Caller { .. }));
-        Ready::new(
-            &plan.program,
-            stdio,
-            maker.take_terminal(),
-            namespace,
-            filter,
-        )
-        .map(|mut ready| {
-            ready.network = network.map(OwnedFd::from);
-            ready.scratch = maker.take_scratch();
-            ready.unrecorded = record.unrecorded;
-            ready.record = record.netfilter.map(Netfilter::into_fd);
-            ready
-        })
-        .map_err(|cause| Failure {
-            line: plan.steps.len() + 1,
-            cause,
-        })
+        Ready::new(&plan.program, stdio, maker.take_terminal(), common, filter)
+            .map(|mut ready| {
+                ready.network = network;
+                ready.scratch = maker.take_scratch();
+                ready.unrecorded = record.unrecorded;
+                ready.record = record.netfilter.map(Netfilter::into_fd);
+                ready
+            })
+            .map_err(|cause| Failure {
+                line: plan.steps.len() + 1,
+                cause,
+            })
     }
 }
 

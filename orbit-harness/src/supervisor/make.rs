@@ -2,6 +2,10 @@
 //!
 //! Paths inside the sandbox's root are resolved with `openat2` and `RESOLVE_IN_ROOT`, once, to a descriptor,
 //! and mounts go onto that descriptor: no link in an image, and none swapped meanwhile, can lead one astray.
+//!
+//! Where a call takes paths alone, a directory is made the working directory and called `.`; only what is no directory
+//! goes by `/proc/self/fd`, which makes entries of `/proc` that the end of this process has to remove. So the working
+//! directory is anything: each step that needs one sets it.
 
 mod covers;
 mod devices;
@@ -18,7 +22,7 @@ use rustix::{
     mount::{MountFlags, UnmountFlags},
 };
 
-use self::syscalls::{INERT, chown, fd_path, mount, open_directory, tmpfs_options};
+use self::syscalls::{INERT, chown, mount, open_directory, tmpfs_options};
 pub(super) use self::{devices::TerminalPair, paths::MASK};
 use super::{
     channel::Channel,
@@ -43,6 +47,8 @@ pub(super) struct Maker {
     system: u32,
     /// Writable layers made so far.
     layers: usize,
+    /// Of its network, where that is its own.
+    socket: Option<OwnedFd>,
     /// To who connects this sandbox to its networks, one for each link.
     networks: VecDeque<Channel>,
     terminal: Option<TerminalPair>,
@@ -74,7 +80,11 @@ impl From<Errno> for Cause {
 }
 
 impl Maker {
-    pub(super) fn new(networks: Vec<Channel>, helper: Option<Helper>) -> rustix::io::Result<Self> {
+    pub(super) fn new(
+        socket: Option<OwnedFd>,
+        networks: Vec<Channel>,
+        helper: Option<Helper>,
+    ) -> rustix::io::Result<Self> {
         let host = open_directory(HOST)?;
         Ok(Self {
             host,
@@ -82,6 +92,7 @@ impl Maker {
             null: None,
             system: 0,
             layers: 0,
+            socket,
             networks: networks.into(),
             terminal: None,
             scratch: None,
@@ -104,7 +115,7 @@ impl Maker {
 
     pub(super) fn carry_out(&mut self, step: &Step) -> Done {
         match step {
-            Step::Loopback => Ok(network::loopback_up()?),
+            Step::Loopback => self.loopback_up(),
             Step::AllPorts => Ok(network::all_ports()?),
             Step::Gate { gate, is_needed } => self.gate(gate, *is_needed),
             Step::Egress { .. } => self.await_helper(),
@@ -124,8 +135,9 @@ impl Maker {
             Step::Fresh { at, mode } => self.fresh(at, *mode),
             Step::Home { at } => {
                 let home = self.directory(at, 0o700)?;
-                rustix::fs::chmod(fd_path(&home), Mode::from_raw_mode(0o700))?;
-                Ok(chown(&fd_path(&home), 0, 0)?)
+                rustix::process::fchdir(&home)?;
+                rustix::fs::chmod(".", Mode::from_raw_mode(0o700))?;
+                Ok(chown(".", 0, 0)?)
             }
             Step::Symlink { at, target } => self.symlink(at, target),
             Step::Overlay { source, at } => self.overlay(source, at),
@@ -157,7 +169,10 @@ impl Maker {
             Step::Cgroup => self.cgroup(),
             Step::Dev { shm, console } => self.dev(*shm, *console),
             Step::PivotRoot => self.pivot_root(),
-            Step::Mask(paths) => paths.iter().try_for_each(|path| self.mask(path)),
+            Step::Mask(paths) => {
+                paths.iter().try_for_each(|path| self.mask(path))?;
+                Ok(rustix::process::chdir("/")?)
+            }
             Step::ReadOnlyPaths(paths) => paths.iter().try_for_each(|path| covers::read_only(path)),
             Step::ReadOnlyRoot => {
                 let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NODEV;

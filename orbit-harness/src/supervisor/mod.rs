@@ -13,6 +13,7 @@
 mod ahead;
 mod broker;
 mod channel;
+mod children;
 mod client;
 mod disk;
 mod enter;

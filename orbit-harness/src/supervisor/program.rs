@@ -18,6 +18,14 @@ use crate::{
     sys::{Program, Terminal},
 };
 
+/// What is the same for every program of a supervisor.
+pub(super) struct Common {
+    /// A user namespace in which the caller's own ids mean the caller.
+    pub(super) caller_namespace: Option<OwnedFd>,
+    /// Whether the sandboxes' user namespace, and each below it, denies `setgroups`.
+    pub(super) groups_denied: bool,
+}
+
 /// What a program needs, as C strings, numbers and descriptors.
 pub(super) struct Ready<'a> {
     candidates: Vec<CString>,
@@ -48,13 +56,18 @@ impl<'a> Ready<'a> {
         plan: &ProgramPlan,
         stdio: Vec<OwnedFd>,
         terminal: Option<TerminalPair>,
-        user_namespace: Option<BorrowedFd<'a>>,
+        common: &'a Common,
         filter: &'a [SockFilter],
     ) -> Result<Self, Cause> {
         // The plan holds no NUL byte: it would be no plan.
         let c_string =
             |text: &OsStr| CString::new(text.as_bytes()).map_err(|_| Cause::Errno(libc::EINVAL));
         let mut env = plan.env.clone();
+        let user_namespace = common
+            .caller_namespace
+            .as_ref()
+            .filter(|_| matches!(plan.user, UserPlan::Caller { .. }))
+            .map(AsFd::as_fd);
         let (uid, gid, groups) = match &plan.user {
             UserPlan::Caller { uid, gid } if user_namespace.is_some() => (*uid, *gid, Vec::new()),
             UserPlan::Caller { .. } => (0, 0, Vec::new()),
@@ -74,8 +87,6 @@ impl<'a> Ready<'a> {
                 (found.uid, found.gid, found.groups)
             }
         };
-        let groups_denied =
-            fs::read("/proc/self/setgroups").is_ok_and(|text| text.starts_with(b"deny"));
         let pairs = env.iter().map(|(name, value)| {
             let mut pair = name.clone();
             pair.push("=");
@@ -96,7 +107,7 @@ impl<'a> Ready<'a> {
             working_dir: c_string(plan.working_dir.as_os_str())?,
             uid,
             gid,
-            groups: (!groups_denied).then_some(groups),
+            groups: (!common.groups_denied).then_some(groups),
             umask: plan.umask,
             rlimits: plan
                 .ulimits
@@ -175,14 +186,18 @@ fn candidates(name: &OsStr, env: &BTreeMap<OsString, OsString>) -> Vec<OsString>
 /// A file of the image, as far as it is one: not a device that blocks, not more than a file of accounts holds.
 fn read_text(path: &str) -> String {
     const MAX_BYTES: u64 = 4 << 20;
-    let mut bytes = Vec::new();
     let file = fs::OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
         .open(path);
+    let mut bytes = Vec::new();
     if let Ok(file) = file
-        && file.metadata().is_ok_and(|metadata| metadata.is_file())
+        && let Ok(metadata) = file.metadata()
+        && metadata.is_file()
     {
+        // One more than it has, so that its end needs no more room.
+        let length = metadata.len().min(MAX_BYTES);
+        bytes.reserve_exact(usize::try_from(length).map_or(0, |length| length + 1));
         // What cannot be read names nobody; numbers still work.
         let _ = file.take(MAX_BYTES).read_to_end(&mut bytes);
     }

@@ -7,18 +7,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::{
-    event::{Timespec, epoll},
-    process::Signal,
-};
+use rustix::event::{Timespec, epoll};
 
 use super::{
     ahead::{Kind, Order, Pool},
     broker,
     channel::Channel,
+    children::{Child, Children, Role},
     enter, files, init,
+    program::Common,
     protocol::{
-        Cause, Event, ExecEvent, ExecOrder, Failure, FileAnswer, FileFault, FileJob, Gone, Request,
+        Cause, Event, ExecEvent, ExecOrder, Failure, FileAnswer, FileFault, FileJob, Request,
     },
     way_out::WayOut,
 };
@@ -43,70 +42,26 @@ const PROCESS: u64 = 1 << 63;
 /// Set in the tag of the channel on which a sandbox that is made ahead says that it is ready.
 const READY: u64 = 1 << 62;
 
+/// After so many ends, orphans are looked for whoever ended.
+const LOOK_AROUND: u64 = 64;
+
 struct Supervisor {
     single_threaded: SingleThreaded,
     control: Channel,
-    caller_namespace: Option<OwnedFd>,
+    common: Common,
     epoll: OwnedFd,
-    children: HashMap<u64, Child>,
+    children: Children,
     /// Inits that ended while somebody was still at work in their sandboxes.
     ended: HashMap<u64, (Child, Waited)>,
-    ids: HashMap<i32, u64>,
     filters: Filters,
     next_id: u64,
+    /// How many children have ended.
+    reaped: u64,
     pool: Pool,
 }
 
 /// Compiled filters, by capabilities and whether user namespaces are allowed.
 pub(super) type Filters = HashMap<(u64, SeccompPlan), Program>;
-
-/// An init, or a worker.
-struct Child {
-    pid: i32,
-    pidfd: OwnedFd,
-    role: Role,
-    /// Of a sandbox; a worker answers for itself.
-    events: Option<Channel>,
-    started: Instant,
-    timeout: Option<Duration>,
-    timed_out: bool,
-}
-
-/// What a child is there for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
-    /// Process 1 of the sandbox that requests know by this key.
-    Init {
-        key: u64,
-    },
-    /// Sees to a further program in the sandbox of this child.
-    Exec {
-        sandbox: u64,
-    },
-    /// Does something with the files of the sandbox of this child.
-    Files {
-        sandbox: u64,
-    },
-    /// Leads out of the network of the sandbox of this child.
-    WayOut {
-        sandbox: u64,
-    },
-    /// Process 1 of a sandbox that nobody has asked for yet.
-    Ahead,
-    Other,
-}
-
-impl Role {
-    /// The sandbox that is not gone before this child is.
-    fn sandbox(self) -> Option<u64> {
-        match self {
-            Self::Exec { sandbox } | Self::Files { sandbox } | Self::WayOut { sandbox } => {
-                Some(sandbox)
-            }
-            Self::Init { .. } | Self::Ahead | Self::Other => None,
-        }
-    }
-}
 
 /// What to wait with for requests, and for the end of the test process `caller`.
 pub(super) fn watch(control: &Channel, caller: &OwnedFd) -> io::Result<OwnedFd> {
@@ -124,29 +79,29 @@ pub(super) fn serve(
     single_threaded: SingleThreaded,
     control: Channel,
     epoll: OwnedFd,
-    caller_namespace: Option<OwnedFd>,
+    common: Common,
 ) {
     // There is nobody to tell: the test process sees the control channel close, and says so.
-    let _ = try_serve(single_threaded, control, epoll, caller_namespace);
+    let _ = try_serve(single_threaded, control, epoll, common);
 }
 
 fn try_serve(
     single_threaded: SingleThreaded,
     control: Channel,
     epoll: OwnedFd,
-    caller_namespace: Option<OwnedFd>,
+    common: Common,
 ) -> io::Result<()> {
-    let (children, ended, ids, filters) = Default::default();
+    let (children, ended, filters) = Default::default();
     let mut supervisor = Supervisor {
         single_threaded,
         control,
-        caller_namespace,
+        common,
         epoll,
         children,
         ended,
-        ids,
         filters,
         next_id: FIRST_ID,
+        reaped: 0,
         pool: Pool::default(),
     };
     let mut events = Vec::with_capacity(64);
@@ -172,12 +127,12 @@ fn try_serve(
                         return Ok(());
                     }
                 }
-                tag if tag & PROCESS != 0 => supervisor.reap()?,
+                tag if tag & PROCESS != 0 => supervisor.reap(tag & !PROCESS)?,
                 tag if tag & READY != 0 => supervisor.pool.hear(tag & !READY),
                 id => supervisor.let_go(id),
             }
         }
-        supervisor.end_timed_out();
+        supervisor.children.end_timed_out();
         if let Some(order) = next_ahead.filter(|_| events.is_empty()) {
             supervisor.make_ahead(&order);
         }
@@ -288,7 +243,7 @@ impl Supervisor {
                     stdio,
                     networks,
                     helper,
-                    caller_namespace: self.caller_namespace.as_ref().map(AsFd::as_fd),
+                    common: &self.common,
                     filter,
                 };
                 init::run(self.single_threaded, plan, given)
@@ -330,23 +285,17 @@ impl Supervisor {
         };
         let _ = epoll::delete(&self.epoll, &post);
         let given: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-        let Some(child) = self.children.get_mut(&id) else {
-            return false;
-        };
-        if post.send(plan, &given).is_err() {
+        if self.children.get(id).is_none() || post.send(plan, &given).is_err() {
             return false; // It has ended meanwhile, and is reaped as others are.
         }
         let events = Channel::from_fd(fds.remove(0));
         let tag = epoll::EventData::new_u64(id);
         if let Err(errno) = epoll::add(&self.epoll, &events, tag, epoll::EventFlags::RDHUP) {
-            child.kill();
+            self.let_go(id);
             say_failed(&events, &errno.into());
             return true;
         }
-        child.role = Role::Init { key };
-        child.events = Some(events);
-        child.started = Instant::now();
-        child.timeout = plan.timeout;
+        self.children.give(id, key, events, plan.timeout);
         true
     }
 
@@ -367,10 +316,9 @@ impl Supervisor {
         });
         match made {
             Ok(((_, post), Fork::Child)) => {
-                let caller_namespace = self.caller_namespace.as_ref().map(AsFd::as_fd);
                 let filters = &mut self.filters;
                 let single_threaded = self.single_threaded;
-                init::run_ahead(single_threaded, plan, post, caller_namespace, filters)
+                init::run_ahead(single_threaded, plan, post, &self.common, filters)
             }
             Ok(((post, _), Fork::Parent { pid, pidfd })) => {
                 let Some(id) = self.adopt(Child::unwatched(pid, pidfd, Role::Ahead)) else {
@@ -404,7 +352,7 @@ impl Supervisor {
             let _ = channel.send(&ExecEvent::Failed(cause), &[]);
             Ok(())
         };
-        let Some((id, init)) = init_of(&self.children, order.sandbox) else {
+        let Some((id, init)) = self.children.init_of(order.sandbox) else {
             return fail(Cause::Errno(libc::ESRCH));
         };
         let filter = match filter(&mut self.filters, &order.program) {
@@ -419,7 +367,7 @@ impl Supervisor {
                     cgroup,
                     namespaces,
                     init: init.pidfd.as_fd(),
-                    caller_namespace: self.caller_namespace.as_ref().map(AsFd::as_fd),
+                    common: &self.common,
                     filter,
                 };
                 enter::run(self.single_threaded, order, given)
@@ -450,7 +398,7 @@ impl Supervisor {
             let _ = reply.send(&FileAnswer::Err(FileFault::Errno(errno, None)), &[]);
             Ok(())
         };
-        let Some((id, init)) = init_of(&self.children, sandbox) else {
+        let Some((id, init)) = self.children.init_of(sandbox) else {
             return fail(libc::ESRCH);
         };
         match self.single_threaded.fork(0, None) {
@@ -551,14 +499,13 @@ impl Supervisor {
             }
             return None;
         }
-        self.ids.insert(child.pid, id);
         self.children.insert(id, child);
         Some(id)
     }
 
     /// The test process let a sandbox go: kill its process 1, and with it all.
     fn let_go(&mut self, id: u64) {
-        if let Some(child) = self.children.get(&id) {
+        if let Some(child) = self.children.get(id) {
             child.kill();
             if let Some(events) = &child.events {
                 let _ = epoll::delete(&self.epoll, events);
@@ -568,40 +515,47 @@ impl Supervisor {
 
     /// Until the next child's time is over, and not longer than `rest`.
     fn until_something_is_due(&self, rest: Option<Duration>) -> Option<Timespec> {
-        let timeouts = self.children.values().filter_map(Child::time_left);
-        let left = timeouts.chain(rest).min()?;
+        let left = self.children.time_left().into_iter().chain(rest).min()?;
         Some(Timespec::try_from(left).unwrap_or(Timespec {
             tv_sec: i64::MAX,
             tv_nsec: 0,
         }))
     }
 
-    fn end_timed_out(&mut self) {
-        for child in self
-            .children
-            .values_mut()
-            .filter(|child| child.time_left() == Some(Duration::ZERO))
-        {
-            child.timed_out = true;
-            child.kill();
+    /// Takes the end of the child `id`.
+    ///
+    /// It alone is asked for: the kernel, asked for any, looks at all of them.
+    fn reap(&mut self, id: u64) -> io::Result<()> {
+        let Some(child) = self.children.get(id) else {
+            return Ok(());
+        };
+        let is_init = child.role.sandbox().is_none();
+        if let Some(waited) = sys::wait_child(child.pid)? {
+            self.ended(id, waited);
         }
-    }
-
-    /// Takes the end of every child that has ended.
-    fn reap(&mut self) -> io::Result<()> {
+        self.reaped += 1;
+        if is_init && !self.reaped.is_multiple_of(LOOK_AROUND) {
+            return Ok(());
+        }
+        // Every process 1 inherits orphans: here, what a worker left.
         loop {
-            let waited = match sys::wait_any(false) {
-                Ok(Some(waited)) => waited,
+            match sys::wait_any(false) {
+                Ok(Some(waited)) => {
+                    if let Some(id) = self.children.of_pid(waited.pid) {
+                        self.ended(id, waited);
+                    }
+                }
                 Ok(None) => return Ok(()),
                 Err(error) if error.raw_os_error() == Some(libc::ECHILD) => return Ok(()),
                 Err(error) => return Err(error),
-            };
-            // What is not among them is an orphan that this process inherited, as every process 1 does.
-            let id = self.ids.remove(&waited.pid);
-            if let Some((id, child)) = id.and_then(|id| Some((id, self.children.remove(&id)?))) {
-                self.pool.lose(id);
-                self.take_end(id, child, waited);
             }
+        }
+    }
+
+    fn ended(&mut self, id: u64, waited: Waited) {
+        if let Some(child) = self.children.remove(id) {
+            self.pool.lose(id);
+            self.take_end(id, child, waited);
         }
     }
 
@@ -617,13 +571,10 @@ impl Supervisor {
         } else if self.is_entered(id) {
             // All programs inside are dead, so those who see to them end. Who reads or writes files may wait for
             // a filesystem that one of those programs served, and the way out does not end by itself.
-            let to_kill = [Role::Files { sandbox: id }, Role::WayOut { sandbox: id }];
-            for worker in self
-                .children
-                .values()
-                .filter(|it| to_kill.contains(&it.role))
-            {
-                worker.kill();
+            for worker in self.children.workers(id) {
+                if matches!(worker.role, Role::Files { .. } | Role::WayOut { .. }) {
+                    worker.kill();
+                }
             }
             let _ = epoll::delete(&self.epoll, &child.pidfd);
             if let Some(events) = &child.events {
@@ -637,9 +588,7 @@ impl Supervisor {
     }
 
     fn is_entered(&self, sandbox: u64) -> bool {
-        self.children
-            .values()
-            .any(|child| child.role.sandbox() == Some(sandbox))
+        self.children.workers(sandbox).next().is_some()
     }
 }
 
@@ -648,14 +597,6 @@ fn say_failed(events: &Channel, error: &io::Error) {
     let cause = Cause::Errno(error.raw_os_error().unwrap_or(0));
     // Who asked may be gone.
     let _ = events.send(&Event::Failed(Failure { line: 0, cause }), &[]);
-}
-
-/// The child that is process 1 of the sandbox that requests know by `key`.
-fn init_of(children: &HashMap<u64, Child>, key: u64) -> Option<(u64, &Child)> {
-    children
-        .iter()
-        .find(|(_, child)| child.role == Role::Init { key })
-        .map(|(id, child)| (*id, child))
 }
 
 /// Why there is no filter: a sandbox without one is not started.
@@ -686,47 +627,6 @@ pub(super) fn filter<'a>(
         }
     };
     Ok(program.instructions())
-}
-
-impl Child {
-    /// One that nobody asks of, and that may take as long as it likes.
-    fn unwatched(pid: i32, pidfd: OwnedFd, role: Role) -> Self {
-        Self {
-            pid,
-            pidfd,
-            role,
-            events: None,
-            started: Instant::now(),
-            timeout: None,
-            timed_out: false,
-        }
-    }
-
-    fn kill(&self) {
-        // ESRCH: it is gone already.
-        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
-    }
-
-    fn time_left(&self) -> Option<Duration> {
-        let timeout = self.timeout.filter(|_| !self.timed_out)?;
-        Some(timeout.saturating_sub(self.started.elapsed()))
-    }
-
-    /// Tells the test process that nothing of the sandbox is left.
-    fn report(self, waited: &Waited) {
-        let Some(events) = self.events else { return };
-        let status = match self.timeout {
-            Some(timeout) if self.timed_out => Status::TimedOut(timeout),
-            _ => Status::from(waited),
-        };
-        let gone = Gone {
-            status,
-            usage: Usage::from(waited),
-            wall_time: self.started.elapsed(),
-        };
-        // Whoever let the sandbox go may not be listening any more.
-        let _ = events.send(&Event::Gone(gone), &[]);
-    }
 }
 
 impl From<&Waited> for Usage {

@@ -1,21 +1,50 @@
 //! Network links: what is asked by ioctl.
 
-use std::{ffi::CStr, io, os::fd::AsRawFd as _};
+use std::{
+    ffi::CStr,
+    io,
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+};
 
-/// Brings up the link `name` of this network namespace.
+/// Opens a socket that stands for the network namespace it is opened in. It is bound to nothing.
+///
+/// # Errors
+/// What the kernel answers.
+pub(crate) fn network_socket() -> io::Result<OwnedFd> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType};
+    Ok(rustix::net::socket_with(
+        AddressFamily::INET,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?)
+}
+
+/// The network namespace of `socket`: as a file of `/proc/PID/ns/net`, but with no look into `/proc`, which makes
+/// entries there that the end of this process has to remove.
+///
+/// C: `ioctl(socket, SIOCGSKNS)`. Source: Linux, net/socket.c, `sock_ioctl`; the descriptor is closed on exec.
+///
+/// # Errors
+/// EPERM without CAP_NET_ADMIN over this network namespace.
+pub(crate) fn namespace_of(socket: &OwnedFd) -> io::Result<OwnedFd> {
+    /// Source: Linux, include/uapi/linux/sockios.h.
+    const SIOCGSKNS: libc::Ioctl = 0x894c;
+    // SAFETY: SIOCGSKNS takes no argument, and answers with a new descriptor or -1.
+    match unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGSKNS) } {
+        -1 => Err(io::Error::last_os_error()),
+        // SAFETY: the kernel has just made it for this process, and nothing else knows it.
+        descriptor => Ok(unsafe { OwnedFd::from_raw_fd(descriptor) }),
+    }
+}
+
+/// Brings up the link `name` of the network namespace that `socket` is of.
 ///
 /// C: `ioctl(socket, SIOCSIFFLAGS, &request)` with `IFF_UP`. Source: netdevice(7).
 ///
 /// # Errors
 /// EPERM without CAP_NET_ADMIN over this network namespace, ENODEV without such a link.
-pub(crate) fn bring_up(name: &CStr) -> io::Result<()> {
-    use rustix::net::{AddressFamily, SocketFlags, SocketType};
-    let socket = rustix::net::socket_with(
-        AddressFamily::INET,
-        SocketType::DGRAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
+pub(crate) fn bring_up(socket: &OwnedFd, name: &CStr) -> io::Result<()> {
     let mut request = request_for(name)?;
     #[expect(clippy::cast_possible_truncation, reason = "IFF_UP is 1")]
     {
@@ -57,19 +86,13 @@ fn request_for(name: &CStr) -> io::Result<libc::ifreq> {
 /// # Errors
 /// EPERM without CAP_NET_ADMIN over this network namespace, ENODEV without such a link.
 pub(crate) fn compute_checksums(name: &CStr) -> io::Result<()> {
-    use rustix::net::{AddressFamily, SocketFlags, SocketType};
     const ETHTOOL_STXCSUM: u32 = 0x17;
     #[repr(C)]
     struct Value {
         command: u32,
         data: u32,
     }
-    let socket = rustix::net::socket_with(
-        AddressFamily::INET,
-        SocketType::DGRAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
+    let socket = network_socket()?;
     let mut value = Value {
         command: ETHTOOL_STXCSUM,
         data: 0,

@@ -19,12 +19,12 @@ mod seccomp;
 
 pub(crate) use exec::{ExecFailure, ExecStep, Program, Terminal, hold_only};
 pub(crate) use exit::at_exit;
-pub(crate) use link::{bring_up, compute_checksums};
+pub(crate) use link::{bring_up, compute_checksums, namespace_of, network_socket};
 pub(crate) use mount::{set_mount_attributes, set_mount_read_only};
 pub(crate) use packet::{packet_socket, send_by};
 pub(crate) use process::{
     Fork, SingleThreaded, Waited, close_inherited, exit_now, reset_signals, signal_child,
-    signal_process, wait_any, wait_for,
+    signal_process, wait_any, wait_child, wait_for,
 };
 
 #[cfg(feature = "tokio")]

@@ -149,6 +149,20 @@ pub(crate) struct Waited {
 /// # Errors
 /// ECHILD where there is no child at all.
 pub(crate) fn wait_any(block: bool) -> io::Result<Option<Waited>> {
+    wait4(-1, block)
+}
+
+/// Reaps the child `pid`, where it has ended.
+///
+/// C: `wait4(pid, &status, WNOHANG, &usage)`. Source: wait4(2), getrusage(2).
+///
+/// # Errors
+/// ECHILD where it is no child, or was reaped.
+pub(crate) fn wait_child(pid: i32) -> io::Result<Option<Waited>> {
+    wait4(pid, false)
+}
+
+fn wait4(pid: i32, block: bool) -> io::Result<Option<Waited>> {
     let mut status = 0;
     // SAFETY: an all-zero `rusage` is a valid value.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
@@ -158,7 +172,7 @@ pub(crate) fn wait_any(block: bool) -> io::Result<Option<Waited>> {
         libc::__WALL | libc::WNOHANG
     };
     // SAFETY: both pointers are to live values of the types wait4 fills.
-    match unsafe { libc::wait4(-1, &raw mut status, options, &raw mut usage) } {
+    match unsafe { libc::wait4(pid, &raw mut status, options, &raw mut usage) } {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(None),
         pid => Ok(Some(Waited {

@@ -6,7 +6,6 @@
 
 use std::{
     collections::HashMap,
-    fs::File,
     io,
     net::{IpAddr, Ipv4Addr},
     os::fd::{AsFd as _, OwnedFd},
@@ -36,6 +35,7 @@ use crate::{
     },
     netlink::Netlink,
     supervisor::channel::Channel,
+    sys,
 };
 
 /// What the bridge is called in its own namespace.
@@ -113,12 +113,13 @@ impl Networks {
         trunk: Option<OwnedFd>,
     ) -> io::Result<()> {
         let (netlink, namespace, bridge, resolver) = namespaces.inside_new(|| {
-            crate::sys::bring_up(c"lo")?;
+            let socket = sys::network_socket()?;
+            sys::bring_up(&socket, c"lo")?;
             let netlink = Netlink::open()?;
             let bridge = netlink.add_bridge(BRIDGE, subnet.gateway())?;
             netlink.add_address(bridge, subnet.gateway(), subnet.prefix())?;
             let resolver = Resolver::make(subnet.gateway())?;
-            let namespace = File::open("/proc/self/ns/net")?.into();
+            let namespace = sys::namespace_of(&socket)?;
             Ok((netlink, namespace, bridge, resolver))
         })?;
         resolver.watch(watch, id)?;

@@ -25,7 +25,7 @@ impl Maker {
         let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
         mount(Some("tmpfs"), &target, "tmpfs", flags, "size=64k,mode=755")?;
         let dev = self.own_directory("dev")?;
-        let inside = |name: &str| format!("{}/{name}", fd_path(&dev));
+        rustix::process::fchdir(&dev)?;
         for name in DEVICES {
             // One call, where to open it would need another to close it.
             rustix::fs::mknodat(
@@ -35,7 +35,7 @@ impl Maker {
                 Mode::from_raw_mode(0o666),
                 0,
             )?;
-            rustix::mount::mount_bind(format!("{HOST}/dev/{name}"), inside(name))?;
+            rustix::mount::mount_bind(format!("{HOST}/dev/{name}"), name)?;
         }
         for (name, link) in [
             ("fd", "/proc/self/fd"),
@@ -52,14 +52,14 @@ impl Maker {
         let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
         rustix::mount::mount(
             "devpts",
-            inside("pts"),
+            "pts",
             "devpts",
             flags,
             c"newinstance,ptmxmode=0666,mode=620",
         )?;
         let options = c_string(tmpfs_options(shm, 0o1777))?;
-        rustix::mount::mount("shm", inside("shm"), "tmpfs", INERT, options.as_c_str())?;
-        rustix::mount::mount("mqueue", inside("mqueue"), "mqueue", INERT, None)?;
+        rustix::mount::mount("shm", "shm", "tmpfs", INERT, options.as_c_str())?;
+        rustix::mount::mount("mqueue", "mqueue", "mqueue", INERT, None)?;
         if console {
             self.terminal = Some(open_terminal(&dev)?);
         }

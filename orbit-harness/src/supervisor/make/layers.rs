@@ -86,15 +86,16 @@ impl Maker {
         self.give_to_system(&upper)?;
         let layer = open_directory(&upper)?;
         let inside = |path: &Path| path.strip_prefix("/").unwrap_or(path).to_owned();
+        // Each directory is made with its very mode.
+        let mask = rustix::process::umask(Mode::empty());
         for (path, mode) in own {
             let (name, mode) = (inside(path), Mode::from_raw_mode(*mode));
             rustix::fs::mkdirat(&layer, &name, mode)?;
             let path = format!("{upper}/{}", name.display());
-            // The mask of this process holds for mkdir, not for chmod.
-            rustix::fs::chmod(&path, mode)?;
             self.give_to_system(&path)?;
             rustix::fs::setxattr(&path, OPAQUE, b"y", XattrFlags::empty())?;
         }
+        rustix::process::umask(mask);
         for path in hidden {
             let (kind, mode) = (FileType::CharacterDevice, Mode::empty());
             rustix::fs::mknodat(&layer, inside(path), kind, mode, WHITEOUT)?;
@@ -168,7 +169,8 @@ impl Maker {
         let source = self.new_layer()?;
         rustix::fs::chmod(&source, Mode::from_raw_mode(mode))?;
         self.give_to_system(&source)?;
-        Ok(rustix::mount::mount_bind(&source, fd_path(&target))?)
+        rustix::process::fchdir(&target)?;
+        Ok(rustix::mount::mount_bind(&source, ".")?)
     }
 
     /// What sealed layers have at `at`, and below that a directory of the host.

@@ -4,14 +4,11 @@ use std::{
     fs::File,
     io::{self, Read as _, Seek as _, Write as _},
     net::IpAddr,
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, OwnedFd},
     path::Path,
 };
 
-use rustix::{
-    fs::{AtFlags, Mode, OFlags},
-    io::Errno,
-};
+use rustix::fs::{AtFlags, Mode, OFlags};
 
 use super::{Done, Helper, Maker, syscalls::fd_path};
 use crate::{
@@ -30,14 +27,23 @@ const MAX_SAID_BYTES: u64 = 2048;
 const LOOPBACK: u32 = 1;
 
 impl Maker {
+    /// `ip link set lo up`. Source: netdevice(7).
+    pub(super) fn loopback_up(&self) -> Done {
+        sys::bring_up(self.socket()?, c"lo").map_err(cause)
+    }
+
+    fn socket(&self) -> Result<&OwnedFd, Cause> {
+        // A plan with links and no network is no plan of this crate's making.
+        self.socket.as_ref().ok_or(Cause::Errno(libc::EINVAL))
+    }
+
     /// Has a link made into this network namespace, and gives it its address.
     pub(super) fn link(&mut self, name: &str, link: &Link) -> Done {
         let connector = self
             .networks
             .pop_front()
             .ok_or(Cause::Errno(libc::EINVAL))?;
-        // Here `/proc` is still the supervisor's.
-        let here = File::open("/proc/self/ns/net").map_err(cause)?;
+        let here = sys::namespace_of(self.socket()?).map_err(cause)?;
         connector
             .send(&name.to_owned(), &[here.as_fd()])
             .map_err(cause)?;
@@ -151,11 +157,6 @@ fn own_addresses() -> io::Result<Vec<IpAddr>> {
 #[expect(clippy::needless_pass_by_value, reason = "as map_err passes it")]
 fn cause(error: io::Error) -> Cause {
     Cause::Errno(error.raw_os_error().unwrap_or(libc::EIO))
-}
-
-/// `ip link set lo up`. Source: netdevice(7).
-pub(super) fn loopback_up() -> rustix::io::Result<()> {
-    sys::bring_up(c"lo").map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }
 
 /// Lets everybody bind every port. Here `/proc` is still the supervisor's, whose `sys/net` is that of the network

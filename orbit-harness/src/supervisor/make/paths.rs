@@ -7,13 +7,13 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, Mode, OFlags, ResolveFlags},
+    fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid},
     io::Errno,
 };
 
 use super::{
     Done, Maker,
-    syscalls::{PATH, chown, fd_path, open_in},
+    syscalls::{PATH, chown, open_in},
 };
 use crate::supervisor::{
     home::{HOST, below_host},
@@ -72,7 +72,8 @@ impl Maker {
         }
         let made = self.open_inside(path)?;
         if self.system != 0 {
-            self.give_to_system(&fd_path(&made))?;
+            let (uid, gid) = (Uid::from_raw(self.system), Gid::from_raw(self.system));
+            rustix::fs::chownat(&made, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
         }
         Ok(made)
     }

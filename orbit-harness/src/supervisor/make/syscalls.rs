@@ -56,7 +56,7 @@ pub(super) fn is_directory(fd: &OwnedFd) -> rustix::io::Result<bool> {
     Ok(FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode) == FileType::Directory)
 }
 
-/// A path that leads to what `fd` stands for, whatever its name is by now.
+/// A path that leads to what `fd` stands for, whatever its name is by now. For a directory, see [`super`].
 pub(super) fn fd_path(fd: &OwnedFd) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
@@ -65,6 +65,7 @@ pub(super) fn c_string(text: String) -> rustix::io::Result<CString> {
     CString::new(text).map_err(|_| Errno::INVAL)
 }
 
+/// Mounts on `target`, which becomes the working directory.
 pub(super) fn mount(
     source: Option<&str>,
     target: &OwnedFd,
@@ -73,9 +74,10 @@ pub(super) fn mount(
     options: &str,
 ) -> rustix::io::Result<()> {
     let options = c_string(options.to_owned())?;
+    rustix::process::fchdir(target)?;
     rustix::mount::mount(
         source.unwrap_or("none"),
-        fd_path(target),
+        ".",
         kind,
         flags,
         options.as_c_str(),
