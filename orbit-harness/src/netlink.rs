@@ -285,11 +285,13 @@ impl Netlink {
         message.serialize(&mut buffer);
         let kernel = SocketAddrNetlink::new(0, 0);
         rustix::net::sendto(&self.0, &buffer, SendFlags::empty(), &kernel)?;
-        let mut answer = vec![0; 8192];
-        let (count, _) = rustix::io::retry_on_intr(|| {
-            rustix::net::recv(&self.0, &mut answer[..], RecvFlags::empty())
+        // Never set to zero: in an init each page that is touched is copied first.
+        let mut answer = Vec::with_capacity(8192);
+        rustix::io::retry_on_intr(|| {
+            let room = rustix::buffer::spare_capacity(&mut answer);
+            rustix::net::recv(&self.0, room, RecvFlags::empty())
         })?;
-        let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer[..count])
+        let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer)
             .map_err(io::Error::other)?;
         match answer.payload {
             NetlinkPayload::Error(error) => match error.code {

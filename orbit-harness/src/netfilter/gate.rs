@@ -11,8 +11,10 @@
 //!    second later; the rest with "port unreachable", beside the EPERM that the sender gets for the drop.
 
 use std::{
+    borrow::Cow,
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::OnceLock,
 };
 
 use serde::{Deserialize, Serialize};
@@ -92,7 +94,19 @@ const V6: Version = Version {
 
 impl Gate {
     /// The transaction that installs the rules in a namespace that has none of this name.
-    pub(super) fn install(&self) -> Vec<u8> {
+    pub(super) fn install(&self) -> Cow<'static, [u8]> {
+        // Of a sandbox with no links: made once.
+        static PLAIN: OnceLock<Vec<u8>> = OnceLock::new();
+
+        let plain = Self::default();
+        if *self == plain {
+            Cow::Borrowed(PLAIN.get_or_init(|| plain.transaction()))
+        } else {
+            Cow::Owned(self.transaction())
+        }
+    }
+
+    fn transaction(&self) -> Vec<u8> {
         let mut messages = vec![
             (NEWTABLE, Attributes::default().text(1, TABLE)),
             (NEWCHAIN, chain()),

@@ -27,6 +27,11 @@ use crate::net::denied::Denied;
 #[derive(Debug)]
 pub(crate) struct Netfilter(Mutex<OwnedFd>);
 
+/// Makes the messages of the gate that most sandboxes have, for this process and the forks that it will make.
+pub(crate) fn prepare() {
+    let _ = Gate::default().install();
+}
+
 /// What one datagram of a dump is bounded by. Source: Linux, net/netlink/af_netlink.c, `netlink_dump`.
 const ANSWER_BYTES: usize = 32 * 1024;
 
@@ -70,12 +75,15 @@ impl Netfilter {
         let socket = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let kernel = SocketAddrNetlink::new(0, 0);
         rustix::net::sendto(&*socket, question, SendFlags::empty(), &kernel)?;
-        let mut answer = vec![0; ANSWER_BYTES];
+        // Never set to zero: most answers are short, and in an init each page that is touched is copied first.
+        let mut answer = Vec::with_capacity(ANSWER_BYTES);
         loop {
-            let (count, _) = rustix::io::retry_on_intr(|| {
-                rustix::net::recv(&*socket, &mut answer[..], RecvFlags::empty())
+            answer.clear();
+            rustix::io::retry_on_intr(|| {
+                let room = rustix::buffer::spare_capacity(&mut answer);
+                rustix::net::recv(&*socket, room, RecvFlags::empty())
             })?;
-            for said in message::said(&answer[..count.min(ANSWER_BYTES)]) {
+            for said in message::said(&answer) {
                 match said {
                     Said::Done | Said::Answer(0) => return Ok(()),
                     Said::Answer(errno) => return Err(io::Error::from_raw_os_error(errno)),

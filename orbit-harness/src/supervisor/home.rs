@@ -29,6 +29,7 @@ use super::{
     start::Handover,
 };
 use crate::{
+    netfilter,
     security::idmap::IdMapPair,
     sys::{self, Fork, SingleThreaded},
 };
@@ -108,6 +109,7 @@ fn prepare(
     // No namespace below this one may what this one may not. Source: user_namespaces(7).
     let groups_denied =
         fs::read("/proc/self/setgroups").is_ok_and(|text| text.starts_with(b"deny"));
+    netfilter::prepare();
     isolate().map_err(fail(StartStep::Isolate))?;
     Ok(Common {
         caller_namespace,
