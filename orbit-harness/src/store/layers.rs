@@ -22,6 +22,7 @@
 //! a `.new` directory.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, DirBuilder, File},
     io::{self, Read, Write},
     os::{
@@ -29,6 +30,7 @@ use std::{
         unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     },
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
     time::SystemTime,
 };
 
@@ -39,12 +41,16 @@ use super::{
     cas::make_directory,
     digest::Digest,
     error::StoreError,
-    lock::{FileLock, Mode},
+    lock::{FileLock, Mode, Stamp},
     unpack::UnpackStats,
     worker::{LayerWorker, WorkerError},
 };
 
 const MAX_META_BYTES: u64 = 4096;
+
+/// What this process has read of `.use` files. It holds as long as such a file is the same: who makes a layer anew writes
+/// it. Whether the layer is there is another question: who is killed while it removes one leaves the file.
+static SEEN: Mutex<BTreeMap<PathBuf, (Stamp, LayerMeta)>> = Mutex::new(BTreeMap::new());
 
 /// What a layer is: beside it, so that looking at a layer touches nothing that an image chose.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,15 +104,26 @@ impl Layers {
         let name = name.to_owned();
         let path = self.path(&name, ".use");
         let fault = |error| StoreError::io("lock", &path)(error);
-        // Opening does not create: a miss leaves nothing behind, and works on a read-only store.
-        if !path.exists() {
-            return Ok(None);
-        }
-        let Some(lock) = FileLock::try_take(&path, Mode::Shared).map_err(fault)? else {
+        // Nothing is created: a miss leaves nothing behind, and works on a read-only store.
+        let Some(lock) = FileLock::try_share(&path).map_err(fault)? else {
             return Ok(None);
         };
-        let Some(meta) = read_meta(lock.file()).map_err(fault)? else {
-            return Ok(None);
+        let stamp = lock.stamp();
+        let known = {
+            let seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
+            let seen = seen.get(&path).filter(|(before, _)| *before == stamp);
+            seen.map(|(_, meta)| meta.clone())
+        };
+        let meta = match known {
+            Some(meta) => meta,
+            None => match read_meta(lock.file()).map_err(fault)? {
+                Some(meta) => {
+                    let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
+                    seen.insert(path, (stamp, meta.clone()));
+                    meta
+                }
+                None => return Ok(None),
+            },
         };
         if !self.directory.join(&name).is_dir() {
             return Ok(None);

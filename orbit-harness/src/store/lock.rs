@@ -4,7 +4,7 @@
 //! gets the lock on what was removed tries again, so two processes never hold "the same" lock on two files.
 
 use std::{
-    fs::{File, OpenOptions, TryLockError},
+    fs::{File, Metadata, OpenOptions, TryLockError},
     io,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::Path,
@@ -23,12 +23,38 @@ pub(super) enum Mode {
 
 /// A lock that is held; dropping it lets go.
 #[derive(Debug)]
-pub(super) struct FileLock(File);
+pub(super) struct FileLock {
+    file: File,
+    /// As it was when the lock was taken.
+    metadata: Metadata,
+}
+
+/// A state of a file: what was read of it once holds as long as this is the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stamp {
+    device: u64,
+    inode: u64,
+    /// Of its content, its times, its names, in seconds and nanoseconds.
+    changed: (i64, i64),
+}
 
 impl FileLock {
+    /// Takes the lock, shared, where it is there and free; else `None`.
+    pub(super) fn try_share(path: &Path) -> io::Result<Option<Self>> {
+        match File::open(path) {
+            Ok(file) => Self::try_take_of(file, path, Mode::Shared),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Takes the lock where it is free; `None` where it is not.
     pub(super) fn try_take(path: &Path, mode: Mode) -> io::Result<Option<Self>> {
-        Self::take_with(path, mode, |file, mode| {
+        Self::try_take_of(open(path, mode)?, path, mode)
+    }
+
+    fn try_take_of(file: File, path: &Path, mode: Mode) -> io::Result<Option<Self>> {
+        Self::take_with(file, path, mode, |file, mode| {
             let taken = match mode {
                 Mode::Shared => file.try_lock_shared(),
                 Mode::Exclusive => file.try_lock(),
@@ -47,7 +73,7 @@ impl FileLock {
             return Ok(lock);
         }
         on_wait();
-        let lock = Self::take_with(path, mode, |file, mode| {
+        let lock = Self::take_with(open(path, mode)?, path, mode, |file, mode| {
             loop {
                 let taken = match mode {
                     Mode::Shared => file.lock_shared(),
@@ -64,27 +90,28 @@ impl FileLock {
     }
 
     fn take_with(
+        mut file: File,
         path: &Path,
         mode: Mode,
         take: impl Fn(&File, Mode) -> io::Result<bool>,
     ) -> io::Result<Option<Self>> {
         loop {
-            let file = open(path, mode)?;
             if !take(&file, mode)? {
                 return Ok(None);
             }
-            if file.metadata()?.nlink() > 0 {
-                return Ok(Some(Self(file)));
+            let metadata = file.metadata()?;
+            if metadata.nlink() > 0 {
+                return Ok(Some(Self { file, metadata }));
             }
+            file = open(path, mode)?;
         }
     }
 
     /// Notes the use, for `gc`. A store that cannot be written is one that nothing is removed from either.
     pub(super) fn touch(&self) {
         let is_recent = self
-            .0
-            .metadata()
-            .and_then(|meta| meta.modified())
+            .metadata
+            .modified()
             .is_ok_and(|time| time.elapsed().is_ok_and(|age| age < USE_GRANULARITY));
         if is_recent {
             return;
@@ -95,7 +122,7 @@ impl FileLock {
         };
         // On a descriptor that is not open for writing this is allowed to the file's owner.
         let _ = rustix::fs::futimens(
-            &self.0,
+            &self.file,
             &rustix::fs::Timestamps {
                 last_access: now,
                 last_modification: now,
@@ -104,7 +131,15 @@ impl FileLock {
     }
 
     pub(super) fn file(&self) -> &File {
-        &self.0
+        &self.file
+    }
+
+    pub(super) fn stamp(&self) -> Stamp {
+        Stamp {
+            device: self.metadata.dev(),
+            inode: self.metadata.ino(),
+            changed: (self.metadata.ctime(), self.metadata.ctime_nsec()),
+        }
     }
 }
 
