@@ -3,12 +3,12 @@
 //! Where the kernel shows what passes over a bridge to the host's firewall (`br_netfilter`, which Docker loads), that
 //! firewall has its say about what sandboxes send to each other, and Docker's forwards nothing by default. An accept
 //! in one table undoes no drop of another, so each chain that filters what is forwarded then gets a rule at its
-//! front, of this bridge alone and marked with the name of its table. Left behind, it would say nothing.
+//! front, of this bridge alone and marked with the name of its table. Left behind, it would say nothing. A chain that takes
+//! no rule of ours, as firewalld's may not, is left as it is.
 //!
 //! Source: Linux, Documentation/networking/ip-sysctl.rst, "/proc/sys/net/bridge/*"; nft(8).
 
 use std::{
-    fmt::Write as _,
     fs,
     io::Write as _,
     process::{Command, Stdio},
@@ -19,30 +19,32 @@ use std::{
 /// # Errors
 /// What nft wrote, or why it could not be run.
 pub(super) fn install(name: &str) -> Result<(), String> {
-    let mut rules = own(name);
+    run(&["-f", "-"], &own(name))?;
     if firewall_sees_bridges() {
-        let firewall = Firewall::parse(&listing()?, name);
-        rules += &firewall.without();
-        rules += &firewall.with(name);
+        let firewall = Firewall::read(name);
+        firewall.without().iter().for_each(|rule| try_run(rule));
+        firewall.with(name).iter().for_each(|rule| try_run(rule));
     }
-    run(&["-f", "-"], &rules).map(drop)
+    Ok(())
 }
 
 /// Removes the rules of the bridge `name`.
 pub(super) fn remove(name: &str) {
     let table = table(name);
     // Whether or not it is there. Without nft there are no rules.
-    let _ = run(
-        &["-f", "-"],
-        &format!("table inet {table}\ndelete table inet {table}\n"),
-    );
-    if firewall_sees_bridges()
-        && let Ok(listing) = listing()
-    {
-        let firewall = Firewall::parse(&listing, name);
-        // What is left says nothing about any other bridge.
-        let _ = run(&["-f", "-"], &firewall.without());
+    try_run(&format!("table inet {table}\ndelete table inet {table}\n"));
+    if firewall_sees_bridges() {
+        Firewall::read(name)
+            .without()
+            .iter()
+            .for_each(|rule| try_run(rule));
     }
+}
+
+/// Each by itself: the host's firewall is its own program's, and may be another by now.
+fn try_run(command: &str) {
+    // What fails is as it was.
+    let _ = run(&["-f", "-"], command);
 }
 
 fn table(name: &str) -> String {
@@ -55,11 +57,7 @@ fn firewall_sees_bridges() -> bool {
         .is_ok_and(|value| value.trim() != "0")
 }
 
-fn listing() -> Result<String, String> {
-    run(&["-a", "list", "ruleset"], "")
-}
-
-/// What others filter of what is forwarded, as `nft -a list ruleset` shows it.
+/// What others filter of what is forwarded, as `nft -a -t list ruleset` shows it.
 #[derive(Debug, Default, PartialEq)]
 struct Firewall {
     /// `FAMILY TABLE CHAIN` of each chain.
@@ -69,24 +67,40 @@ struct Firewall {
 }
 
 impl Firewall {
+    /// Empty where nft does not show it.
+    fn read(name: &str) -> Self {
+        let listing = run(&["-a", "-t", "list", "ruleset"], "");
+        listing.map_or_else(|_| Self::default(), |listing| Self::parse(&listing, name))
+    }
+
     fn parse(listing: &str, name: &str) -> Self {
-        let mark = format!("comment \"{}\"", table(name));
+        let rule = rule(name);
         let mut firewall = Self::default();
-        let (mut table, mut chain) = (String::new(), String::new());
+        let (mut table, mut chain) = (None, None);
         for line in listing.lines() {
             let words: Vec<_> = line.split_whitespace().collect();
             match words[..] {
-                ["table", family, name, ..] => table = format!("{family} {name}"),
-                ["chain", name, ..] => chain = format!("{table} {name}"),
-                // Bridges' own tables name their own bridge alone.
-                ["type", "filter", "hook", "forward", ..]
-                    if (table.starts_with("ip ") || table.starts_with("inet "))
-                        && !table.starts_with("inet orbit-") =>
-                {
-                    firewall.chains.push(chain.clone());
+                ["table", family, name, ..] => {
+                    // Bridges' own tables name their own bridge alone.
+                    let is_others = matches!(family, "ip" | "inet")
+                        && !name.starts_with("orbit-")
+                        && is_plain(name);
+                    table = is_others.then(|| format!("{family} {name}"));
+                    chain = None;
                 }
-                [.., "handle", handle] if line.contains(&mark) => {
-                    firewall.ours.push(format!("{chain} handle {handle}"));
+                ["chain", name, ..] => {
+                    let table = table.as_ref().filter(|_| is_plain(name));
+                    chain = table.map(|table| format!("{table} {name}"));
+                }
+                ["type", "filter", "hook", "forward", ..] => firewall.chains.extend(chain.clone()),
+                [.., "#", "handle", handle]
+                    if line.trim_start().starts_with(&rule)
+                        && handle.bytes().all(|byte| byte.is_ascii_digit()) =>
+                {
+                    let chain = chain.as_ref().filter(|it| firewall.chains.contains(it));
+                    firewall
+                        .ours
+                        .extend(chain.map(|chain| format!("{chain} handle {handle}")));
                 }
                 _ => {}
             }
@@ -95,24 +109,30 @@ impl Firewall {
     }
 
     /// The commands that let sandboxes on the bridge reach each other.
-    fn with(&self, name: &str) -> String {
-        let table = table(name);
-        self.chains.iter().fold(String::new(), |mut text, chain| {
-            let _ = writeln!(
-                text,
-                r#"insert rule {chain} iifname "{name}" oifname "{name}" accept comment "{table}""#
-            );
-            text
-        })
+    fn with(&self, name: &str) -> Vec<String> {
+        let insert = |chain: &String| format!("insert rule {chain} {}\n", rule(name));
+        self.chains.iter().map(insert).collect()
     }
 
     /// The commands that undo [`Self::with`], also of a process that was killed.
-    fn without(&self) -> String {
-        self.ours.iter().fold(String::new(), |mut text, rule| {
-            let _ = writeln!(text, "delete rule {rule}");
-            text
-        })
+    fn without(&self) -> Vec<String> {
+        let delete = |rule: &String| format!("delete rule {rule}\n");
+        self.ours.iter().map(delete).collect()
     }
+}
+
+/// Lets pass what stays on the bridge.
+fn rule(name: &str) -> String {
+    let table = table(name);
+    format!(r#"iifname "{name}" oifname "{name}" accept comment "{table}""#)
+}
+
+/// Whether nft reads the name as it prints it; the kernel takes any.
+fn is_plain(name: &str) -> bool {
+    name.starts_with(|first: char| first.is_ascii_alphabetic())
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"_-./".contains(&byte))
 }
 
 /// What is asked for from outside of the sandboxes may be answered; nothing else leaves the bridge.
@@ -186,13 +206,16 @@ table ip filter { # handle 435
 		type filter hook forward priority filter; policy drop;
 		iifname "myruntime0" oifname "myruntime0" accept comment "orbit-myruntime0" # handle 44
 		iifname "myruntime01" oifname "myruntime01" accept comment "orbit-myruntime01" # handle 45
-		counter packets 0 bytes 0 jump DOCKER # handle 8
+		counter packets 0 bytes 0 jump DOCKER comment "orbit-myruntime0" # handle 8
 	}
 }
 table inet firewalld { # handle 436
 	chain filter_FORWARD { # handle 3
 		type filter hook forward priority filter + 10; policy accept;
 		reject with icmpx admin-prohibited # handle 4
+	}
+	chain odd;name { # handle 8
+		type filter hook forward priority filter; policy accept;
 	}
 	chain nat_POST { # handle 9
 		type nat hook postrouting priority srcnat + 10; policy accept;
@@ -208,7 +231,7 @@ table ip6 filter { # handle 437
     #[test]
     fn each_chain_that_filters_what_is_forwarded_lets_the_bridge_pass() {
         let firewall = Firewall::parse(BESIDE_DOCKER, "myruntime0");
-        insta::assert_snapshot!(firewall.without() + &firewall.with("myruntime0"), @r#"
+        insta::assert_snapshot!(firewall.without().concat() + &firewall.with("myruntime0").concat(), @r#"
         delete rule ip filter FORWARD handle 44
         insert rule ip filter FORWARD iifname "myruntime0" oifname "myruntime0" accept comment "orbit-myruntime0"
         insert rule inet firewalld filter_FORWARD iifname "myruntime0" oifname "myruntime0" accept comment "orbit-myruntime0"

@@ -67,6 +67,13 @@ impl Netfilter {
             self.ask(&question, |said| found.extend(gate::read(said)))?;
         }
         found.sort_unstable();
+        // Of what has no ports there may be several.
+        found.dedup_by(|next, one: &mut Denied| {
+            let is_same =
+                (next.address, next.port, next.protocol) == (one.address, one.port, one.protocol);
+            one.count += if is_same { next.count } else { 0 };
+            is_same
+        });
         Ok(found)
     }
 

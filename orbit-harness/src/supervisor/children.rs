@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::Signal;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::Signal,
+};
 
 use super::{
     channel::Channel,
@@ -159,7 +162,8 @@ impl Children {
             && deadline <= Instant::now()
         {
             self.deadlines.pop_first();
-            if let Some(child) = self.by_id.get_mut(&id) {
+            // One that has ended in time is only not reaped yet.
+            if let Some(child) = self.by_id.get_mut(&id).filter(|child| !child.has_ended()) {
                 child.timed_out = true;
                 child.kill();
             }
@@ -184,6 +188,12 @@ impl Child {
     pub(super) fn kill(&self) {
         // ESRCH: it is gone already.
         let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+    }
+
+    fn has_ended(&self) -> bool {
+        let now = Timespec::default();
+        let mut polled = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        poll(&mut polled, Some(&now)).is_ok_and(|ready| ready > 0)
     }
 
     /// None where it is further away than the clock counts.
@@ -211,15 +221,13 @@ impl Child {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
+    use rustix::event::{EventfdFlags, eventfd};
 
     use super::*;
 
-    /// One with a descriptor that is of no process, and so can be killed by nothing here.
+    /// One with a descriptor that is of no process, and so can be killed by nothing here; it has not ended.
     fn child(pid: i32, role: Role, timeout: Option<Duration>) -> Child {
-        let pidfd = File::open("/dev/null")
-            .expect("every machine has it")
-            .into();
+        let pidfd = eventfd(0, EventfdFlags::CLOEXEC).expect("a descriptor");
         Child {
             timeout,
             ..Child::unwatched(pid, pidfd, role)
@@ -277,6 +285,22 @@ mod tests {
         assert!(children.by_id[&2].timed_out);
         assert_eq!(children.time_left(), None);
         assert!(children.remove(2).is_some());
+    }
+
+    #[test]
+    fn who_ended_in_time_is_not_timed_out_for_being_reaped_late() {
+        let mut children = Children::default();
+        let ended = eventfd(1, EventfdFlags::CLOEXEC).expect("a descriptor");
+        let child = child(12, Role::Init { key: 7 }, Some(Duration::ZERO));
+        children.insert(
+            2,
+            Child {
+                pidfd: ended,
+                ..child
+            },
+        );
+        children.end_timed_out();
+        assert!(!children.by_id[&2].timed_out);
     }
 
     #[test]

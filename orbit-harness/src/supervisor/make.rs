@@ -3,8 +3,8 @@
 //! Paths inside the sandbox's root are resolved with `openat2` and `RESOLVE_IN_ROOT`, once, to a descriptor,
 //! and mounts go onto that descriptor: no link in an image, and none swapped meanwhile, can lead one astray.
 //!
-//! Where a call takes paths alone, a directory is made the working directory and called `.`; only what is no directory
-//! goes by `/proc/self/fd`, which makes entries of `/proc` that the end of this process has to remove. So the working
+//! Where a call takes paths alone, a directory is made the working directory and called `.`; what is no directory, or may
+//! not be entered, goes by `/proc/self/fd`, which makes entries of `/proc` that the end of this process has to remove. So the working
 //! directory is anything: each step that needs one sets it.
 
 mod covers;
@@ -22,7 +22,7 @@ use rustix::{
     mount::{MountFlags, UnmountFlags},
 };
 
-use self::syscalls::{INERT, chown, mount, open_directory, tmpfs_options};
+use self::syscalls::{INERT, chown, mount, open_directory, tmpfs_options, with_path};
 pub(super) use self::{devices::TerminalPair, paths::MASK};
 use super::{
     channel::Channel,
@@ -135,9 +135,10 @@ impl Maker {
             Step::Fresh { at, mode } => self.fresh(at, *mode),
             Step::Home { at } => {
                 let home = self.directory(at, 0o700)?;
-                rustix::process::fchdir(&home)?;
-                rustix::fs::chmod(".", Mode::from_raw_mode(0o700))?;
-                Ok(chown(".", 0, 0)?)
+                Ok(with_path(&home, |path| {
+                    rustix::fs::chmod(path, Mode::from_raw_mode(0o700))?;
+                    chown(path, 0, 0)
+                })?)
             }
             Step::Symlink { at, target } => self.symlink(at, target),
             Step::Overlay { source, at } => self.overlay(source, at),

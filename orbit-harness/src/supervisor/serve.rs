@@ -1,7 +1,7 @@
 //! The supervisor's loop: launches what it is asked for, ends what was let go, reaps what ended.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{HashMap, HashSet, hash_map::Entry},
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     time::{Duration, Instant},
@@ -42,8 +42,8 @@ const PROCESS: u64 = 1 << 63;
 /// Set in the tag of the channel on which a sandbox that is made ahead says that it is ready.
 const READY: u64 = 1 << 62;
 
-/// After so many ends, orphans are looked for whoever ended.
-const LOOK_AROUND: u64 = 64;
+/// How often orphans are looked for where there may be some: nothing tells of their end.
+const LOOK_AROUND: Duration = Duration::from_millis(100);
 
 struct Supervisor {
     single_threaded: SingleThreaded,
@@ -55,8 +55,9 @@ struct Supervisor {
     ended: HashMap<u64, (Child, Waited)>,
     filters: Filters,
     next_id: u64,
-    /// How many children have ended.
-    reaped: u64,
+    /// Sandboxes of which a worker was killed, and may have left a program. That is this process's child then, as it is
+    /// process 1 of the worker's namespace; and the sandbox is not gone before it is reaped.
+    bereaved: HashSet<u64>,
     pool: Pool,
 }
 
@@ -101,7 +102,7 @@ fn try_serve(
         ended,
         filters,
         next_id: FIRST_ID,
-        reaped: 0,
+        bereaved: HashSet::new(),
         pool: Pool::default(),
     };
     let mut events = Vec::with_capacity(64);
@@ -132,6 +133,7 @@ fn try_serve(
                 id => supervisor.let_go(id),
             }
         }
+        supervisor.reap_orphans()?;
         supervisor.children.end_timed_out();
         if let Some(order) = next_ahead.filter(|_| events.is_empty()) {
             supervisor.make_ahead(&order);
@@ -515,7 +517,9 @@ impl Supervisor {
 
     /// Until the next child's time is over, and not longer than `rest`.
     fn until_something_is_due(&self, rest: Option<Duration>) -> Option<Timespec> {
-        let left = self.children.time_left().into_iter().chain(rest).min()?;
+        let orphans = (!self.bereaved.is_empty()).then_some(LOOK_AROUND);
+        let due = [self.children.time_left(), orphans, rest];
+        let left = due.into_iter().flatten().min()?;
         Some(Timespec::try_from(left).unwrap_or(Timespec {
             tv_sec: i64::MAX,
             tv_nsec: 0,
@@ -529,16 +533,15 @@ impl Supervisor {
         let Some(child) = self.children.get(id) else {
             return Ok(());
         };
-        let is_init = child.role.sandbox().is_none();
         if let Some(waited) = sys::wait_child(child.pid)? {
             self.ended(id, waited);
         }
-        self.reaped += 1;
-        if is_init && !self.reaped.is_multiple_of(LOOK_AROUND) {
-            return Ok(());
-        }
-        // Every process 1 inherits orphans: here, what a worker left.
-        loop {
+        Ok(())
+    }
+
+    /// Takes the end of whoever has ended: of what killed workers left, too.
+    fn reap_orphans(&mut self) -> io::Result<()> {
+        while !self.bereaved.is_empty() {
             match sys::wait_any(false) {
                 Ok(Some(waited)) => {
                     if let Some(id) = self.children.of_pid(waited.pid) {
@@ -550,11 +553,15 @@ impl Supervisor {
                 Err(error) => return Err(error),
             }
         }
+        Ok(())
     }
 
     fn ended(&mut self, id: u64, waited: Waited) {
         if let Some(child) = self.children.remove(id) {
             self.pool.lose(id);
+            let sandbox = child.role.sandbox();
+            self.bereaved
+                .extend(sandbox.filter(|_| waited.signal.is_some()));
             self.take_end(id, child, waited);
         }
     }
@@ -566,6 +573,7 @@ impl Supervisor {
             if !self.is_entered(sandbox)
                 && let Some((init, waited)) = self.ended.remove(&sandbox)
             {
+                self.bereaved.remove(&sandbox);
                 init.report(&waited);
             }
         } else if self.is_entered(id) {
@@ -583,6 +591,7 @@ impl Supervisor {
             }
             self.ended.insert(id, (child, waited));
         } else {
+            self.bereaved.remove(&id);
             child.report(&waited);
         }
     }

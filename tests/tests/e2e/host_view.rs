@@ -53,6 +53,10 @@ pub(crate) fn cases() -> Vec<Case> {
             what_is_shown_and_hidden_is_what_was_asked,
         ),
         case(
+            "what_may_not_be_entered_can_be_hidden",
+            what_may_not_be_entered_can_be_hidden,
+        ),
+        case(
             "two_sandboxes_do_not_see_each_other",
             two_sandboxes_do_not_see_each_other,
         ),
@@ -309,6 +313,31 @@ fn what_is_shown_and_hidden_is_what_was_asked(context: &Context) -> Result<()> {
     let found = printed(sandbox)?;
     ensure!(found == "here\nhere\nead-only\nfixed\nshown\n", "{found}");
     ensure!(!shown.join("new").exists() && !fixed.join("new").exists());
+    Ok(())
+}
+
+/// A directory of somebody else's, who has no id in here.
+fn what_may_not_be_entered_can_be_hidden(_: &Context) -> Result<()> {
+    let closed = [
+        "/etc/ssl/private",
+        "/var/cache/apt/archives/partial",
+        "/var/lib/private",
+    ];
+    let is_closed = |path: &&str| {
+        fs::metadata(path).is_ok_and(|it| it.is_dir() && it.permissions().mode() & 0o001 == 0)
+    };
+    let closed: Vec<_> = closed.into_iter().filter(is_closed).collect();
+    ensure!(!closed.is_empty(), "this machine has none");
+    for path in closed {
+        let script = format!("ls -A {path} && stat -c %a {path}");
+        let hidden = printed(View::Host.sh(&script)?.hide(path))?;
+        ensure!(hidden == "755\n", "{path}: {hidden}");
+        let tmpfs = View::Host
+            .sh(&script)?
+            .mount_str(&format!("tmpfs:{path}:1M"));
+        let covered = printed(tmpfs)?;
+        ensure!(covered.lines().count() == 1, "{path}: {covered}");
+    }
     Ok(())
 }
 

@@ -7,6 +7,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use orbit::{Init, Sandbox, Status, Stdin};
 use orbit_tests::{Case, Context, Who};
 
@@ -47,6 +51,12 @@ pub(crate) fn cases() -> Vec<Case> {
         ),
         case("exec::ends_with_the_sandbox", ends_with_the_sandbox),
         case("exec::many_at_once", many_at_once),
+        // Nobody else may end a process of the sandboxes' own ids.
+        case(
+            "exec::a_killed_worker_holds_nobody_up",
+            a_killed_worker_holds_nobody_up,
+        )
+        .who(&[Who::Root]),
     ]
 }
 
@@ -439,4 +449,34 @@ fn many_at_once(_: &Context) -> Result<()> {
             .into_iter()
             .try_for_each(|worker| worker.join().expect("no panic"))
     })
+}
+
+/// The process that sees to a further program is ended from outside. The program is then the supervisor's own child, and
+/// the kernel keeps the sandbox until that has reaped it.
+fn a_killed_worker_holds_nobody_up(context: &Context) -> Result<()> {
+    let first = Sandbox::builder().cmd(["sleep", "1000"]).start()?;
+    let audit = context.audit();
+    for _ in 0..3 {
+        let sandbox = Sandbox::builder().cmd(["sleep", "1000"]).start()?;
+        let further = sandbox.exec(["sleep", "1000"]).start()?;
+        let pid = further.pid().context("it runs")?;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+        let worker = parent.context("it has a parent")?.trim().parse()?;
+        kill(Pid::from_raw(worker), Signal::SIGKILL)?;
+        let mut sandbox = sandbox;
+        let begun = Instant::now();
+        sandbox.kill();
+        let outcome = sandbox.wait()?;
+        ensure!(
+            begun.elapsed() < Duration::from_secs(5),
+            "{:?}",
+            begun.elapsed()
+        );
+        ensure!(outcome.status == Status::Signaled(9), "{}", outcome.status);
+        drop((further, sandbox));
+    }
+    audit.check()?;
+    drop(first);
+    Ok(())
 }

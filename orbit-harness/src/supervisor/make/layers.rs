@@ -15,7 +15,7 @@ use rustix::{
 
 use super::{
     Done, Maker,
-    syscalls::{c_string, chown, fd_path, open_directory, open_in, tmpfs_options},
+    syscalls::{c_string, chown, fd_path, open_directory, open_in, tmpfs_options, with_path},
 };
 use crate::{
     step::{EtcFile, Lower},
@@ -169,8 +169,8 @@ impl Maker {
         let source = self.new_layer()?;
         rustix::fs::chmod(&source, Mode::from_raw_mode(mode))?;
         self.give_to_system(&source)?;
-        rustix::process::fchdir(&target)?;
-        Ok(rustix::mount::mount_bind(&source, ".")?)
+        let bind = |path: &str| rustix::mount::mount_bind(&source, path);
+        Ok(with_path(&target, bind)?)
     }
 
     /// What sealed layers have at `at`, and below that a directory of the host.

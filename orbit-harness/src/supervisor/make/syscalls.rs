@@ -65,7 +65,21 @@ pub(super) fn c_string(text: String) -> rustix::io::Result<CString> {
     CString::new(text).map_err(|_| Errno::INVAL)
 }
 
-/// Mounts on `target`, which becomes the working directory.
+/// Has `act` do something with a path of `directory`, which becomes the working directory.
+pub(super) fn with_path<T>(
+    directory: &OwnedFd,
+    act: impl FnOnce(&str) -> rustix::io::Result<T>,
+) -> rustix::io::Result<T> {
+    match rustix::process::fchdir(directory) {
+        Ok(()) => act("."),
+        // Who owns it has no id here, and nobody else may enter it: as some directories of the host's root, for an
+        // ordinary user. It can be covered all the same.
+        Err(Errno::ACCESS) => act(&fd_path(directory)),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Mounts on the directory `target`.
 pub(super) fn mount(
     source: Option<&str>,
     target: &OwnedFd,
@@ -74,14 +88,10 @@ pub(super) fn mount(
     options: &str,
 ) -> rustix::io::Result<()> {
     let options = c_string(options.to_owned())?;
-    rustix::process::fchdir(target)?;
-    rustix::mount::mount(
-        source.unwrap_or("none"),
-        ".",
-        kind,
-        flags,
-        options.as_c_str(),
-    )
+    with_path(target, |path| {
+        let source = source.unwrap_or("none");
+        rustix::mount::mount(source, path, kind, flags, options.as_c_str())
+    })
 }
 
 pub(super) fn tmpfs_options(size: Bytes, mode: u32) -> String {
