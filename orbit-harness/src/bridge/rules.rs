@@ -82,9 +82,9 @@ impl Firewall {
             match words[..] {
                 ["table", family, name, ..] => {
                     // Bridges' own tables name their own bridge alone.
-                    let is_others = matches!(family, "ip" | "inet")
-                        && !name.starts_with("orbit-")
-                        && is_plain(name);
+                    let is_bridges = family == "inet" && name.starts_with("orbit-");
+                    let is_others =
+                        matches!(family, "ip" | "inet") && !is_bridges && is_plain(name);
                     table = is_others.then(|| format!("{family} {name}"));
                     chain = None;
                 }
