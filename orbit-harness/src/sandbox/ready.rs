@@ -166,6 +166,8 @@ enum Leaf {
     Http {
         wait: HttpWait,
         trial: Option<HttpTry>,
+        /// Whether one has come to its end before there was no time left.
+        was_answered: bool,
     },
     Exec {
         check: HealthCheck,
@@ -302,7 +304,14 @@ impl Node {
             }
             WaitKind::Http(wait) => {
                 let wait = wait.clone();
-                (Leaf::Http { wait, trial: None }, HTTP_PAUSES)
+                (
+                    Leaf::Http {
+                        wait,
+                        trial: None,
+                        was_answered: false,
+                    },
+                    HTTP_PAUSES,
+                )
             }
             WaitKind::Exec { words, code } => {
                 let leaf = Leaf::Exec {
@@ -428,7 +437,11 @@ impl Node {
                 pauses.begin(now);
                 Ok(pid.is_some_and(|pid| super::http::listens(pid, *port)))
             }
-            Leaf::Http { wait, trial } => {
+            Leaf::Http {
+                wait,
+                trial,
+                was_answered,
+            } => {
                 if trial.is_none() && pauses.is_over(now) {
                     pauses.begin(now);
                     if !pid.is_some_and(|pid| super::http::listens(pid, wait.port)) {
@@ -453,7 +466,11 @@ impl Node {
                     None => Ok(false),
                     Some(Ok(())) => Ok(true),
                     Some(Err(why)) => {
-                        *seen = why;
+                        // The last, cut off by the end of the time, says less than an answer before it.
+                        if now < deadline || !*was_answered {
+                            *seen = why;
+                        }
+                        *was_answered |= now < deadline;
                         *trial = None;
                         pauses.begin(now);
                         Ok(false)
