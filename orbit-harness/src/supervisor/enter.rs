@@ -66,13 +66,7 @@ pub(super) fn run(single_threaded: SingleThreaded, order: &ExecOrder, given: Giv
         .map(AsRawFd::as_raw_fd)
         .collect();
     keep.extend([given.channel.as_fd().as_raw_fd(), given.init.as_raw_fd()]);
-    keep.extend(
-        given
-            .common
-            .caller_namespace
-            .as_ref()
-            .map(AsRawFd::as_raw_fd),
-    );
+    keep.extend(given.common.descriptor());
     // Without one, who asked sees the channel close.
     let Ok(channel) = given.channel.try_clone() else {
         sys::exit_now(1)

@@ -75,7 +75,7 @@ pub(super) fn settle(
         }
     };
     let mut keep = vec![control.as_fd().as_raw_fd(), caller.as_raw_fd()];
-    keep.extend(common.caller_namespace.as_ref().map(AsRawFd::as_raw_fd));
+    keep.extend(common.descriptor());
     let watching = sys::close_inherited(&mut keep).and_then(|()| serve::watch(&control, caller));
     let epoll = match watching {
         Ok(epoll) => epoll,

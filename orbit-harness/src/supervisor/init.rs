@@ -67,13 +67,7 @@ const GRACE_MS: u32 = 20;
 pub(super) fn run(single_threaded: SingleThreaded, plan: &Plan, given: Given<'_>) -> ! {
     let mut keep: Vec<_> = given.stdio.iter().map(AsRawFd::as_raw_fd).collect();
     keep.push(given.events.as_fd().as_raw_fd());
-    keep.extend(
-        given
-            .common
-            .caller_namespace
-            .as_ref()
-            .map(AsRawFd::as_raw_fd),
-    );
+    keep.extend(given.common.descriptor());
     keep.extend(given.networks.iter().map(|it| it.as_fd().as_raw_fd()));
     if let Some(helper) = &given.helper {
         keep.extend([&helper.output, &helper.errors].map(AsRawFd::as_raw_fd));
@@ -108,7 +102,7 @@ pub(super) fn run_ahead(
     filters: &mut Filters,
 ) -> ! {
     let mut keep = vec![post.as_fd().as_raw_fd()];
-    keep.extend(common.caller_namespace.as_ref().map(AsRawFd::as_raw_fd));
+    keep.extend(common.descriptor());
     let made = sys::close_inherited(&mut keep)
         .ok()
         .and_then(|()| make(plan, Vec::new(), None).ok());

@@ -6,7 +6,7 @@ use std::{
     fs,
     io::Read as _,
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
         unix::{ffi::OsStrExt as _, fs::OpenOptionsExt as _},
     },
 };
@@ -24,6 +24,13 @@ pub(super) struct Common {
     pub(super) caller_namespace: Option<OwnedFd>,
     /// Whether the sandboxes' user namespace, and each below it, denies `setgroups`.
     pub(super) groups_denied: bool,
+}
+
+impl Common {
+    /// What a fork that starts a program does not close.
+    pub(super) fn descriptor(&self) -> Option<RawFd> {
+        self.caller_namespace.as_ref().map(AsRawFd::as_raw_fd)
+    }
 }
 
 /// What a program needs, as C strings, numbers and descriptors.

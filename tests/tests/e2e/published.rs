@@ -1,6 +1,6 @@
 //! Published crates end the same under `cargo orbit test` as under `cargo test`.
 
-use std::fs;
+use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt as _, path::PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::unistd::Uid;
@@ -63,9 +63,14 @@ fn ends_the_same(context: &Context, krate: &Published) -> Result<()> {
     let audit = LeakAudit::adopting([], []);
     let plain_tmp = context.work().join("tmp");
     fs::create_dir(&plain_tmp)?;
+    let before = named_after(krate)?;
     let plain = || Ok(context.cargo()?.arg("test").env("TMPDIR", &plain_tmp));
     let plain = cargo_test_verdicts(krate, &copy, &plain).context("cargo test")?;
     audit.sweep();
+    // Some names are in `/tmp` whatever TMPDIR says.
+    for left in named_after(krate)?.difference(&before) {
+        fs::remove_dir_all(left).with_context(|| left.display().to_string())?;
+    }
     // What is compared with must be what is known to be right.
     ensure!(plain.count(Verdict::Failed) == 0, "without Orbit: {plain}");
     ensure!(
@@ -83,4 +88,21 @@ fn ends_the_same(context: &Context, krate: &Published) -> Result<()> {
         differences.join("\n")
     );
     Ok(())
+}
+
+/// This user's directories in `/tmp` that tests of the crate made, by their names.
+fn named_after(krate: &Published) -> Result<BTreeSet<PathBuf>> {
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir("/tmp")? {
+        let entry = entry?;
+        let is_named = entry
+            .file_name()
+            .to_string_lossy()
+            .starts_with(&format!("{} test ", krate.name));
+        let is_own = |it: fs::Metadata| it.is_dir() && it.uid() == Uid::current().as_raw();
+        if is_named && entry.metadata().is_ok_and(is_own) {
+            found.insert(entry.path());
+        }
+    }
+    Ok(found)
 }
