@@ -47,7 +47,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What was asked of a run.
 pub(crate) struct Options {
+    /// How many programs run at a time; each thread of one with many tests counts.
     pub(crate) jobs: usize,
+    /// How many threads one program may have for its tests.
+    pub(crate) threads: usize,
     pub(crate) selection: Selection,
     /// Nothing is captured, and one test runs at a time.
     pub(crate) nocapture: bool,

@@ -151,7 +151,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 libraries: doctests::libraries(&metadata),
                 selection: options.selection.clone(),
                 filters: Arc::clone(&choice.filters),
-                threads: options.jobs,
+                threads: options.threads,
                 reports: host.reports().share()?,
                 found,
             })
@@ -258,6 +258,10 @@ fn build_only(args: &CargoArgs) -> anyhow::Result<ExitCode> {
     Ok(code(status).into())
 }
 
+/// How many more jobs than CPUs there are, unless their number is asked for: while a sandbox starts and ends, the kernel waits for
+/// itself now and then, and a CPU would have nothing to do.
+const SPARE_JOBS: usize = 1;
+
 /// What the engine is to do.
 fn options(args: &Args, words: &Words, history: &History) -> anyhow::Result<Options> {
     let run = &args.run;
@@ -274,16 +278,14 @@ fn options(args: &Args, words: &Words, history: &History) -> anyhow::Result<Opti
         _ => words.ignored,
     };
     let cpus = thread::available_parallelism().map_or(1, usize::from);
-    let jobs = match words.threads {
-        Some(threads) => threads,
-        None => args
-            .cargo
-            .jobs
-            .as_deref()
-            .map_or(Ok(cpus), |text| jobs(text, cpus))?,
+    let asked = match (words.threads, args.cargo.jobs.as_deref()) {
+        (Some(threads), _) => Some(threads),
+        (None, Some(text)) => Some(jobs(text, cpus)?),
+        (None, None) => None,
     };
     Ok(Options {
-        jobs,
+        jobs: asked.unwrap_or(cpus + SPARE_JOBS),
+        threads: asked.unwrap_or(cpus),
         selection: Selection {
             names,
             exact: words.exact,
@@ -451,7 +453,7 @@ fn doctest_command(
         RunIgnored::Only => Some("--ignored".into()),
         RunIgnored::Include => Some("--include-ignored".into()),
     });
-    let threads = format!("--test-threads={}", options.jobs);
+    let threads = format!("--test-threads={}", options.threads);
     command.words.push(threads.into());
     Ok(command)
 }

@@ -88,6 +88,7 @@ fn ground() -> Ground {
 fn options(show_output: bool) -> Options {
     Options {
         jobs: 2,
+        threads: 2,
         selection: Selection::default(),
         nocapture: false,
         fail_fast: false,

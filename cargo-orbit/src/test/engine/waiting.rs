@@ -178,7 +178,7 @@ impl Engine<'_> {
                         .collect(),
                     is_all,
                     has_ignored: tasks.iter().any(|task| task.is_ignored),
-                    threads: tasks.len().min(self.options.jobs).max(1),
+                    threads: tasks.len().min(self.options.threads).max(1),
                     timeout: tasks[0].settings.timeout(),
                     show_output: self.options.show_output,
                 };
