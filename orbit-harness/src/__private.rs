@@ -2,7 +2,7 @@
 
 pub use crate::{
     attribute::{Inside, Keys, Passed, Test, enter, passed},
-    builder::{prepare_ahead_if_possible, stay},
+    builder::{prepare_ahead_if_possible, share_foreign, stay},
     checked::check,
     dependencies::check_dependencies,
     diagnosis::{Ids, cache_dir, ids, runtime_dir},

@@ -26,7 +26,7 @@ use self::{
     verdict::Verdict,
 };
 use crate::{
-    builder::{SandboxBuilder, Stdin},
+    builder::{SandboxBuilder, Stdin, share_foreign},
     outcome::Outcome,
     sandbox::{Sandbox, random_id},
     spec::{Init, NetworkMode, SpecFault},
@@ -214,7 +214,7 @@ keys! {
 impl Keys {
     fn new() -> Self {
         Self {
-            sandbox: Sandbox::builder().nested(true),
+            sandbox: share_foreign(Sandbox::builder().nested(true)),
             passed: Vec::new(),
         }
     }

@@ -254,6 +254,13 @@ fn steps(
                 host_view::steps(&spec.host_view, around, host, size, image.layers.is_empty());
             if spec.read_only {
                 view.iter_mut().for_each(Step::without_writes);
+            } else if spec.host_view.shares_foreign
+                && spec.user.is_none()
+                && image.layers.is_empty()
+            {
+                host_view::share_foreign(&mut view, host, |at| {
+                    makes_something(spec, host, at) || has_names && at == Path::new("/etc")
+                });
             }
             // What a sandbox over the host's files had written, and is to be there again.
             if !image.layers.is_empty() {
@@ -571,6 +578,17 @@ fn argv(spec: &Spec, image: &Image) -> Vec<OsString> {
         .chain(cmd)
         .chain(spec.args.iter().cloned())
         .collect()
+}
+
+/// Whether something is made for a program over the host's files at or below `at`.
+fn makes_something(spec: &Spec, host: &Host, at: &Path) -> bool {
+    let mounts = spec.mounts.iter().map(|mount| &mount.target);
+    let files = spec.files.iter().map(|file| &file.at);
+    mounts
+        .chain(files)
+        .chain(&spec.working_dir)
+        .chain([&host_view::home(&spec.host_view, host)])
+        .any(|path| normal(path).starts_with(at))
 }
 
 fn environment(

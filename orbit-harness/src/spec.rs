@@ -101,6 +101,9 @@ pub(crate) struct HostView {
     pub(crate) hidden: Vec<PathBuf>,
     /// The private home directory; the caller's own `$HOME` where none is given.
     pub(crate) home: Option<PathBuf>,
+    /// Directories in which the caller may write nothing are the same for all sandboxes: nothing of Orbit's is to write
+    /// there either.
+    pub(crate) shares_foreign: bool,
 }
 
 /// When a registry is asked for an image.

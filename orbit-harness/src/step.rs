@@ -63,6 +63,9 @@ pub(crate) enum Step {
     },
     /// A directory of the host under a writable layer in the scratch.
     Overlay { source: PathBuf, at: PathBuf },
+    /// A directory of the host under a layer that takes no writes, which is the same for all sandboxes. Who may not write
+    /// there on the host hears the same as there. `owner` as for the scratch.
+    Shared { at: PathBuf, owner: u32 },
     /// A file or directory of the host, with what is mounted below it.
     Bind {
         source: PathBuf,
@@ -236,6 +239,10 @@ impl fmt::Display for Step {
                     at.display(),
                     source.display()
                 )
+            }
+            Self::Shared { at, .. } => {
+                let at = at.display();
+                write!(f, "mount overlay {at} lower={at} shared")
             }
             Self::Bind {
                 source,

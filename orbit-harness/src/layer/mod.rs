@@ -152,6 +152,7 @@ impl Writable {
             | Step::Home { at }
             | Step::Symlink { at, .. }
             | Step::Overlay { at, .. }
+            | Step::Shared { at, .. }
             | Step::OverlaySealed { at, .. }
             | Step::Bind { at, .. }
             | Step::Tmpfs { at, .. } => &**at,

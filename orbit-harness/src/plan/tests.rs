@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     Sandbox, SandboxBuilder,
+    builder::share_foreign,
     host::TopLevel,
     image::ImageConfig,
     security::idmap::plan::{Caller, plan as plan_ids},
@@ -24,6 +25,9 @@ fn host(uid: u32) -> Host {
     top_level.insert("/bin".into(), TopLevel::Symlink("usr/bin".into()));
     top_level.insert("/swapfile".into(), TopLevel::Other);
     top_level.insert("/srv".into(), TopLevel::EmptyDirectory);
+    if uid != 0 {
+        top_level.extend(["/etc", "/usr"].map(|path| (path.into(), TopLevel::Foreign)));
+    }
     let caller = Caller {
         euid: uid,
         egid: uid,
@@ -137,6 +141,45 @@ fn over_sealed_layers_of_the_host() {
     ");
 }
 
+/// The layer over a foreign directory is the sandbox's own unless sharing is asked for, for another user than the caller, and
+/// where something is made in it.
+#[test]
+fn what_is_foreign_is_shared_where_nothing_is_made() {
+    let over = |builder: SandboxBuilder, uid| {
+        let text = text(builder, uid);
+        let lower = |at: &str| {
+            let lower = format!(" lower={at} ");
+            text.lines()
+                .find_map(|line| Some(line.split_once(&lower)?.1.to_owned()))
+        };
+        ["/etc", "/usr"].map(lower)
+    };
+    let plain = || Sandbox::builder().cmd(["true"]);
+    let shares = || share_foreign(plain());
+    let [own, shared] = ["upper=scratch", "shared"].map(|it| Some(it.to_owned()));
+    assert_eq!(over(plain(), 1000), [own.clone(), own.clone()]);
+    assert_eq!(over(shares(), 1000), [shared.clone(), shared.clone()]);
+    for makes in [
+        shares().file("/usr/share/it", ""),
+        shares().mount(Mount::tmpfs("/usr/src/x")),
+        shares().working_dir("/usr/games/here"),
+        shares().home("/usr/sbin"),
+    ] {
+        assert_eq!(over(makes, 1000), [shared.clone(), own.clone()]);
+    }
+    let on_a_network = shares().egress(crate::Egress::allow(["192.0.2.1:443"]));
+    assert_eq!(over(on_a_network, 1000), [own.clone(), shared.clone()]);
+    assert_eq!(over(shares().user("root"), 1000), [own.clone(), own]);
+    // One overlay is over all.
+    assert_eq!(over(shares(), 0), [None, None]);
+    // What is asked to be there can be written to.
+    let text = text(shares().host_path("/usr/src/app"), 1000);
+    assert!(
+        text.contains("mount overlay /usr/src/app lower=/usr/src/app upper"),
+        "{text}"
+    );
+}
+
 #[test]
 fn over_the_host_with_an_allow_list() {
     let mut builder = Sandbox::builder()
@@ -207,7 +250,7 @@ fn over_the_host_as_cargo_orbit_test_asks() {
         .hide("/home/dev/.cargo/credentials.toml")
         .working_dir("/home/dev/project/crate")
         .nested(true);
-    insta::assert_snapshot!(text(builder, 1000));
+    insta::assert_snapshot!(text(share_foreign(builder), 1000));
 }
 
 #[test]

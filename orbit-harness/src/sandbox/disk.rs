@@ -174,7 +174,9 @@ fn writable_mounts(steps: &[Step]) -> Vec<PathBuf> {
             Step::Overlay { at, .. } | Step::OverlaySealed { at, .. } | Step::Fresh { at, .. } => {
                 (&**at, true)
             }
-            Step::Bind { at, .. } | Step::Tmpfs { at, .. } => (&**at, false),
+            Step::Bind { at, .. } | Step::Shared { at, .. } | Step::Tmpfs { at, .. } => {
+                (&**at, false)
+            }
             Step::ReadOnlyRoot => {
                 found.retain(|it| it != Path::new("/"));
                 continue;

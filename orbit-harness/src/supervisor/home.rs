@@ -8,6 +8,7 @@
 //! | `/plain` | as root, the filesystem of the host's `/` without what is mounted in it, which an overlay takes |
 //! | `/proc` | the processes of all sandboxes |
 //! | `/stage` | where an init mounts its scratch |
+//! | `/shared` | directories of the host under layers that take no writes, for all sandboxes |
 
 use std::{
     fs, io,
@@ -40,6 +41,8 @@ pub(super) const HOST: &str = "/host";
 pub(super) const PLAIN: &str = "/plain";
 /// Where an init mounts its scratch.
 pub(super) const STAGE: &str = "/stage";
+/// Where directories of the host are that sandboxes share.
+pub(super) const SHARED: &str = "/shared";
 
 /// Makes this process, which is process 1 of new user, pid and mount namespaces, a supervisor. Never returns.
 pub(super) fn settle(
@@ -138,7 +141,7 @@ fn settle_root(mapping: Mapping, trees: Vec<(PathBuf, OwnedFd)>) -> Result<(), S
     .map_err(fail(StartStep::PrivateMounts))?;
     let base = mount_base().map_err(fail(StartStep::Root))?;
     let in_base = |name: &str| base.join(name.trim_start_matches('/'));
-    for directory in [HOST, PLAIN, "/proc", STAGE, "/original"] {
+    for directory in [HOST, PLAIN, "/proc", STAGE, SHARED, "/original"] {
         rustix::fs::mkdir(in_base(directory), 0o755.into()).map_err(fail(StartStep::Root))?;
     }
     let privileged = mapping == Mapping::Privileged;

@@ -12,6 +12,7 @@ mod devices;
 mod layers;
 mod network;
 mod paths;
+mod shared;
 mod syscalls;
 
 use std::{collections::VecDeque, os::fd::OwnedFd};
@@ -23,7 +24,7 @@ use rustix::{
 };
 
 use self::syscalls::{INERT, chown, mount, open_directory, tmpfs_options, with_path};
-pub(super) use self::{devices::TerminalPair, paths::MASK};
+pub(super) use self::{devices::TerminalPair, paths::MASK, shared::SharedLayers};
 use super::{
     channel::Channel,
     files,
@@ -142,6 +143,7 @@ impl Maker {
             }
             Step::Symlink { at, target } => self.symlink(at, target),
             Step::Overlay { source, at } => self.overlay(source, at),
+            Step::Shared { at, .. } => self.shared(at),
             Step::OverlaySealed { layers, source, at } => {
                 self.overlay_sealed(layers, source.as_deref(), at)
             }

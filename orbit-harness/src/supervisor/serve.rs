@@ -15,6 +15,7 @@ use super::{
     channel::Channel,
     children::{Child, Children, Role},
     enter, files, init,
+    make::SharedLayers,
     program::Common,
     protocol::{
         Cause, Event, ExecEvent, ExecOrder, Failure, FileAnswer, FileFault, FileJob, Request,
@@ -59,6 +60,7 @@ struct Supervisor {
     /// process 1 of the worker's namespace; and the sandbox is not gone before it is reaped.
     bereaved: HashSet<u64>,
     pool: Pool,
+    shared: SharedLayers,
 }
 
 /// Compiled filters, by capabilities and whether user namespaces are allowed.
@@ -104,6 +106,7 @@ fn try_serve(
         next_id: FIRST_ID,
         bereaved: HashSet::new(),
         pool: Pool::default(),
+        shared: SharedLayers::default(),
     };
     let mut events = Vec::with_capacity(64);
     loop {
@@ -197,6 +200,15 @@ impl Supervisor {
         let first_network = 4 + usize::from(plan.cgroup.is_some());
         if fds.len() < first_network {
             return Ok(()); // As an invalid message.
+        }
+        if let Err((number, errno)) = self.shared.make(&plan.steps) {
+            let failure = Failure {
+                line: number + 1,
+                cause: errno.into(),
+            };
+            // Who asked may be gone.
+            let _ = Channel::from_fd(fds.remove(0)).send(&Event::Failed(failure), &[]);
+            return Ok(());
         }
         let (kind, outdated) = self.pool.note(plan);
         for id in outdated {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Result, bail, ensure};
-use orbit::{Mount, Sandbox};
+use orbit::{__private::share_foreign, Mount, Sandbox};
 use orbit_tests::{Case, Context, Skip, Who};
 
 use crate::kit::{View, printed};
@@ -23,6 +23,11 @@ pub(crate) fn cases() -> Vec<Case> {
             a_directory_of_the_host_can_be_moved_and_removed,
         ),
         case("permissions_hold", permissions_hold).who(Who::ROOTLESS),
+        case(
+            "what_sandboxes_share_takes_nothing",
+            what_sandboxes_share_takes_nothing,
+        )
+        .who(&[Who::User]),
         case("roots_writes_are_thrown_away", roots_writes_are_thrown_away).who(&[Who::Root]),
         case(
             "the_working_directory_is_there_to_be_written",
@@ -138,6 +143,31 @@ fn permissions_hold(context: &Context) -> Result<()> {
         !found.contains("ead-only"),
         "EROFS where the host says EACCES: {found}"
     );
+    Ok(())
+}
+
+/// Directories in which the caller may write nothing are the same for all sandboxes of `cargo orbit test`: nobody hears of that, and nobody can
+/// write there, not even this process through the supervisor.
+fn what_sandboxes_share_takes_nothing(_: &Context) -> Result<()> {
+    let script = "for d in /etc /usr; do stat -c '%n %a %u %g' $d; mkdir $d/orbit-e2e 2>&1; chmod 777 $d 2>&1; done; \
+                  (: >>/etc/passwd) 2>&1; rm /etc/passwd /usr/bin/env 2>&1; ls -A /etc /usr | cksum; cksum /etc/passwd";
+    let own = View::Host.read(script)?;
+    let plan = share_foreign(View::Host.sh(script)?).plan()?;
+    ensure!(
+        plan.contains("mount overlay /usr lower=/usr shared"),
+        "{plan}"
+    );
+    for _ in 0..2 {
+        let shared = printed(share_foreign(View::Host.sh(script)?))?;
+        ensure!(shared == own, "{shared}\nand not\n{own}");
+    }
+    let sandbox = share_foreign(View::Host.sh("exec sleep 1000")?).start()?;
+    let Err(error) = sandbox.write_file("/usr/orbit-e2e", "") else {
+        bail!("it was written");
+    };
+    ensure!(error.to_string().contains("ead-only"), "{error}");
+    drop(sandbox);
+    ensure!(View::Host.read(script)? == own);
     Ok(())
 }
 

@@ -36,7 +36,7 @@ const OPAQUE: &CStr = c"user.overlay.opaque";
 const WHITEOUT: u64 = 0;
 
 /// Of a fresh layer's directory, as most directories have it.
-const LAYER_MODE: u32 = 0o755;
+pub(super) const LAYER_MODE: u32 = 0o755;
 
 impl Maker {
     pub(super) fn overlay_root(&mut self, lower: &Lower, etc: &[EtcFile]) -> Done {
@@ -223,18 +223,8 @@ impl Maker {
     fn overlay_of(&mut self, lowers: &[OwnedFd], at: &Path) -> Done {
         let source = lowers.first().ok_or(Cause::Errno(libc::ENOENT))?;
         let target = self.directory(at, 0o755)?;
-        // The layer's root stands for the directory it covers.
-        let stat = rustix::fs::fstat(source)?;
         let upper = self.new_layer()?;
-        if stat.st_mode & 0o7777 != LAYER_MODE {
-            rustix::fs::chmod(&upper, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
-        }
-        // An owner without an id here shows as the overflow id; it is the host's root, as a rule.
-        let owner = |id| if id == OVERFLOW_ID { self.system } else { id };
-        let (uid, gid) = (owner(stat.st_uid), owner(stat.st_gid));
-        if (uid, gid) != (0, 0) {
-            chown(&upper, uid, gid)?;
-        }
+        stand_for(&upper, source, self.system)?;
         self.mount_over(lowers, &target)
     }
 
@@ -243,6 +233,21 @@ impl Maker {
         let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
         Ok(self.mount_overlay(&paths, Path::new(&fd_path(target)))?)
     }
+}
+
+/// Gives the fresh layer `upper` the mode and the owner of the directory that it covers.
+pub(super) fn stand_for(upper: &str, source: &OwnedFd, system: u32) -> rustix::io::Result<()> {
+    let stat = rustix::fs::fstat(source)?;
+    if stat.st_mode & 0o7777 != LAYER_MODE {
+        rustix::fs::chmod(upper, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
+    }
+    // An owner without an id here shows as the overflow id; it is the host's root, as a rule.
+    let owner = |id| if id == OVERFLOW_ID { system } else { id };
+    let (uid, gid) = (owner(stat.st_uid), owner(stat.st_gid));
+    if (uid, gid) == (0, 0) {
+        return Ok(());
+    }
+    chown(upper, uid, gid)
 }
 
 /// A copy of `layer` at `path`, in the scratch.
