@@ -112,7 +112,7 @@ fn nextest_says_the_same_with_and_without(context: &Context) -> Result<()> {
     for end in ["", "fail", "exit", "abort", "segv"] {
         let plain = nextest(context, end)?.run()?;
         let expected = verdicts(&plain);
-        ensure!(expected.len() == 8, "{plain}");
+        ensure!(expected.len() == 9, "{plain}");
         ensure!(
             (expected["mixed::ends ends_as_asked"] == "PASS") == end.is_empty(),
             "{plain}"
