@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use orbit::PullPolicy;
+use orbit::{__private::share_foreign, PullPolicy};
 
 use crate::{
     config::{
@@ -262,7 +262,7 @@ fn plan(known: &Known, settings: &Arc<Settings>, binary: &Binary, test: Option<&
     );
     let mut known_there = known.view.clone();
     known_there.work.retain(|path| path.exists());
-    let sandbox = alone::sandbox_over(&known_there, settings, program);
+    let sandbox = share_foreign(alone::sandbox_over(&known_there, settings, program));
     match sandbox.pull(PullPolicy::Never).plan() {
         Ok(plan) => {
             let lines: Vec<String> = plan.lines().map(|line| format!("    {line}\n")).collect();

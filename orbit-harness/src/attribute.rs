@@ -26,7 +26,7 @@ use self::{
     verdict::Verdict,
 };
 use crate::{
-    builder::{SandboxBuilder, Stdin, share_foreign},
+    builder::{SandboxBuilder, Stdin},
     outcome::Outcome,
     sandbox::{Sandbox, random_id},
     spec::{Init, NetworkMode, SpecFault},
@@ -214,7 +214,7 @@ keys! {
 impl Keys {
     fn new() -> Self {
         Self {
-            sandbox: share_foreign(Sandbox::builder().nested(true)),
+            sandbox: Sandbox::builder().nested(true),
             passed: Vec::new(),
         }
     }

@@ -14,6 +14,7 @@ use crate::{
         ports::{PortError, PortMap},
     },
     network::Network,
+    plan::MAX_AHEAD,
     resources::{IoMax, Ulimit},
     spec::{Content, ImageRef, Init, InitFile, Mount, NetworkMode, PullPolicy, Spec, SpecFault},
     units::Bytes,
@@ -785,7 +786,7 @@ pub(crate) fn cpus_text(cpus: f64) -> String {
 
 /// As [`SandboxBuilder::prepare_ahead`], where that can be, and as if nothing had been said where it cannot.
 pub fn prepare_ahead_if_possible(mut sandbox: SandboxBuilder, count: usize) -> SandboxBuilder {
-    sandbox.spec.ahead = count;
+    sandbox.spec.ahead = count.min(MAX_AHEAD);
     sandbox.spec.ahead_if_possible = true;
     sandbox
 }

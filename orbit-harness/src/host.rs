@@ -3,8 +3,10 @@
 //! Everything else decides from a [`Host`] without looking for itself, so that a plan can be made in a test
 //! for a machine that is not there.
 
+mod foreign;
+
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     os::unix::{
         ffi::{OsStrExt as _, OsStringExt as _},
@@ -30,6 +32,8 @@ pub(crate) struct Host {
     pub(crate) last_cap: u8,
     /// What lies in `/`, by name.
     pub(crate) top_level: BTreeMap<PathBuf, TopLevel>,
+    /// Directories of `/` in which the caller has nothing: once they were looked for.
+    pub(crate) foreign: OnceLock<BTreeSet<PathBuf>>,
     /// Where filesystems are mounted, as absolute paths.
     pub(crate) mount_points: Vec<PathBuf>,
     pub(crate) cgroups: Cgroups,
@@ -43,8 +47,6 @@ pub(crate) struct Host {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum TopLevel {
     Directory,
-    /// One in which the caller may write nothing.
-    Foreign,
     /// One with nothing in it, as the system makes them: root's, with mode 755.
     EmptyDirectory,
     Symlink(PathBuf),
@@ -87,7 +89,6 @@ impl Host {
             .map(PathBuf::from)
             .filter(|home| home.is_absolute());
         let text = |path| fs::read_to_string(path).unwrap_or_default();
-        let mount_points = read_mount_points(&fs::read("/proc/self/mountinfo")?);
         Ok(Self {
             uid,
             gid,
@@ -101,8 +102,9 @@ impl Host {
                 .trim()
                 .parse()
                 .unwrap_or(40),
-            top_level: read_top_level(uid == 0, &mount_points)?,
-            mount_points,
+            top_level: read_top_level()?,
+            foreign: OnceLock::new(),
+            mount_points: read_mount_points(&fs::read("/proc/self/mountinfo")?),
             cgroups: probe_cgroups(),
             pasta: find_program("pasta"),
             hides_in_memory: takes_attributes(),
@@ -116,22 +118,13 @@ impl Host {
 
     /// Whether a filesystem is mounted somewhere below `path`, which is normal, and not at it.
     pub(crate) fn has_mounts_below(&self, path: &Path) -> bool {
-        has_mounts_below(&self.mount_points, path)
+        let path = path.as_os_str().as_bytes();
+        let path = path.strip_suffix(b"/").unwrap_or(path);
+        self.mount_points
+            .iter()
+            .filter_map(|mount| mount.as_os_str().as_bytes().strip_prefix(path))
+            .any(|rest| rest.len() > 1 && rest.starts_with(b"/"))
     }
-}
-
-/// Whether a filesystem is mounted at `path` or below it.
-fn has_mounts(mount_points: &[PathBuf], path: &Path) -> bool {
-    has_mounts_below(mount_points, path) || mount_points.iter().any(|mount| is_same(mount, path))
-}
-
-fn has_mounts_below(mount_points: &[PathBuf], path: &Path) -> bool {
-    let path = path.as_os_str().as_bytes();
-    let path = path.strip_suffix(b"/").unwrap_or(path);
-    mount_points
-        .iter()
-        .filter_map(|mount| mount.as_os_str().as_bytes().strip_prefix(path))
-        .any(|rest| rest.len() > 1 && rest.starts_with(b"/"))
 }
 
 /// Whether two normal paths are one. By their bytes: the standard library takes paths apart to compare them, and a plan
@@ -256,18 +249,7 @@ fn takes_attributes() -> bool {
     })
 }
 
-/// Where systems have their programs and settings. Of what a package has there nothing is another's.
-///
-/// Source: Filesystem Hierarchy Standard 3.0, chapters 3 and 4.
-const SYSTEM: [&str; 7] = ["/bin", "/boot", "/etc", "/lib", "/lib64", "/sbin", "/usr"];
-
-/// How many names are looked at below another directory, at most: each takes a microsecond of the first sandbox.
-const MOST_NAMES: usize = 256;
-
-fn read_top_level(
-    is_root: bool,
-    mount_points: &[PathBuf],
-) -> io::Result<BTreeMap<PathBuf, TopLevel>> {
+fn read_top_level() -> io::Result<BTreeMap<PathBuf, TopLevel>> {
     let mut entries = BTreeMap::new();
     for entry in fs::read_dir("/")? {
         let entry = entry?;
@@ -275,11 +257,6 @@ fn read_top_level(
         let found = if kind.is_dir() {
             if is_plain_and_empty(&entry.path()) {
                 TopLevel::EmptyDirectory
-            } else if !is_root
-                && !has_mounts(mount_points, &entry.path())
-                && is_foreign(&entry.path())
-            {
-                TopLevel::Foreign
             } else {
                 TopLevel::Directory
             }
@@ -291,55 +268,6 @@ fn read_top_level(
         entries.insert(entry.path(), found);
     }
     Ok(entries)
-}
-
-/// Whether there is nothing for the caller to write in a directory of `/`, as far as is looked: two directories deep, and in
-/// those of the system in what the administrator has installed.
-fn is_foreign(path: &Path) -> bool {
-    let is_systems = SYSTEM.iter().any(|it| is_same(path, Path::new(it)));
-    let mut names_left = if is_systems { usize::MAX } else { MOST_NAMES };
-    let is_foreign = |children: &Vec<PathBuf>| !children.iter().any(|child| may_write(child));
-    let Some(children) = children(path, &mut names_left).filter(is_foreign) else {
-        return false;
-    };
-    let deeper = if is_systems {
-        vec![path.join("local")]
-    } else {
-        children
-    };
-    !may_write(path)
-        && deeper.iter().all(|child| {
-            children_of_child(child, &mut names_left).is_some_and(|names| is_foreign(&names))
-        })
-}
-
-/// The paths of what lies in a directory. None where there may be more than are seen, or too much to look at.
-fn children(path: &Path, names_left: &mut usize) -> Option<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(path).ok()? {
-        *names_left = names_left.checked_sub(1)?;
-        found.push(entry.ok()?.path());
-    }
-    Some(found)
-}
-
-/// The same for what may be no directory, or one that nobody may enter.
-fn children_of_child(path: &Path, names_left: &mut usize) -> Option<Vec<PathBuf>> {
-    let is_directory = fs::symlink_metadata(path).is_ok_and(|it| it.is_dir());
-    if is_directory && may(path, rustix::fs::Access::EXEC_OK) {
-        children(path, names_left)
-    } else {
-        Some(Vec::new())
-    }
-}
-
-fn may_write(path: &Path) -> bool {
-    may(path, rustix::fs::Access::WRITE_OK)
-}
-
-fn may(path: &Path, access: rustix::fs::Access) -> bool {
-    use rustix::fs::{AtFlags, CWD};
-    rustix::fs::accessat(CWD, path, access, AtFlags::EACCESS).is_ok()
 }
 
 /// Whether a fresh directory would look the same. One that cannot be read is not known to be empty.
@@ -423,32 +351,6 @@ mod tests {
         assert!(host.mount_points.contains(&PathBuf::from("/")));
         assert!(host.has_mounts_below(Path::new("/")));
         assert!(host.is_mount_point(Path::new("/proc")));
-    }
-
-    #[test]
-    fn what_is_foreign_is_not_the_callers_to_write_to() {
-        // Root may write to all of it.
-        let is_root = nix::unistd::geteuid().is_root();
-        assert_eq!(may_write(Path::new("/usr")), is_root);
-        assert_eq!(is_foreign(Path::new("/usr")), !is_root);
-        assert!(!is_foreign(Path::new("/tmp")) && !is_foreign(Path::new("/not there")));
-        let mine = tempfile::tempdir().unwrap();
-        assert!(!is_foreign(mine.path()));
-    }
-
-    #[test]
-    fn it_is_not_looked_at_more_than_so_many_names() {
-        let directory = tempfile::tempdir().unwrap();
-        for name in ["a", "b"] {
-            fs::write(directory.path().join(name), "").unwrap();
-        }
-        let found = |most| children(directory.path(), &mut { most }).map(|names| names.len());
-        assert_eq!((found(1), found(2), found(3)), (None, Some(2), Some(2)));
-        // A file has none.
-        assert_eq!(
-            children_of_child(&directory.path().join("a"), &mut 0),
-            Some(Vec::new())
-        );
     }
 
     #[test]

@@ -113,7 +113,7 @@ const DEFAULT_DISK: Bytes = Bytes::mib(4096);
 const DEFAULT_TMPFS: Bytes = Bytes::mib(64);
 
 /// The most sandboxes of a kind that are made ahead.
-const MAX_AHEAD: usize = 64;
+pub(crate) const MAX_AHEAD: usize = 64;
 
 /// Plans `spec` over `image`, which is the resolved form of `spec.image`, on `host`.
 ///
@@ -259,7 +259,7 @@ fn steps(
                 && image.layers.is_empty()
             {
                 host_view::share_foreign(&mut view, host, |at| {
-                    makes_something(spec, host, at) || has_names && at == Path::new("/etc")
+                    makes_something(spec, host, around, at) || has_names && at == Path::new("/etc")
                 });
             }
             // What a sandbox over the host's files had written, and is to be there again.
@@ -580,15 +580,20 @@ fn argv(spec: &Spec, image: &Image) -> Vec<OsString> {
         .collect()
 }
 
-/// Whether something is made for a program over the host's files at or below `at`.
-fn makes_something(spec: &Spec, host: &Host, at: &Path) -> bool {
+/// Whether something is made for a program over the host's files at or below `at`, or is to be there to be written to.
+fn makes_something(spec: &Spec, host: &Host, around: &Surroundings, at: &Path) -> bool {
     let mounts = spec.mounts.iter().map(|mount| &mount.target);
     let files = spec.files.iter().map(|file| &file.at);
+    let home = host_view::home(&spec.host_view, host);
     mounts
         .chain(files)
+        .chain(&spec.host_view.paths)
         .chain(&spec.working_dir)
-        .chain([&host_view::home(&spec.host_view, host)])
-        .any(|path| normal(path).starts_with(at))
+        .chain([&around.working_dir, &home])
+        .chain(&around.executable_dir)
+        .map(|path| normal(path))
+        .chain(["/var/tmp".into()])
+        .any(|path| path.starts_with(at))
 }
 
 fn environment(

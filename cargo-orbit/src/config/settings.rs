@@ -120,6 +120,11 @@ impl Settings {
         }
     }
 
+    /// Who tests run as, where not as the caller.
+    pub(crate) fn user(&self) -> Option<&str> {
+        self.text("user")
+    }
+
     /// Whether anything but the host's own files is the root filesystem.
     pub(crate) fn image(&self) -> Option<&str> {
         self.text("image").filter(|image| *image != "host")

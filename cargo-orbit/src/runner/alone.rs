@@ -133,8 +133,17 @@ pub(super) fn settings(
 }
 
 /// The sandbox for a program that needs to see `shown`.
-pub(crate) fn sandbox_over(shown: &View, settings: &Settings, program: Program) -> SandboxBuilder {
+pub(crate) fn sandbox_over(
+    shown: &View,
+    settings: &Settings,
+    mut program: Program,
+) -> SandboxBuilder {
     let image = settings.image().is_some();
+    // Another user's is found in the password file, as the caller's would be if that were root.
+    if let (false, None, Some(home)) = (image, settings.user(), &shown.home) {
+        let variable = program.variables.entry("HOME".into());
+        variable.or_insert_with(|| home.clone().into());
+    }
     // Over an image there is nothing of the host's but the work.
     let view = if image {
         View::default()

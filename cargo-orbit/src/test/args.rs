@@ -211,7 +211,7 @@ const CARGO_OPTIONS: &[CargoOption] = {
         option("features", Some('F'), Value("FEATURES"), FEATURES, "Space or comma separated list of features to activate"),
         option("all-features", None, Nothing, FEATURES, "Activate all available features"),
         option("no-default-features", None, Nothing, FEATURES, "Do not activate the `default` feature"),
-        option("jobs", Some('j'), Value("N"), COMPILATION, "Number of parallel jobs, defaults to # of CPUs"),
+        option("jobs", Some('j'), Value("N"), COMPILATION, "Number of parallel jobs, defaults to # of CPUs, and one more for tests"),
         option("keep-going", None, Nothing, COMPILATION, "Do not abort the build as soon as there is an error"),
         option("release", Some('r'), Nothing, COMPILATION, "Build artifacts in release mode, with optimizations"),
         option("profile", None, Value("PROFILE-NAME"), COMPILATION, "Build artifacts with the specified profile"),

@@ -8,7 +8,7 @@ use std::{
 };
 
 use orbit::{
-    __private::{start_to_wait, stay},
+    __private::{share_foreign, start_to_wait, stay},
     Killer, Outcome, Output, SandboxBuilder, Status, Stdin, kept,
 };
 
@@ -67,7 +67,9 @@ impl Ground {
             working_dir: binary.working_dir.clone(),
             variables: environment::of_test(given, &self.host_variables, &settings.variables()),
         };
-        let sandbox = sandbox_over(&self.view, settings, program).record_changes(self.diff);
+        let sandbox = sandbox_over(&self.view, settings, program);
+        // Many follow, and nobody but their own programs writes to them.
+        let sandbox = share_foreign(sandbox).record_changes(self.diff);
         // Whoever is on the host's network is refused nothing.
         if settings.is_on_host_network() {
             sandbox

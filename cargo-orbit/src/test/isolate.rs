@@ -11,7 +11,7 @@ use std::{
 
 use cargo_metadata::Metadata;
 use orbit::{
-    __private::{SANDBOX_OF, SANDBOX_OF_TEST, share_foreign},
+    __private::{SANDBOX_OF, SANDBOX_OF_TEST},
     Mount, Output, Sandbox, SandboxBuilder, Stdin,
 };
 use serde::{Deserialize, Serialize};
@@ -162,8 +162,6 @@ pub(crate) fn sandbox(view: &View, program: Program) -> SandboxBuilder {
         // What a test may do on the host it may do here: also to make namespaces, and sandboxes.
         .nested(true)
         .env_clear()
-        // Unless the program is told another. For root it would be what the host's files say, for others nothing.
-        .envs(view.home.iter().map(|home| ("HOME", home)))
         .envs(program.variables_of_rustdoc())
         .envs(for_one_test(&program.command))
         .envs(program.variables)
@@ -192,7 +190,7 @@ pub(crate) fn sandbox(view: &View, program: Program) -> SandboxBuilder {
             .env("ORBIT_RUNTIME_DIR", MEETING);
     }
     sandbox = view.hidden.iter().fold(sandbox, SandboxBuilder::hide);
-    share_foreign(sandbox)
+    sandbox
         .cmd(program.command)
         .working_dir(program.working_dir)
 }

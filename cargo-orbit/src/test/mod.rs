@@ -280,8 +280,8 @@ fn options(args: &Args, words: &Words, history: &History) -> anyhow::Result<Opti
     let cpus = thread::available_parallelism().map_or(1, usize::from);
     let asked = match (words.threads, args.cargo.jobs.as_deref()) {
         (Some(threads), _) => Some(threads),
+        (None, Some("default") | None) => None,
         (None, Some(text)) => Some(jobs(text, cpus)?),
-        (None, None) => None,
     };
     Ok(Options {
         jobs: asked.unwrap_or(cpus + SPARE_JOBS),
@@ -310,7 +310,6 @@ fn jobs(text: &str, cpus: usize) -> anyhow::Result<usize> {
     match text.parse::<isize>() {
         Ok(jobs) if jobs > 0 => Ok(jobs.unsigned_abs()),
         Ok(jobs) if jobs < 0 => Ok(cpus.saturating_sub(jobs.unsigned_abs()).max(1)),
-        _ if text == "default" => Ok(cpus),
         _ => bail!(
             "--jobs {text}: expected a number from 1, one below 0 to leave CPUs free, or `default`"
         ),
@@ -539,7 +538,6 @@ mod tests {
         assert_eq!(jobs("3", 8).unwrap(), 3);
         assert_eq!(jobs("-2", 8).unwrap(), 6);
         assert_eq!(jobs("-9", 8).unwrap(), 1);
-        assert_eq!(jobs("default", 8).unwrap(), 8);
         assert!(jobs("0", 8).is_err() && jobs("many", 8).is_err());
     }
 

@@ -34,19 +34,22 @@ struct Shared<T> {
 #[derive(Debug)]
 struct State<T> {
     waiting: Vec<T>,
+    /// How many are being dropped.
+    leaving: usize,
     is_last: bool,
 }
 
 impl<T: Send + 'static> Takedown<T> {
-    /// For `jobs` sandboxes at a time.
+    /// Takes down `jobs` sandboxes at a time, or fewer where they do not come so fast.
     pub(crate) fn new(jobs: usize) -> Self {
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 waiting: Vec::new(),
+                leaving: 0,
                 is_last: false,
             }),
             wake: Condvar::new(),
-            enough: jobs.max(1) * 2,
+            enough: jobs.max(1),
         });
         let theirs = Arc::clone(&shared);
         let work = move || while theirs.drop_some() {};
@@ -60,14 +63,14 @@ impl<T: Send + 'static> Takedown<T> {
         }
     }
 
-    /// Takes down `sandbox`, whose program has ended. Where as many wait as are enough for twice, who brings one more waits
-    /// for that one, so that they do not pile up.
+    /// Takes down `sandbox`, whose program has ended. Where there are twice as many as are enough, who brings one more takes
+    /// it down: they hold what was written to them, and are not to pile up.
     pub(crate) fn take(&self, sandbox: T) {
         let Some(shared) = &self.shared else {
             return;
         };
         let mut state = shared.state();
-        if state.waiting.len() >= shared.enough * 2 {
+        if state.waiting.len() + state.leaving >= shared.enough * 2 {
             drop(state);
             drop(sandbox);
             return;
@@ -106,9 +109,11 @@ impl<T> Shared<T> {
         let waited = self.wake.wait_timeout_while(state, REST, few);
         let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         let some = std::mem::take(&mut state.waiting);
+        state.leaving = some.len();
         let is_last = state.is_last;
         drop(state);
         drop(some);
+        self.state().leaving = 0;
         !is_last
     }
 }

@@ -113,7 +113,7 @@ pub(crate) fn share_foreign(steps: &mut [Step], host: &Host, is_written: impl Fn
     }
     for step in steps {
         if let Step::Overlay { at, .. } = step
-            && host.top_level.get(at) == Some(&TopLevel::Foreign)
+            && host.is_foreign(at)
             && at.to_str().is_some()
             && !is_written(at)
         {
@@ -123,6 +123,12 @@ pub(crate) fn share_foreign(steps: &mut [Step], host: &Host, is_written: impl Fn
             };
         }
     }
+}
+
+/// Whether a directory of `/` is one that a sandbox shows as it is: else nobody need look whether it might be shared.
+pub(crate) fn is_shown(path: &Path) -> bool {
+    let is = |list: &[&str]| list.iter().any(|it| is_same(path, Path::new(it)));
+    !is(&OWN) && !is(&HIDDEN) && !is(&["/lost+found"])
 }
 
 /// Who owns what stands for the system's directories, as an id of the first user namespace: who shows as root to
@@ -162,12 +168,10 @@ impl View<'_> {
         let (mut own, mut hidden, mut mounted) = (Vec::new(), Vec::new(), Vec::new());
         for (path, kind) in &self.host.top_level {
             match kind {
-                TopLevel::Directory | TopLevel::Foreign | TopLevel::EmptyDirectory
-                    if self.is_own(path) =>
-                {
+                TopLevel::Directory | TopLevel::EmptyDirectory if self.is_own(path) => {
                     own.push((path.clone(), own_mode(path)));
                 }
-                TopLevel::Directory | TopLevel::Foreign | TopLevel::EmptyDirectory => {
+                TopLevel::Directory | TopLevel::EmptyDirectory => {
                     if self.host.is_mount_point(path) || self.host.has_mounts_below(path) {
                         mounted.push(self.layer_over(path));
                     }
@@ -196,9 +200,7 @@ impl View<'_> {
                     target: target.clone(),
                 });
             }
-            TopLevel::Directory | TopLevel::Foreign | TopLevel::EmptyDirectory
-                if is(&HIDDEN) || self.home == path =>
-            {
+            TopLevel::Directory | TopLevel::EmptyDirectory if is(&HIDDEN) || self.home == path => {
                 self.steps.push(Step::Directory {
                     at: path.to_owned(),
                     mode: own_mode(path),
@@ -211,7 +213,7 @@ impl View<'_> {
                     mode: 0o755,
                 });
             }
-            TopLevel::Directory | TopLevel::Foreign | TopLevel::EmptyDirectory => {
+            TopLevel::Directory | TopLevel::EmptyDirectory => {
                 self.steps.push(self.layer_over(path));
             }
             TopLevel::Other => {}
@@ -227,11 +229,7 @@ impl View<'_> {
             && path
                 .ancestors()
                 .filter(|top| top.parent() == Some(Path::new("/")))
-                .all(|top| {
-                    !self.host.has_mounts_below(top)
-                        && !self.was_empty(top)
-                        && !self.is_foreign(top)
-                });
+                .all(|top| !self.host.has_mounts_below(top) && !self.was_empty(top));
         if read_only {
             self.steps.push(Step::Bind {
                 source: path.to_owned(),
@@ -242,11 +240,6 @@ impl View<'_> {
             self.steps.push(self.layer_over(path));
         }
         self.covered.insert(path.to_owned());
-    }
-
-    /// Whether this directory of `/` may be shared: see [`share_foreign`].
-    fn is_foreign(&self, top: &Path) -> bool {
-        !self.is_whole && self.host.top_level.get(top) == Some(&TopLevel::Foreign)
     }
 
     /// Whether there was nothing in a directory of `/`: what was made there since has to be shown by itself.

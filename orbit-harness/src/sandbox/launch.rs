@@ -34,7 +34,7 @@ use crate::{
     outcome::Outcome,
     plan::{Plan, asks_beyond, plan},
     publish::{self, Ports},
-    rootfs::host_view::Surroundings,
+    rootfs::host_view::{self, Surroundings},
     security::idmap::plan::Writer,
     spec::{ImageRef, Link, LinkNames, MountKind, NetworkMode, Spec, SpecFault},
     supervisor::{Channel, Supervisor},
@@ -87,6 +87,9 @@ impl SandboxBuilder {
         let around = surroundings();
         anchor(&mut spec, &around.working_dir, &mut faults);
         limited::look_up(&mut spec.limits, &mut faults);
+        if spec.host_view.shares_foreign {
+            host.find_foreign(host_view::is_shown);
+        }
         let (image, _held) = resolve(&spec, host, &mut faults)?;
         planned(&spec, &image, host, &around, faults).map(|plan| plan.to_string())
     }
@@ -135,6 +138,9 @@ impl SandboxBuilder {
         let around = surroundings();
         anchor(&mut spec, &around.working_dir, &mut faults);
         limited::look_up(&mut spec.limits, &mut faults);
+        if spec.host_view.shares_foreign {
+            host.find_foreign(host_view::is_shown);
+        }
         check_clock(&spec, &mut faults);
         way_out::look_up(&mut spec, &mut faults);
         let (image, held) = match base {

@@ -5,45 +5,56 @@
 //! directory would have neither; but it says EROFS where the host says EACCES, and the sockets in it can be reached.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use rustix::{
     fs::{Mode, OFlags},
+    io::Errno,
     mount::{FsPickFlags, MountFlags, UnmountFlags},
 };
 
 use super::{
     Done, Maker,
     layers::{LAYER_MODE, stand_for},
-    syscalls::{PATH, clone_tree, move_onto, open_directory},
+    syscalls::{PATH, c_string, clone_tree, fd_path, move_onto, open_directory},
 };
 use crate::{
     step::Step,
     supervisor::home::{SHARED, STAGE, below_host},
 };
 
-/// Which of them the supervisor has mounted, for the inits to come.
+/// How long one is given to new sandboxes: what changes on the host below a mounted overlay is seen in part or not at all.
+///
+/// Source: Linux, Documentation/filesystems/overlayfs.rst, "Changes to underlying filesystems".
+const LIFETIME: Duration = Duration::from_secs(1);
+
+/// Which of them the supervisor has mounted, for the inits to come, and when.
 #[derive(Default)]
-pub(in crate::supervisor) struct SharedLayers(BTreeSet<PathBuf>);
+pub(in crate::supervisor) struct SharedLayers(BTreeMap<PathBuf, Instant>);
 
 impl SharedLayers {
-    /// Mounts what these steps need of them, and is not there yet.
+    /// Mounts what these steps need of them, and is not there yet or has been for too long. Sandboxes that have one keep it.
     ///
     /// # Errors
     /// The step that it failed for, and the kernel's answer.
-    pub(in crate::supervisor) fn make(
-        &mut self,
-        steps: &[Step],
-    ) -> Result<(), (usize, rustix::io::Errno)> {
+    pub(in crate::supervisor) fn make(&mut self, steps: &[Step]) -> Result<(), (usize, Errno)> {
         for (number, step) in steps.iter().enumerate() {
-            if let Step::Shared { at, owner } = step
-                && !self.0.contains(at)
-            {
-                mount_shared(at, *owner).map_err(|errno| (number, errno))?;
-                self.0.insert(at.clone());
+            let Step::Shared { at, owner } = step else {
+                continue;
+            };
+            let fail = |errno| (number, errno);
+            match self.0.get(at) {
+                Some(mounted) if mounted.elapsed() < LIFETIME => continue,
+                // In this mount namespace: inits on their way have theirs. The directory stays, or those would lose it.
+                Some(_) => rustix::mount::unmount(place(at), UnmountFlags::DETACH).map_err(fail)?,
+                None => {}
             }
+            self.0.remove(at);
+            mount_shared(at, *owner).map_err(fail)?;
+            self.0.insert(at.clone(), Instant::now());
         }
         Ok(())
     }
@@ -62,26 +73,25 @@ fn place(at: &Path) -> String {
 }
 
 fn mount_shared(at: &Path, owner: u32) -> rustix::io::Result<()> {
-    let place = place(at);
-    rustix::fs::mkdir(&place, Mode::from_raw_mode(LAYER_MODE))?;
+    match rustix::fs::mkdir(place(at), Mode::from_raw_mode(LAYER_MODE)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(errno),
+    }
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
-    let made =
-        rustix::mount::mount("orbit", STAGE, "tmpfs", flags, c"size=64k,mode=700").and_then(|()| {
-            let made = mount_over(at, owner, &place);
-            // The overlay keeps it; its name is for the scratch of inits.
-            let gone = rustix::mount::unmount(STAGE, UnmountFlags::DETACH);
-            made.and(gone)
-        });
+    rustix::mount::mount("orbit", STAGE, "tmpfs", flags, c"size=64k,mode=700")?;
+    let made = mount_over(at, owner);
+    // The overlay keeps it; its name is for the scratch of inits.
+    let gone = rustix::mount::unmount(STAGE, UnmountFlags::DETACH);
+    let made = made.and(gone);
     if made.is_err() {
         // There is nothing to take off where the overlay is what failed.
-        let _ = rustix::mount::unmount(&*place, UnmountFlags::DETACH);
-        let _ = rustix::fs::rmdir(&place);
+        let _ = rustix::mount::unmount(place(at), UnmountFlags::DETACH);
     }
     made
 }
 
-/// An overlay at `place` over the host's directory `at`, whose layer is in the stage, and takes nothing in the end.
-fn mount_over(at: &Path, owner: u32, place: &str) -> rustix::io::Result<()> {
+/// An overlay over the host's directory `at`, whose layer is in the stage, and takes nothing in the end.
+fn mount_over(at: &Path, owner: u32) -> rustix::io::Result<()> {
     let flags = PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
     let source = rustix::fs::open(below_host(at), flags, Mode::empty())?;
     let stage = open_directory(STAGE)?;
@@ -89,11 +99,13 @@ fn mount_over(at: &Path, owner: u32, place: &str) -> rustix::io::Result<()> {
     rustix::fs::mkdir(&upper, Mode::from_raw_mode(LAYER_MODE))?;
     rustix::fs::mkdirat(&stage, "work", Mode::from_raw_mode(0o700))?;
     stand_for(&upper, &source, owner)?;
-    rustix::process::fchdir(&source)?;
-    let options = c"lowerdir=.,upperdir=/stage/upper,workdir=/stage/work,userxattr";
-    let mounted = rustix::mount::mount("orbit", place, "overlay", MountFlags::NODEV, options);
-    rustix::process::chdir("/")?;
-    mounted?;
+    // By its descriptor: some may be entered by a group of the caller's, of which this process is in none.
+    let options = c_string(format!(
+        "lowerdir={},upperdir={upper},workdir={STAGE}/work,userxattr",
+        fd_path(&source)
+    ))?;
+    let flags = MountFlags::NODEV;
+    rustix::mount::mount("orbit", place(at), "overlay", flags, options.as_c_str())?;
     // The filesystem, and not a mount of it: who may write hears EROFS when the layer is to take it, and who may not hears
     // what the host says. Source: Linux, fs/overlayfs/copy_up.c, `ovl_copy_up_flags`; fs/namespace.c, `mnt_want_write`.
     let flags = FsPickFlags::FSPICK_EMPTY_PATH | FsPickFlags::FSPICK_CLOEXEC;
