@@ -101,7 +101,7 @@ pub(crate) struct HostView {
     pub(crate) hidden: Vec<PathBuf>,
     /// The private home directory; the caller's own `$HOME` where none is given.
     pub(crate) home: Option<PathBuf>,
-    /// Directories in which the caller may write nothing are the same for all sandboxes: nothing of Orbit's is to write
+    /// Directories in which the caller has nothing are the same for all sandboxes: nothing of Orbit's is to write
     /// there either.
     pub(crate) shares_foreign: bool,
 }

@@ -3,7 +3,8 @@
 //! For a privileged caller one overlay over the root filesystem, which the supervisor holds apart from what is mounted
 //! in it. For others one for each directory of `/`, as the kernel refuses one over `/` itself inside a user namespace:
 //! what is mounted below is locked there. For the same reason a directory with mounts below it is bound
-//! read-only, mounts and all; and one in which the caller may write nothing may be shared with other sandboxes. All look the same from inside. Each overlay costs a start and an end some 0.1 ms.
+//! read-only, mounts and all; and one in which the caller has nothing may be shared with other sandboxes. All look the
+//! same from inside. Each overlay costs a start and an end some 0.1 ms.
 
 use std::{
     collections::BTreeSet,
@@ -104,8 +105,9 @@ pub(crate) fn steps(
     plan.steps
 }
 
-/// Has directories shared in which the caller may write nothing, where `steps` have layers of the sandbox's own over them: each takes 0.07 ms of a start and an end, and a cold look at each file. Not those in which `is_written`
-/// knows of something to make; and none where they show as the caller's own, for want of another id.
+/// Has directories shared in which the caller has nothing, where `steps` have layers of the sandbox's own over them: each
+/// takes 0.07 ms of a start and an end, and a cold look at each file. Not those in which `is_written` knows of something to
+/// make; and none where they show as the caller's own, for want of another id.
 pub(crate) fn share_foreign(steps: &mut [Step], host: &Host, is_written: impl Fn(&Path) -> bool) {
     let owner = system_owner(host);
     if owner == 0 {

@@ -146,8 +146,8 @@ fn permissions_hold(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Directories in which the caller may write nothing are the same for all sandboxes of `cargo orbit test`: nobody hears of that, and nobody can
-/// write there, not even this process through the supervisor.
+/// Directories in which the caller has nothing are the same for all sandboxes of `cargo orbit test`: nobody hears of that,
+/// and nobody can write there, not even this process through the supervisor.
 fn what_sandboxes_share_takes_nothing(_: &Context) -> Result<()> {
     let script = "for d in /etc /usr; do stat -c '%n %a %u %g' $d; mkdir $d/orbit-e2e 2>&1; chmod 777 $d 2>&1; done; \
                   (: >>/etc/passwd) 2>&1; rm /etc/passwd /usr/bin/env 2>&1; ls -A /etc /usr; cat /etc/passwd";
