@@ -8,7 +8,7 @@
 use std::{rc::Rc, time::Duration};
 
 use super::channel::Channel;
-use crate::plan::Plan;
+use crate::{plan::Plan, step::Step};
 
 /// How many kinds are kept; with one more, what was made of the kind that was not launched for longest is ended.
 const MAX_KINDS: usize = 4;
@@ -133,6 +133,26 @@ impl Pool {
         Some((id, post))
     }
 
+    /// The ids of those that have layers which all share: others are made in their place.
+    pub(super) fn take_all_that_share(&mut self) -> Vec<u64> {
+        let shares = |it: &&Wanted| {
+            let mut steps = it.plan.steps.iter();
+            steps.any(|step| matches!(step, Step::Shared { .. }))
+        };
+        let kinds: Vec<Kind> = self
+            .wanted
+            .iter()
+            .filter(shares)
+            .map(|it| it.kind)
+            .collect();
+        let (gone, kept) = std::mem::take(&mut self.standing)
+            .into_iter()
+            .partition(|it: &Standing| kinds.contains(&it.kind));
+        self.standing = kept;
+        let gone = gone.into_iter().map(|it: Standing| it.id);
+        gone.collect()
+    }
+
     /// The init `id` has ended and was given to nobody. Where it could not even be made, no other is tried before the
     /// next launch, which says what is wrong.
     pub(super) fn lose(&mut self, id: u64) {
@@ -186,6 +206,26 @@ mod tests {
     /// Which are let go as one is launched.
     fn note(pool: &mut Pool, plan: &Plan) -> Vec<u64> {
         pool.note(plan).1
+    }
+
+    #[test]
+    fn what_shares_layers_is_made_anew_where_those_are() {
+        let mut pool = Pool::default();
+        let mut sharing = kind("shares", 1);
+        sharing.steps.push(Step::Shared {
+            at: "/usr".into(),
+            owner: 1,
+        });
+        for (id, plan) in [(1, kind("own", 1)), (2, sharing.clone())] {
+            note(&mut pool, &plan);
+            make(&mut pool, id);
+        }
+        assert_eq!(pool.take_all_that_share(), [2]);
+        assert_eq!(take(&mut pool, &kind("own", 1)), Some(1));
+        assert_eq!(take(&mut pool, &sharing), None);
+        note(&mut pool, &sharing);
+        make(&mut pool, 3);
+        assert_eq!(take(&mut pool, &sharing), Some(3));
     }
 
     #[test]

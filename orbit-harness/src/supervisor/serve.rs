@@ -201,14 +201,22 @@ impl Supervisor {
         if fds.len() < first_network {
             return Ok(()); // As an invalid message.
         }
-        if let Err((number, errno)) = self.shared.make(&plan.steps) {
-            let failure = Failure {
-                line: number + 1,
-                cause: errno.into(),
-            };
-            // Who asked may be gone.
-            let _ = Channel::from_fd(fds.remove(0)).send(&Event::Failed(failure), &[]);
-            return Ok(());
+        match self.shared.make(&plan.steps) {
+            Ok(false) => {}
+            Ok(true) => {
+                for id in self.pool.take_all_that_share() {
+                    self.let_go(id);
+                }
+            }
+            Err((number, errno)) => {
+                let failure = Failure {
+                    line: number + 1,
+                    cause: errno.into(),
+                };
+                // Who asked may be gone.
+                let _ = Channel::from_fd(fds.remove(0)).send(&Event::Failed(failure), &[]);
+                return Ok(());
+            }
         }
         let (kind, outdated) = self.pool.note(plan);
         for id in outdated {

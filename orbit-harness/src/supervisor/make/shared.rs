@@ -37,10 +37,12 @@ pub(in crate::supervisor) struct SharedLayers(BTreeMap<PathBuf, Instant>);
 
 impl SharedLayers {
     /// Mounts what these steps need of them, and is not there yet or has been for too long. Sandboxes that have one keep it.
+    /// Whether there were others before: what was made ahead has those.
     ///
     /// # Errors
     /// The step that it failed for, and the kernel's answer.
-    pub(in crate::supervisor) fn make(&mut self, steps: &[Step]) -> Result<(), (usize, Errno)> {
+    pub(in crate::supervisor) fn make(&mut self, steps: &[Step]) -> Result<bool, (usize, Errno)> {
+        let mut has_replaced = false;
         for (number, step) in steps.iter().enumerate() {
             let Step::Shared { at, owner } = step else {
                 continue;
@@ -49,14 +51,17 @@ impl SharedLayers {
             match self.0.get(at) {
                 Some(mounted) if mounted.elapsed() < LIFETIME => continue,
                 // In this mount namespace: inits on their way have theirs. The directory stays, or those would lose it.
-                Some(_) => rustix::mount::unmount(place(at), UnmountFlags::DETACH).map_err(fail)?,
+                Some(_) => {
+                    rustix::mount::unmount(place(at), UnmountFlags::DETACH).map_err(fail)?;
+                    has_replaced = true;
+                }
                 None => {}
             }
             self.0.remove(at);
             mount_shared(at, *owner).map_err(fail)?;
             self.0.insert(at.clone(), Instant::now());
         }
-        Ok(())
+        Ok(has_replaced)
     }
 }
 
