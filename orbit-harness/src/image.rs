@@ -28,6 +28,10 @@ pub(crate) struct Image {
     pub(crate) layers_dir: PathBuf,
     pub(crate) layers: Vec<String>,
     pub(crate) config: ImageConfig,
+    /// Whether the topmost `/etc` of the layers is a directory, or there is none, where that was looked up. What was sealed
+    /// over them may have another.
+    #[serde(skip)]
+    pub(crate) has_plain_etc: Option<bool>,
     /// How many of the topmost layers are what earlier sandboxes wrote: in each of them lies what was written to their
     /// mounts, too.
     pub(crate) sealed: usize,

@@ -102,6 +102,8 @@ pub(crate) enum Lower {
         dir: PathBuf,
         names: Vec<String>,
         base: Option<PathBuf>,
+        /// Whether the topmost `/etc` is a directory, or there is none, where that is known.
+        has_plain_etc: Option<bool>,
     },
     /// One directory.
     Directory(PathBuf),
@@ -137,6 +139,7 @@ impl Step {
                     dir: dir.to_owned(),
                     names: names.to_vec(),
                     base: None,
+                    has_plain_etc: None,
                 },
                 etc: Vec::new(),
             },

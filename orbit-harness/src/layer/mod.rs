@@ -198,7 +198,9 @@ impl Writable {
 fn of_lower(lower: &Lower) -> Vec<Below> {
     match lower {
         Lower::Directory(path) => vec![Below::whole(path)],
-        Lower::Layers { dir, names, base } => {
+        Lower::Layers {
+            dir, names, base, ..
+        } => {
             let layers = names.iter().rev().map(|name| Below::whole(&dir.join(name)));
             layers.chain(base.as_deref().map(Below::whole)).collect()
         }

@@ -30,6 +30,7 @@ pub(crate) fn layered(
                 ImageRef::Dir(path) => Some(path.clone()),
                 _ => None,
             },
+            has_plain_etc: image.has_plain_etc.filter(|_| image.sealed == 0),
         },
     };
     vec![

@@ -13,6 +13,7 @@ use super::{
     Store,
     cas::ImageRecord,
     error::StoreError,
+    known,
     layers::{LayerClaim, LayerMeta},
     lock::{FileLock, Mode},
     platform::Platform,
@@ -94,6 +95,8 @@ impl Store {
         removal: Removal,
         worker: &dyn LayerWorker,
     ) -> Result<GcReport, StoreError> {
+        // What only this process's earlier sandboxes used is not in use.
+        known::let_go(self.layers.directory());
         let mut report = GcReport::default();
         let is_due = |used: SystemTime| match removal {
             #[cfg(test)]

@@ -12,7 +12,7 @@ use std::{
 };
 
 /// How exact the time of last use is: for most uses no file is written.
-const USE_GRANULARITY: Duration = Duration::from_secs(3600);
+pub(super) const USE_GRANULARITY: Duration = Duration::from_secs(3600);
 
 /// Which lock, and what to do where it is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +132,12 @@ impl FileLock {
 
     pub(super) fn file(&self) -> &File {
         &self.file
+    }
+
+    /// Whether its file still has a name: only who holds it exclusively may remove it, but who removes a whole directory
+    /// does not ask.
+    pub(super) fn is_there(&self) -> bool {
+        self.file.metadata().is_ok_and(|it| it.nlink() > 0)
     }
 
     pub(super) fn stamp(&self) -> Stamp {

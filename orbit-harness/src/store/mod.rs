@@ -14,6 +14,7 @@ mod cas;
 mod digest;
 mod error;
 mod gc;
+mod known;
 mod layers;
 mod layout;
 mod lock;
@@ -37,7 +38,7 @@ use std::path::Path;
 
 #[cfg(test)]
 pub(crate) use self::worker::InProcessWorker;
-use self::{cas::Cas, layers::Layers, lock::FileLock};
+use self::{cas::Cas, known::Locks, layers::Layers, lock::FileLock};
 pub(crate) use self::{
     digest::{Digest, Hasher},
     error::StoreError,
@@ -92,7 +93,18 @@ pub(crate) struct Store {
 /// The descriptors close on exec. A supervisor that outlives the caller takes a lease of its own.
 #[derive(Debug)]
 pub(crate) struct ImageLease {
-    _locks: Vec<FileLock>,
+    _layers: Locks,
+    /// Of the record that a registry's reference leads to.
+    _record: Option<FileLock>,
+}
+
+impl ImageLease {
+    fn new(layers: impl Into<Locks>, record: Option<FileLock>) -> Self {
+        Self {
+            _layers: layers.into(),
+            _record: record,
+        }
+    }
 }
 
 impl Store {

@@ -2,14 +2,17 @@
 
 use std::{
     collections::VecDeque,
+    fs, io,
     os::unix::fs::FileExt,
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    path::Path,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
 };
 
 use super::{
     ImageLease, Store,
     error::StoreError,
+    known,
     layers::{LayerLease, LayerMeta},
     layout::Layout,
     lock::FileLock,
@@ -69,8 +72,7 @@ impl Store {
         hands: Hands<'_>,
     ) -> Result<(Image, ImageLease), StoreError> {
         let chosen = layout.choose(tag, platform)?;
-        let described = describe(layout, chosen, platform)?;
-        self.bring(layout, described, hands, Vec::new())
+        self.bring(layout, chosen, platform, hands, None)
     }
 
     #[cfg(not(feature = "registry"))]
@@ -87,14 +89,40 @@ impl Store {
         })
     }
 
-    /// Leases all layers of an image, and brings those that are missing from `source`.
+    /// The image that `descriptor` leads to, with its layers, which are brought from `source` where they are missing.
     pub(super) fn bring(
+        &self,
+        source: &dyn Source,
+        descriptor: Descriptor,
+        platform: &Platform,
+        hands: Hands<'_>,
+        record: Option<FileLock>,
+    ) -> Result<(Image, ImageLease), StoreError> {
+        let key = known::Key {
+            layers: self.layers.directory().to_owned(),
+            digest: descriptor.digest,
+            platform: platform.clone(),
+        };
+        let (mut image, layers) = if let Some(found) = known::find(&key) {
+            found
+        } else {
+            let described = describe(source, descriptor, platform)?;
+            let (image, locks) = self.bring_layers(source, described, hands)?;
+            let locks = Arc::new(locks);
+            known::keep(key, image.clone(), Arc::clone(&locks));
+            (image, locks)
+        };
+        source.image().clone_into(&mut image.name);
+        Ok((image, ImageLease::new(layers, record)))
+    }
+
+    /// Leases all layers of an image, and brings those that are missing from `source`.
+    fn bring_layers(
         &self,
         source: &dyn Source,
         described: Described,
         hands: Hands<'_>,
-        mut locks: Vec<FileLock>,
-    ) -> Result<(Image, ImageLease), StoreError> {
+    ) -> Result<(Image, Vec<FileLock>), StoreError> {
         let wanted: Vec<(&Descriptor, _)> = described
             .layers
             .iter()
@@ -119,6 +147,7 @@ impl Store {
         }
 
         let mut names: Vec<String> = Vec::with_capacity(wanted.len());
+        let mut locks = Vec::with_capacity(wanted.len());
         for (slot, (_, diff_id)) in leases.into_iter().zip(&wanted) {
             let lease = match slot {
                 Some(lease) => lease,
@@ -137,13 +166,14 @@ impl Store {
         let image = Image {
             name: source.image().to_owned(),
             digest: described.manifest.digest.to_string(),
+            has_plain_etc: has_plain_etc(self.layers.directory(), &names),
             layers_dir: self.layers.directory().to_owned(),
             layers: names,
             config: described.configuration.config,
             sealed: 0,
             document: described.configuration.document,
         };
-        Ok((image, ImageLease { _locks: locks }))
+        Ok((image, locks))
     }
 
     fn bring_missing(
@@ -238,7 +268,7 @@ impl Store {
             let unpacked = hands.worker.unpack(job);
             if blob.lock.is_some() {
                 // Unpacked or bad: it is of no more use. Where it cannot be removed, gc will.
-                let _ = std::fs::remove_file(self.cas.partial_path(&descriptor.digest));
+                let _ = fs::remove_file(self.cas.partial_path(&descriptor.digest));
             }
             match unpacked {
                 Ok(stats) => claim.publish(&LayerMeta {
@@ -258,6 +288,18 @@ impl Store {
         }
         Err(vanished(source, diff_id))
     }
+}
+
+/// Whether the topmost `/etc` of these layers is a directory, or there is none; `None` where they may not be looked into.
+fn has_plain_etc(directory: &Path, names: &[String]) -> Option<bool> {
+    for name in names.iter().rev() {
+        match fs::symlink_metadata(directory.join(name).join("etc")) {
+            Ok(found) => return Some(found.is_dir()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(_) => return None,
+        }
+    }
+    Some(true)
 }
 
 fn vanished(source: &dyn Source, diff_id: &super::Digest) -> StoreError {

@@ -108,8 +108,7 @@ impl Sealing {
             let path = store.layers.directory().join(self.digest.short_name());
             StoreError::io("use the new layer", path)(io::ErrorKind::NotFound.into())
         })?;
-        let locks = vec![lease.lock];
-        Ok((lease.name, ImageLease { _locks: locks }))
+        Ok((lease.name, ImageLease::new(vec![lease.lock], None)))
     }
 
     /// Removes it.
@@ -171,7 +170,7 @@ impl Store {
             layers_dir: self.layers.directory().to_owned(),
             ..record.image.clone()
         };
-        Ok(Some((record, image, ImageLease { _locks: locks })))
+        Ok(Some((record, image, ImageLease::new(locks, None))))
     }
 
     fn read_sealed(&self, id: &str) -> Result<Option<SealedRecord>, StoreError> {

@@ -200,8 +200,8 @@ impl Store {
         if self.policy != PullPolicy::Always
             && let Some(known) = self.cas.lease_record(&record_name)?
         {
-            let described = describe(&source, known.record.manifest, platform)?;
-            return self.bring(&source, described, hands, vec![known.lock]);
+            let manifest = known.record.manifest;
+            return self.bring(&source, manifest, platform, hands, Some(known.lock));
         }
         if self.policy == PullPolicy::Never {
             return Err(StoreError::NotPulled { reference: name });
@@ -213,20 +213,21 @@ impl Store {
             PullPolicy::Missing => self.cas.read_record(&record_name)?,
             _ => None,
         };
-        let described = if let Some(record) = recorded {
-            describe(&source, record.manifest, platform)?
+        let manifest = if let Some(record) = recorded {
+            record.manifest
         } else {
-            let described = describe(&source, source.ask()?, platform)?;
+            // The image of its platform, where an index was asked for: what is recorded needs no choice.
+            let manifest = describe(&source, source.ask()?, platform)?.manifest;
             let record = ImageRecord {
                 reference: name,
                 platform: platform.clone(),
-                manifest: described.manifest.clone(),
+                manifest: manifest.clone(),
             };
             self.cas.write_record(&record_name, &record)?;
-            described
+            manifest
         };
         let lock = self.cas.use_record(&record_name)?;
         drop(asking);
-        self.bring(&source, described, hands, vec![lock])
+        self.bring(&source, manifest, platform, hands, Some(lock))
     }
 }

@@ -63,7 +63,13 @@ impl Maker {
             // Over the host's files: the root is the system's, not an image's.
             self.give_to_system(&upper)?;
         }
-        let plain = has_plain_etc(&directory, base.as_ref(), lower)?;
+        let plain = match lower {
+            Lower::Layers {
+                has_plain_etc: Some(known),
+                ..
+            } => *known,
+            _ => etc.is_empty() || has_plain_etc(&directory, base.as_ref(), lower)?,
+        };
         if plain && !etc.is_empty() {
             write_etc(&upper, etc)?;
         }
