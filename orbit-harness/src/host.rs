@@ -3,19 +3,17 @@
 //! Everything else decides from a [`Host`] without looking for itself, so that a plan can be made in a test
 //! for a machine that is not there.
 
+mod files;
 mod foreign;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     fs, io,
-    os::unix::{
-        ffi::{OsStrExt as _, OsStringExt as _},
-        fs::MetadataExt as _,
-    },
     path::{Path, PathBuf},
     sync::OnceLock,
 };
 
+pub(crate) use self::files::{Files, TopLevel, read_mount_points};
 use crate::security::idmap::plan::{Caller, IdPlan};
 
 /// What plans depend on.
@@ -30,27 +28,13 @@ pub(crate) struct Host {
     pub(crate) ids: IdPlan,
     /// The number of the last capability that this kernel knows.
     pub(crate) last_cap: u8,
-    /// What lies in `/`, by name.
-    pub(crate) top_level: BTreeMap<PathBuf, TopLevel>,
+    /// What there is of files: once somebody asked, by [`files`](Self::files).
+    pub(crate) looked_up: OnceLock<Files>,
     /// Directories of `/` in which the caller has nothing: once they were looked for.
     pub(crate) foreign: OnceLock<BTreeSet<PathBuf>>,
-    /// Where filesystems are mounted, as absolute paths.
-    pub(crate) mount_points: Vec<PathBuf>,
     pub(crate) cgroups: Cgroups,
     /// Where the program `pasta` is, which egress takes.
     pub(crate) pasta: Option<PathBuf>,
-    /// Whether a file in memory takes attributes of users, by which a layer there hides what is below it.
-    pub(crate) hides_in_memory: bool,
-}
-
-/// One name in `/`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum TopLevel {
-    Directory,
-    /// One with nothing in it, as the system makes them: root's, with mode 755.
-    EmptyDirectory,
-    Symlink(PathBuf),
-    Other,
 }
 
 /// How control groups are mounted here.
@@ -67,7 +51,7 @@ impl Host {
     /// The facts of this process, looked up once.
     ///
     /// # Errors
-    /// Where the root directory or the mount table cannot be read.
+    /// Where this process's name or its ids cannot be told.
     pub(crate) fn get() -> io::Result<&'static Self> {
         static HOST: OnceLock<Host> = OnceLock::new();
         if let Some(host) = HOST.get() {
@@ -75,6 +59,19 @@ impl Host {
         }
         let host = Self::probe()?;
         Ok(HOST.get_or_init(|| host))
+    }
+
+    /// What there is of files, looked up with the first call: only a sandbox over the host's files asks, and it takes longer
+    /// than all the rest.
+    ///
+    /// # Errors
+    /// Where the root directory or the mount table cannot be read.
+    pub(crate) fn files(&self) -> io::Result<&Files> {
+        if let Some(files) = self.looked_up.get() {
+            return Ok(files);
+        }
+        let files = Files::probe()?;
+        Ok(self.looked_up.get_or_init(|| files))
     }
 
     fn probe() -> io::Result<Self> {
@@ -102,28 +99,11 @@ impl Host {
                 .trim()
                 .parse()
                 .unwrap_or(40),
-            top_level: read_top_level()?,
+            looked_up: OnceLock::new(),
             foreign: OnceLock::new(),
-            mount_points: read_mount_points(&fs::read("/proc/self/mountinfo")?),
             cgroups: probe_cgroups(),
             pasta: find_program("pasta"),
-            hides_in_memory: takes_attributes(),
         })
-    }
-
-    /// Whether a filesystem is mounted at `path`, which is normal.
-    pub(crate) fn is_mount_point(&self, path: &Path) -> bool {
-        self.mount_points.iter().any(|mount| is_same(mount, path))
-    }
-
-    /// Whether a filesystem is mounted somewhere below `path`, which is normal, and not at it.
-    pub(crate) fn has_mounts_below(&self, path: &Path) -> bool {
-        let path = path.as_os_str().as_bytes();
-        let path = path.strip_suffix(b"/").unwrap_or(path);
-        self.mount_points
-            .iter()
-            .filter_map(|mount| mount.as_os_str().as_bytes().strip_prefix(path))
-            .any(|rest| rest.len() > 1 && rest.starts_with(b"/"))
     }
 }
 
@@ -241,71 +221,6 @@ fn holds_setid_capabilities() -> bool {
     rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(needed))
 }
 
-/// Whether a tmpfs keeps attributes in `user.` (Linux 6.6): a memfd is a file of one.
-fn takes_attributes() -> bool {
-    let flags = rustix::fs::MemfdFlags::CLOEXEC;
-    rustix::fs::memfd_create(c"orbit", flags).is_ok_and(|file| {
-        rustix::fs::fsetxattr(&file, c"user.orbit", b"y", rustix::fs::XattrFlags::empty()).is_ok()
-    })
-}
-
-fn read_top_level() -> io::Result<BTreeMap<PathBuf, TopLevel>> {
-    let mut entries = BTreeMap::new();
-    for entry in fs::read_dir("/")? {
-        let entry = entry?;
-        let kind = entry.file_type()?;
-        let found = if kind.is_dir() {
-            if is_plain_and_empty(&entry.path()) {
-                TopLevel::EmptyDirectory
-            } else {
-                TopLevel::Directory
-            }
-        } else if kind.is_symlink() {
-            TopLevel::Symlink(fs::read_link(entry.path())?)
-        } else {
-            TopLevel::Other
-        };
-        entries.insert(entry.path(), found);
-    }
-    Ok(entries)
-}
-
-/// Whether a fresh directory would look the same. One that cannot be read is not known to be empty.
-fn is_plain_and_empty(path: &Path) -> bool {
-    let is_plain = fs::symlink_metadata(path)
-        .is_ok_and(|it| (it.uid(), it.gid(), it.mode() & 0o7777) == (0, 0, 0o755));
-    is_plain && fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
-}
-
-/// The mount points in the text of a mountinfo file: its fifth column, with octal escapes.
-///
-/// Source: proc_pid_mountinfo(5).
-pub(crate) fn read_mount_points(mountinfo: &[u8]) -> Vec<PathBuf> {
-    let fifth = |line: &[u8]| line.split(|byte| *byte == b' ').nth(4).map(unescape);
-    mountinfo
-        .split(|byte| *byte == b'\n')
-        .filter_map(fifth)
-        .collect()
-}
-
-fn unescape(field: &[u8]) -> PathBuf {
-    let mut path = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&first, tail)) = rest.split_first() {
-        let octal = tail.get(..3).filter(|_| first == b'\\').and_then(|digits| {
-            digits.iter().try_fold(0u32, |value, digit| {
-                (b'0'..=b'7')
-                    .contains(digit)
-                    .then(|| value * 8 + u32::from(digit - b'0'))
-            })
-        });
-        let escaped = octal.and_then(|value| u8::try_from(value).ok());
-        path.push(escaped.unwrap_or(first));
-        rest = if escaped.is_some() { &tail[3..] } else { tail };
-    }
-    std::ffi::OsString::from_vec(path).into()
-}
-
 fn probe_cgroups() -> Cgroups {
     const CGROUP2_MAGIC: i64 = 0x6367_7270;
     match rustix::fs::statfs("/sys/fs/cgroup") {
@@ -321,47 +236,5 @@ fn probe_cgroups() -> Cgroups {
             Cgroups::V1OrHybrid
         }
         _ => Cgroups::None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mount_points_are_read_with_their_escapes() {
-        let text = b"22 1 0:20 / /proc rw - proc proc rw\n\
-            23 1 0:21 / /mnt/with\\040space\\134x rw shared:1 - ext4 /dev/vda rw\n";
-        assert_eq!(
-            read_mount_points(text),
-            [PathBuf::from("/proc"), PathBuf::from("/mnt/with space\\x")]
-        );
-    }
-
-    #[test]
-    fn an_incomplete_escape_stays_as_it_is() {
-        assert_eq!(unescape(b"/a\\04"), PathBuf::from("/a\\04"));
-        assert_eq!(unescape(b"/a\\777"), PathBuf::from("/a\\777"));
-    }
-
-    #[test]
-    fn this_machine_has_a_root() {
-        let host = Host::get().unwrap();
-        assert!(host.top_level.contains_key(Path::new("/usr")));
-        assert!(host.mount_points.contains(&PathBuf::from("/")));
-        assert!(host.has_mounts_below(Path::new("/")));
-        assert!(host.is_mount_point(Path::new("/proc")));
-    }
-
-    #[test]
-    fn a_mount_is_below_a_directory_and_not_below_its_namesake() {
-        let mut host = Host::get().unwrap().clone();
-        host.mount_points = ["/", "/mnt/disk", "/home"].map(PathBuf::from).to_vec();
-        let below = |path| host.has_mounts_below(Path::new(path));
-        assert!(below("/") && below("/mnt"));
-        assert!(!below("/mnt/disk") && !below("/mnt/dis") && !below("/home") && !below("/m"));
-        assert!(host.is_mount_point(Path::new("/")) && !host.is_mount_point(Path::new("/mnt")));
-        host.mount_points = vec!["/".into()];
-        assert!(!host.has_mounts_below(Path::new("/")));
     }
 }

@@ -183,7 +183,8 @@ pub(crate) fn plan(
         tty: spec.tty,
         ulimits: spec.limits.ulimits.clone(),
     };
-    let mut steps = steps(spec, image, host, around, &hostname, network, &program);
+    let mut steps = steps(spec, image, host, around, &hostname, network, &program)
+        .map_err(|fault| vec![fault])?;
     let sys = steps
         .iter()
         .position(|step| matches!(step, Step::Sys { .. }));
@@ -215,7 +216,7 @@ fn steps(
     hostname: &str,
     network: Isolation,
     program: &ProgramPlan,
-) -> Vec<Step> {
+) -> Result<Vec<Step>, SpecFault> {
     let size = spec.disk.unwrap_or(DEFAULT_DISK);
     let mut steps = Vec::new();
     let way_out = match network {
@@ -250,8 +251,12 @@ fn steps(
     };
     steps.extend(match &spec.image {
         ImageRef::Host => {
-            let mut view =
-                host_view::steps(&spec.host_view, around, host, size, image.layers.is_empty());
+            let files = host.files().map_err(|error| {
+                let why = format!("cannot tell what there is in / and what is mounted: {error}");
+                SpecFault::new("image", spec.image.to_string(), why)
+            })?;
+            let is_fresh = image.layers.is_empty();
+            let mut view = host_view::steps(&spec.host_view, around, host, files, size, is_fresh);
             if spec.read_only {
                 view.iter_mut().for_each(Step::without_writes);
             } else if spec.host_view.shares_foreign
@@ -338,7 +343,7 @@ fn steps(
     }
     steps.extend(way_out.helper);
     steps.extend(way_out.gate);
-    steps
+    Ok(steps)
 }
 
 /// What a sandbox that is made before it is asked for cannot have: somebody's name or address, or a place among limits

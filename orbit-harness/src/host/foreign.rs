@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
+    fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
@@ -27,9 +27,10 @@ const MOST_NAMES: usize = 256;
 
 impl Host {
     /// Looks which directories of `/` are foreign, of those that `may_be`; the first time that somebody asks. Nothing is
-    /// for root.
+    /// for root, nor where `/` cannot be looked at, which the plan says then.
     pub(crate) fn find_foreign(&self, may_be: impl Fn(&Path) -> bool) {
-        self.foreign.get_or_init(|| self.look(may_be));
+        self.foreign
+            .get_or_init(|| self.look(may_be).unwrap_or_default());
     }
 
     /// Whether this directory of `/` was found to be foreign.
@@ -37,20 +38,21 @@ impl Host {
         self.foreign.get().is_some_and(|found| found.contains(top))
     }
 
-    fn look(&self, may_be: impl Fn(&Path) -> bool) -> BTreeSet<PathBuf> {
+    fn look(&self, may_be: impl Fn(&Path) -> bool) -> io::Result<BTreeSet<PathBuf>> {
         if self.uid == 0 {
-            return BTreeSet::new();
+            return Ok(BTreeSet::new());
         }
-        let directories = self
+        let files = self.files()?;
+        let directories = files
             .top_level
             .iter()
             .filter(|(_, kind)| **kind == TopLevel::Directory)
             .map(|(path, _)| path);
-        directories
-            .filter(|path| may_be(path) && !self.is_mount_point(path))
-            .filter(|path| !self.has_mounts_below(path) && self.has_nothing_in(path))
+        Ok(directories
+            .filter(|path| may_be(path) && !files.is_mount_point(path))
+            .filter(|path| !files.has_mounts_below(path) && self.has_nothing_in(path))
             .cloned()
-            .collect()
+            .collect())
     }
 
     /// Whether the caller has nothing in this directory of `/`, and may write nothing.
@@ -116,11 +118,19 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
+    use crate::host::Files;
 
     #[test]
     fn what_is_roots_is_foreign_to_others_alone() {
-        let mut host = Host::get().unwrap().clone();
-        host.mount_points = vec!["/".into()];
+        let host = Host::get().unwrap().clone();
+        let files = Files {
+            mount_points: vec!["/".into()],
+            ..host.files().unwrap().clone()
+        };
+        let host = Host {
+            looked_up: files.into(),
+            ..host
+        };
         host.find_foreign(|path| path == Path::new("/usr") || path == Path::new("/tmp"));
         assert_eq!(host.is_foreign(Path::new("/usr")), host.uid != 0);
         assert!(!host.is_foreign(Path::new("/tmp")) && !host.is_foreign(Path::new("/var")));

@@ -7,7 +7,7 @@ use super::*;
 use crate::{
     Sandbox, SandboxBuilder,
     builder::share_foreign,
-    host::TopLevel,
+    host::{Files, TopLevel},
     image::ImageConfig,
     security::idmap::plan::{Caller, plan as plan_ids},
     spec::Mount,
@@ -36,6 +36,13 @@ fn host(uid: u32) -> Host {
         helpers: true,
         privileged: uid == 0,
     };
+    let files = Files {
+        top_level,
+        mount_points: ["/", "/boot/efi", "/dev", "/proc", "/run", "/sys", "/tmp"]
+            .map(Into::into)
+            .into(),
+        hides_in_memory: true,
+    };
     Host {
         uid,
         gid: uid,
@@ -44,17 +51,13 @@ fn host(uid: u32) -> Host {
         resolv_conf: "nameserver 192.0.2.1\n".into(),
         ids: plan_ids(&caller).unwrap(),
         last_cap: 40,
-        top_level,
         foreign: (["/etc", "/usr"].map(PathBuf::from).into_iter())
             .filter(|_| uid != 0)
             .collect::<std::collections::BTreeSet<_>>()
             .into(),
-        mount_points: ["/", "/boot/efi", "/dev", "/proc", "/run", "/sys", "/tmp"]
-            .map(Into::into)
-            .into(),
         cgroups: Cgroups::V1OrHybrid,
         pasta: Some("/usr/bin/pasta".into()),
-        hides_in_memory: true,
+        looked_up: files.into(),
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
 };
 
 use crate::{
-    host::{Host, TopLevel, is_same},
+    host::{Files, Host, TopLevel, is_same},
     rootfs::normal,
     security::idmap::plan::Writer,
     spec::HostView,
@@ -45,15 +45,16 @@ pub(crate) fn steps(
     view: &HostView,
     around: &Surroundings,
     host: &Host,
+    files: &Files,
     size: Bytes,
     may_be_whole: bool,
 ) -> Vec<Step> {
     let mut plan = View {
-        host,
+        files,
         home: home(view, host),
         steps: Vec::new(),
         covered: BTreeSet::new(),
-        is_whole: may_be_whole && host.ids.writer == Writer::Privileged && host.hides_in_memory,
+        is_whole: may_be_whole && host.ids.writer == Writer::Privileged && files.hides_in_memory,
     };
     plan.steps.push(Step::Scratch {
         size,
@@ -63,7 +64,7 @@ pub(crate) fn steps(
         plan.whole_root();
     } else {
         plan.steps.push(Step::EmptyRoot);
-        for (path, kind) in &host.top_level {
+        for (path, kind) in &files.top_level {
             plan.top_level(path, kind);
         }
     }
@@ -155,7 +156,7 @@ pub(crate) fn home(view: &HostView, host: &Host) -> PathBuf {
 }
 
 struct View<'a> {
-    host: &'a Host,
+    files: &'a Files,
     home: PathBuf,
     steps: Vec<Step>,
     /// What an overlay of its own already shows.
@@ -168,13 +169,13 @@ impl View<'_> {
     /// The host's root filesystem, without what is private, and what is mounted in it.
     fn whole_root(&mut self) {
         let (mut own, mut hidden, mut mounted) = (Vec::new(), Vec::new(), Vec::new());
-        for (path, kind) in &self.host.top_level {
+        for (path, kind) in &self.files.top_level {
             match kind {
                 TopLevel::Directory | TopLevel::EmptyDirectory if self.is_own(path) => {
                     own.push((path.clone(), own_mode(path)));
                 }
                 TopLevel::Directory | TopLevel::EmptyDirectory => {
-                    if self.host.is_mount_point(path) || self.host.has_mounts_below(path) {
+                    if self.files.is_mount_point(path) || self.files.has_mounts_below(path) {
                         mounted.push(self.layer_over(path));
                     }
                 }
@@ -209,7 +210,7 @@ impl View<'_> {
                 });
             }
             // There is nothing below to show: a directory of the root's own layer does for half of what an overlay takes.
-            TopLevel::EmptyDirectory if !self.host.is_mount_point(path) => {
+            TopLevel::EmptyDirectory if !self.files.is_mount_point(path) => {
                 self.steps.push(Step::Directory {
                     at: path.to_owned(),
                     mode: 0o755,
@@ -231,7 +232,7 @@ impl View<'_> {
             && path
                 .ancestors()
                 .filter(|top| top.parent() == Some(Path::new("/")))
-                .all(|top| !self.host.has_mounts_below(top) && !self.was_empty(top));
+                .all(|top| !self.files.has_mounts_below(top) && !self.was_empty(top));
         if read_only {
             self.steps.push(Step::Bind {
                 source: path.to_owned(),
@@ -246,7 +247,7 @@ impl View<'_> {
 
     /// Whether there was nothing in a directory of `/`: what was made there since has to be shown by itself.
     fn was_empty(&self, top: &Path) -> bool {
-        !self.is_whole && self.host.top_level.get(top) == Some(&TopLevel::EmptyDirectory)
+        !self.is_whole && self.files.top_level.get(top) == Some(&TopLevel::EmptyDirectory)
     }
 
     fn hidden_places(&self) -> impl Iterator<Item = PathBuf> + '_ {
@@ -258,7 +259,7 @@ impl View<'_> {
 
     fn layer_over(&self, path: &Path) -> Step {
         let (source, at) = (path.to_owned(), path.to_owned());
-        if self.host.has_mounts_below(path) {
+        if self.files.has_mounts_below(path) {
             Step::Bind {
                 source,
                 at,
