@@ -47,6 +47,9 @@ use crate::{
 
 fn main() -> ExitCode {
     let words = without_doubled_word(std::env::args_os());
+    if will_run(&words) {
+        orbit::__private::fork_supervisor();
+    }
     let verb = words.get(1).cloned();
     let cli = match Cli::try_parse_from(words) {
         Ok(cli) => cli,
@@ -76,6 +79,18 @@ fn main() -> ExitCode {
         tell!("orbit: {error:#}");
         ExitCode::from(failed)
     })
+}
+
+/// Whether the command line is one that will start one sandbox, unless something is wrong with it: then the supervisor
+/// starts while the line is read.
+fn will_run(words: &[OsString]) -> bool {
+    let mut words = words.iter().skip(1);
+    words
+        .next()
+        .is_some_and(|verb| verb == "run" || verb == "runner")
+        && !words
+            .take_while(|word| *word != "--")
+            .any(|word| word == "--help" || word == "-h")
 }
 
 /// Writes a help, a version, or what is wrong with a command line: in one piece, where clap's own way would make a system
@@ -121,5 +136,20 @@ mod tests {
             words("cargo-orbit run -- orbit")
         );
         assert_eq!(words("cargo-orbit").len(), 1);
+    }
+
+    #[test]
+    fn a_supervisor_starts_for_who_will_use_it() {
+        let will = |line: &str| will_run(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
+        assert!(will("cargo-orbit run --image redis -- redis-server --help"));
+        assert!(will("cargo-orbit runner /target/test -- --help"));
+        for not in [
+            "cargo-orbit",
+            "cargo-orbit run -h",
+            "cargo-orbit run --image a --help",
+            "cargo-orbit test",
+        ] {
+            assert!(!will(not), "{not}");
+        }
     }
 }

@@ -8,7 +8,7 @@ pub use crate::{
     diagnosis::{Ids, cache_dir, ids, runtime_dir},
     meeting::{last::clear_network, session::SessionDirectory},
     sandbox::{end_by_itself, start_to_wait, start_with},
-    supervisor::start_supervisor,
+    supervisor::{fork_supervisor, start_supervisor},
     variables::{SANDBOX_OF, SANDBOX_OF_TEST, is_passed},
     wait::wait_faults,
 };

@@ -6,7 +6,7 @@ use std::{
         fd::{AsFd as _, BorrowedFd, OwnedFd},
         unix::process::CommandExt as _,
     },
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -15,6 +15,7 @@ use rustix::process::{PidfdFlags, getpid, pidfd_open};
 use super::{
     broker::Broker,
     channel::Channel,
+    early,
     protocol::{ExecOrder, FileJob, Hello, Mapping, Request, StartFailure, StartStep, Welcome},
     start,
 };
@@ -22,7 +23,7 @@ use crate::{
     host::Host,
     plan::Plan,
     security::idmap::{IdMap, IdMapPair, plan::Writer},
-    sys::SUPERVISOR_NAME,
+    sys::{self, SUPERVISOR_NAME},
 };
 
 /// Why there is no supervisor, or none any more.
@@ -86,31 +87,23 @@ impl Supervisor {
 
     fn start(host: &Host) -> Result<Self, SupervisorError> {
         use SupervisorError::{Lost, Spawn};
-        let (control, theirs) = Channel::pair().map_err(Spawn)?;
-        let debug = std::env::var_os("ORBIT_DEBUG").is_some();
-        let mut command = Command::new("/proc/self/exe");
-        command
-            .arg0(SUPERVISOR_NAME.to_str().unwrap_or_default())
-            // Its memory is copied into every init: it knows nothing of this process's environment but what
-            // the dynamic loader needs.
-            .env_clear()
-            .envs(std::env::var_os("LD_LIBRARY_PATH").map(|path| ("LD_LIBRARY_PATH", path)))
-            .stdin(Stdio::from(theirs.into_fd()))
-            .stdout(Stdio::null())
-            .stderr(if debug {
-                Stdio::inherit()
-            } else {
-                Stdio::null()
-            });
-        let mut starter = command.spawn().map_err(Spawn)?;
-        // Else its end of the channel would stay open here.
-        drop(command);
-        let greeted = Self::greet(&control, host);
-        // Where it was not greeted it waits to be, until this end is closed.
-        let control = greeted.is_ok().then_some(control);
-        // It has ended by now, or is about to. ECHILD: this process reaps its children by other means.
-        let ended = starter.wait();
-        match (greeted.map_err(Lost)?, control) {
+        let (control, mut starter) = if let Some(early) = early::take() {
+            (early.control, Starter::Forked(early.starter))
+        } else {
+            let (control, mut starter) = spawn().map_err(Spawn)?;
+            if let Err(error) = greet(&control, host) {
+                // It waits to be greeted, until this end is closed.
+                drop(control);
+                let _ = starter.code();
+                return Err(Lost(error));
+            }
+            (control, starter)
+        };
+        let welcome = control.recv::<Welcome>();
+        // Where it has not ended by now, it is about to, or waits for what comes on this end.
+        let control = welcome.is_ok().then_some(control);
+        let code = starter.code();
+        match (welcome.map_err(Lost)?.map(|(welcome, _)| welcome), control) {
             (Some(Welcome::Ready { pid }), Some(control)) => Ok(Self {
                 control,
                 pid,
@@ -118,24 +111,11 @@ impl Supervisor {
                 owner: std::process::id(),
             }),
             (Some(Welcome::Failed(failure)), _) => Err(SupervisorError::Start(failure)),
-            _ => match ended
-                .ok()
-                .and_then(|status| start::fault_of(status.code()?))
-            {
+            _ => match code.and_then(start::fault_of) {
                 Some(fault) => Err(Spawn(fault)),
                 None => Err(SupervisorError::Vanished),
             },
         }
-    }
-
-    fn greet(control: &Channel, host: &Host) -> io::Result<Option<Welcome>> {
-        let this_process = pidfd_open(getpid(), PidfdFlags::empty())?;
-        match control.send(&hello(host), &[this_process.as_fd()]) {
-            // It ended at once; what it may have said is read below.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-            other => other?,
-        }
-        Ok(control.recv::<Welcome>()?.map(|(welcome, _)| welcome))
     }
 
     /// Whether it can still be asked. Its end of the channel is closed when it is gone.
@@ -220,6 +200,57 @@ impl Supervisor {
             .send(request, &all)
             .map_err(SupervisorError::Lost)?;
         Ok(ours)
+    }
+}
+
+/// The process that makes the supervisor, and then ends.
+enum Starter {
+    Spawned(Child),
+    Forked(i32),
+}
+
+impl Starter {
+    /// Waits for its end: what it exited with. `None` where something else ended it, or somebody else reaped it.
+    fn code(&mut self) -> Option<i32> {
+        match self {
+            Self::Spawned(child) => child.wait().ok()?.code(),
+            Self::Forked(pid) => {
+                let ended = sys::wait_end(*pid)?;
+                ended.signal.is_none().then_some(ended.code)
+            }
+        }
+    }
+}
+
+/// A fresh execution of this process's own file, and this end of the channel to it.
+fn spawn() -> io::Result<(Channel, Starter)> {
+    let (control, theirs) = Channel::pair()?;
+    let debug = std::env::var_os("ORBIT_DEBUG").is_some();
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg0(SUPERVISOR_NAME.to_str().unwrap_or_default())
+        // Its memory is copied into every init: it knows nothing of this process's environment but what
+        // the dynamic loader needs.
+        .env_clear()
+        .envs(std::env::var_os("LD_LIBRARY_PATH").map(|path| ("LD_LIBRARY_PATH", path)))
+        .stdin(Stdio::from(theirs.into_fd()))
+        .stdout(Stdio::null())
+        .stderr(if debug {
+            Stdio::inherit()
+        } else {
+            Stdio::null()
+        });
+    // The command goes with this function: else its end of the channel would stay open here.
+    Ok((control, Starter::Spawned(command.spawn()?)))
+}
+
+/// Tells a starter who its caller is.
+pub(super) fn greet(control: &Channel, host: &Host) -> io::Result<()> {
+    let this_process = pidfd_open(getpid(), PidfdFlags::empty())?;
+    match control.send(&hello(host), &[this_process.as_fd()]) {
+        // It ended at once; what it may have said is read when it is waited for.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
     }
 }
 

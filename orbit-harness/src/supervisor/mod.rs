@@ -16,6 +16,7 @@ mod channel;
 mod children;
 mod client;
 mod disk;
+mod early;
 mod enter;
 mod files;
 mod home;
@@ -35,6 +36,7 @@ pub(crate) use broker::{Broker, Known, Lease, MAX_PORTS, greeting};
 pub(crate) use channel::Channel;
 pub use client::start_supervisor;
 pub(crate) use client::{Supervisor, SupervisorError};
+pub use early::fork_supervisor;
 pub(crate) use protocol::{
     Answer, Cause, Control, Event, ExecEvent, ExecOrder, Exit, Failure, FileAnswer, FileFault,
     FileJob, FileMeta, Gone, Piece, Request, Room, Writer,

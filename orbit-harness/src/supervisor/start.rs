@@ -35,11 +35,15 @@ pub(super) enum Handover {
 
 /// The main function of a process that was started as a supervisor. Its standard input is the control channel.
 pub(crate) fn run(single_threaded: SingleThreaded) -> i32 {
+    match take_standard_input() {
+        Ok(input) => run_on(single_threaded, &Channel::from_fd(input)),
+        Err(error) => code_of(&error),
+    }
+}
+
+/// The same where the control channel is at hand; gives the exit code.
+pub(super) fn run_on(single_threaded: SingleThreaded, control: &Channel) -> i32 {
     sys::reset_signals();
-    let control = match take_standard_input() {
-        Ok(input) => Channel::from_fd(input),
-        Err(error) => return code_of(&error),
-    };
     let (hello, mut fds) = match control.recv::<Hello>() {
         Ok(Some(message)) => message,
         // Nobody is there any more.
@@ -49,7 +53,7 @@ pub(crate) fn run(single_threaded: SingleThreaded) -> i32 {
     let Some(caller) = fds.pop() else {
         return NO_FAULT;
     };
-    match start(single_threaded, &control, &caller, &hello) {
+    match start(single_threaded, control, &caller, &hello) {
         Ok(()) => 0,
         Err(failure) => {
             // Nobody is left to tell where the caller is gone.
@@ -63,7 +67,7 @@ pub(crate) fn run(single_threaded: SingleThreaded) -> i32 {
 const NO_FAULT: i32 = 255;
 
 /// How the starter says what is wrong where it has no channel to say it on: the error's number, as its exit code.
-fn code_of(error: &io::Error) -> i32 {
+pub(super) fn code_of(error: &io::Error) -> i32 {
     let errno = error.raw_os_error();
     errno
         .filter(|it| (1..NO_FAULT).contains(it))

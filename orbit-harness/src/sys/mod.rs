@@ -16,6 +16,7 @@ mod process;
 #[cfg(feature = "tokio")]
 mod runtime;
 mod seccomp;
+mod words;
 
 pub(crate) use exec::{ExecFailure, ExecStep, Program, Terminal, hold_only};
 pub(crate) use exit::at_exit;
@@ -24,11 +25,12 @@ pub(crate) use mount::{set_mount_attributes, set_mount_read_only};
 pub(crate) use packet::{packet_socket, send_by};
 pub(crate) use process::{
     Fork, SingleThreaded, Waited, close_inherited, exit_now, reset_signals, signal_child,
-    signal_process, wait_any, wait_child, wait_for,
+    signal_process, wait_any, wait_child, wait_end, wait_for,
 };
 
 #[cfg(feature = "tokio")]
 pub(crate) use runtime::{blocking, readable};
+pub(crate) use words::{forget_words, keep_words};
 
 /// What a supervisor is called in `argv[0]`. The caller starts `/proc/self/exe` under this name.
 pub(crate) const SUPERVISOR_NAME: &CStr = c"orbit-supervisor";

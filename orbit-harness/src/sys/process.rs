@@ -32,6 +32,15 @@ impl SingleThreaded {
         Self(PhantomData)
     }
 
+    /// The proof, where the kernel says that this is the only thread. Who has it must start no other while it is used: the
+    /// caller's word, as it is the caller who would.
+    ///
+    /// Source: proc_pid_task(5).
+    pub(crate) fn find_out() -> Option<Self> {
+        let count = std::fs::read_dir("/proc/self/task").ok()?.count();
+        (count == 1).then_some(Self(PhantomData))
+    }
+
     /// Forks with the `CLONE_NEW…` flags in `namespaces`; the child is born inside `cgroup` where one is given.
     ///
     /// C: `clone3(&args, sizeof(args))` without `CLONE_VM`, that is, a fork. Source: clone(2).
@@ -160,6 +169,18 @@ pub(crate) fn wait_any(block: bool) -> io::Result<Option<Waited>> {
 /// ECHILD where it is no child, or was reaped.
 pub(crate) fn wait_child(pid: i32) -> io::Result<Option<Waited>> {
     wait4(pid, false)
+}
+
+/// Reaps the child `pid`; waits for its end. `None` where it was reaped already.
+///
+/// C: `wait4(pid, &status, 0, &usage)`. Source: wait4(2).
+pub(crate) fn wait_end(pid: i32) -> Option<Waited> {
+    loop {
+        match wait4(pid, true) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other.ok().flatten(),
+        }
+    }
 }
 
 fn wait4(pid: i32, block: bool) -> io::Result<Option<Waited>> {
