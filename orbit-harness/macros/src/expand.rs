@@ -47,6 +47,7 @@ fn sandboxed(function: &ItemFn, keys: &Keys) -> Result<TokenStream, Error> {
         vis,
         sig,
         block,
+        ..
     } = function;
     check(function)?;
     // A function with arguments is called by what gives them, which may stand above and not be seen any more.

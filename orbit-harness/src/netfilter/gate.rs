@@ -20,13 +20,16 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::message::{
-    Attributes, GETSETELEM, NEWCHAIN, NEWRULE, NEWSET, NEWTABLE, Said, attributes, batch, dump,
-    expression, find, find_expression, find_value,
+    GETSETELEM, NEWCHAIN, NEWRULE, NEWSET, NEWTABLE, after_header, batch, dump, expression,
+    find_expression, find_value,
 };
-use crate::net::{
-    denied::{Denied, Transport},
-    egress::{Allowed, Block},
-    ports::Protocol,
+use crate::{
+    net::{
+        denied::{Denied, Transport},
+        egress::{Allowed, Block},
+        ports::Protocol,
+    },
+    netlink::attributes::{Attributes, Said, attributes, find},
 };
 
 /// What may leave a sandbox's network.
@@ -417,7 +420,7 @@ pub(super) fn read(said: Said<'_>) -> Vec<Denied> {
     let Said::Data(data) = said else {
         return Vec::new();
     };
-    let elements = find(data, ELEMENTS).unwrap_or_default();
+    let elements = find(after_header(data), ELEMENTS).unwrap_or_default();
     attributes(elements)
         .filter_map(|(_, element)| read_element(element))
         .collect()
@@ -528,7 +531,7 @@ mod tests {
             .element(element(&[1, 2, 3]));
         let all = Attributes::default().nested(3, list);
         let buffer = dump(GETSETELEM, &all);
-        let found: Vec<String> = crate::netfilter::message::said(&buffer)
+        let found: Vec<String> = crate::netlink::attributes::said(&buffer)
             .flat_map(read)
             .map(|denied| denied.to_string())
             .collect();

@@ -20,8 +20,10 @@ use rustix::net::{
 };
 
 pub(crate) use self::gate::Gate;
-use self::message::Said;
-use crate::net::denied::Denied;
+use crate::{
+    net::denied::Denied,
+    netlink::attributes::{Said, said},
+};
 
 /// A conversation with nf_tables in the network namespace that its socket was made in.
 #[derive(Debug)]
@@ -90,7 +92,7 @@ impl Netfilter {
                 let room = rustix::buffer::spare_capacity(&mut answer);
                 rustix::net::recv(&*socket, room, RecvFlags::empty())
             })?;
-            for said in message::said(&answer) {
+            for said in said(&answer) {
                 match said {
                     Said::Done | Said::Answer(0) => return Ok(()),
                     Said::Answer(errno) => return Err(io::Error::from_raw_os_error(errno)),
