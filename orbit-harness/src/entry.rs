@@ -32,11 +32,6 @@ extern "C" fn become_supervisor(argc: c_int, argv: *const *const c_char) {
         let single_threaded = unsafe { SingleThreaded::assume() };
         sys::exit_now(supervisor::run(single_threaded))
     }
-    #[cfg(target_env = "gnu")]
-    if argc > 0 && !argv.is_null() {
-        // SAFETY: glibc passes `main`'s own `argv`, which is the kernel's.
-        unsafe { sys::keep_words(argv) };
-    }
 }
 
 #[cfg(target_env = "gnu")]

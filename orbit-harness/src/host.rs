@@ -62,7 +62,7 @@ impl Host {
     }
 
     /// What there is of files, looked up with the first call: only a sandbox over the host's files asks, and it takes longer
-    /// than all the rest.
+    /// than all the rest. What was mounted since this process's supervisor started, that does not see: it is shown without.
     ///
     /// # Errors
     /// Where the root directory or the mount table cannot be read.

@@ -103,7 +103,7 @@ pub struct Removed {
     pub layers: u64,
     /// The content of those layers, in bytes.
     pub bytes: u64,
-    /// How many images and layers stayed because a sandbox uses them.
+    /// How many images and layers stayed because a sandbox uses them, or a process used them last and may again.
     pub in_use: u64,
     /// How many named snapshots and kept sandboxes were removed.
     pub snapshots: u64,
@@ -182,7 +182,8 @@ pub fn forget(reference: &str) -> Result<bool, Error> {
 }
 
 /// Removes images and layers that no sandbox used for `age`, and what dead processes left. Nothing that is in
-/// use is removed, so [`Duration::ZERO`] removes all but that.
+/// use is removed, so [`Duration::ZERO`] removes all but that. In use, too, are the images that another process which is
+/// still there used last: as many as have 128 layers.
 ///
 /// # Errors
 /// Where the store cannot be read, or something of it not be removed.

@@ -225,7 +225,7 @@ fn steps(
     };
     let has_names = !spec.links.is_empty() || way_out.helper.is_some();
     if network == Isolation::Own {
-        steps.extend([Step::Loopback, Step::AllPorts]);
+        steps.push(Step::Loopback);
         steps.extend(
             spec.links
                 .iter()

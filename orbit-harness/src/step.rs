@@ -19,7 +19,7 @@ use crate::{
 pub(crate) enum Step {
     /// Bring `lo` up.
     Loopback,
-    /// Let everybody bind every port: a network of one's own has no ports to guard.
+    /// Let everybody bind every port, in the new `/proc`: a network of one's own has no ports to guard.
     AllPorts,
     /// Be on a network: a link with this name, and an address.
     Link { name: String, link: Link },

@@ -115,6 +115,7 @@ fn check(function: &ItemFn) -> Result<(), Error> {
     if let Some(FnArg::Receiver(receiver)) = sig.inputs.first() {
         return Err(Error::new(receiver.span(), "a method is no test"));
     }
+    function.modifiers.require_empty()?;
     if let Some(constness) = sig.constness {
         return Err(Error::new(
             constness.span(),

@@ -29,8 +29,12 @@ impl Host {
     /// Looks which directories of `/` are foreign, of those that `may_be`; the first time that somebody asks. Nothing is
     /// for root, nor where `/` cannot be looked at, which the plan says then.
     pub(crate) fn find_foreign(&self, may_be: impl Fn(&Path) -> bool) {
-        self.foreign
-            .get_or_init(|| self.look(may_be).unwrap_or_default());
+        if self.foreign.get().is_none()
+            && let Ok(found) = self.look(may_be)
+        {
+            // Somebody else may have been sooner.
+            let _ = self.foreign.set(found);
+        }
     }
 
     /// Whether this directory of `/` was found to be foreign.

@@ -47,16 +47,17 @@ const SHM: Bytes = Bytes::mib(64);
 impl SystemFiles<'_> {
     /// The steps that mount the system directories.
     pub(crate) fn mounts(&self) -> Vec<Step> {
-        vec![
-            Step::Proc,
-            Step::Sys {
-                fresh: self.network == Network::Own,
-            },
-            Step::Dev {
-                shm: SHM,
-                console: self.tty,
-            },
-        ]
+        let fresh = self.network == Network::Own;
+        let mut mounts = vec![Step::Proc];
+        if fresh {
+            mounts.push(Step::AllPorts);
+        }
+        mounts.push(Step::Sys { fresh });
+        mounts.push(Step::Dev {
+            shm: SHM,
+            console: self.tty,
+        });
+        mounts
     }
 
     /// The files of `/etc` that name the sandbox and its network.

@@ -87,9 +87,7 @@ impl SandboxBuilder {
         let around = surroundings();
         anchor(&mut spec, &around.working_dir, &mut faults);
         limited::look_up(&mut spec.limits, &mut faults);
-        if spec.host_view.shares_foreign {
-            host.find_foreign(host_view::is_shown);
-        }
+        look_at_files(&spec, host)?;
         let (image, _held) = resolve(&spec, host, &mut faults)?;
         planned(&spec, &image, host, &around, faults).map(|plan| plan.to_string())
     }
@@ -138,9 +136,7 @@ impl SandboxBuilder {
         let around = surroundings();
         anchor(&mut spec, &around.working_dir, &mut faults);
         limited::look_up(&mut spec.limits, &mut faults);
-        if spec.host_view.shares_foreign {
-            host.find_foreign(host_view::is_shown);
-        }
+        look_at_files(&spec, host)?;
         check_clock(&spec, &mut faults);
         way_out::look_up(&mut spec, &mut faults);
         let (image, held) = match base {
@@ -501,6 +497,18 @@ fn join(
         .into_iter()
         .map(|address| address.join(id, &names, asks_beyond))
         .collect()
+}
+
+/// Looks up what the plan of a sandbox over the host's files depends on.
+fn look_at_files(spec: &Spec, host: &Host) -> Result<(), Error> {
+    if spec.image == ImageRef::Host {
+        host.files()
+            .map_err(|error| Error::io("cannot read the facts of this machine", error))?;
+    }
+    if spec.host_view.shares_foreign {
+        host.find_foreign(host_view::is_shown);
+    }
+    Ok(())
 }
 
 /// Keeps the layers of an image where they are until this process ends: they lie under sandboxes that are made ahead.

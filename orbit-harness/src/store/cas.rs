@@ -109,7 +109,7 @@ impl Cas {
     /// what its tag leads to by now.
     pub(super) fn use_record(&self, name: &str) -> Result<FileLock, StoreError> {
         let path = self.record_file(name, "use");
-        let lock =
+        let mut lock =
             FileLock::take(&path, Mode::Shared, || ()).map_err(StoreError::io("lock", path))?;
         lock.touch();
         Ok(lock)
@@ -123,7 +123,7 @@ impl Cas {
         }
         let lock =
             FileLock::try_take(&path, Mode::Shared).map_err(StoreError::io("lock", &path))?;
-        let Some(lock) = lock else {
+        let Some(mut lock) = lock else {
             return Ok(None);
         };
         lock.touch();

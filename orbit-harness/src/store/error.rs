@@ -98,6 +98,15 @@ impl StoreError {
         }
     }
 
+    /// Whether this process had no descriptor left, or the machine none.
+    pub(super) fn is_lack_of_descriptors(&self) -> bool {
+        matches!(
+            self,
+            Self::Io { source, .. }
+                if matches!(source.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+        )
+    }
+
     pub(super) fn malformed(what: &'static str, image: &str, why: impl Into<String>) -> Self {
         Self::Malformed {
             what,

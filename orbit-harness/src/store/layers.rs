@@ -105,7 +105,7 @@ impl Layers {
         let path = self.path(&name, ".use");
         let fault = |error| StoreError::io("lock", &path)(error);
         // Nothing is created: a miss leaves nothing behind, and works on a read-only store.
-        let Some(lock) = FileLock::try_share(&path).map_err(fault)? else {
+        let Some(mut lock) = FileLock::try_share(&path).map_err(fault)? else {
             return Ok(None);
         };
         let stamp = lock.stamp();

@@ -8,11 +8,11 @@ use std::{
     io,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::Path,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 /// How exact the time of last use is: for most uses no file is written.
-pub(super) const USE_GRANULARITY: Duration = Duration::from_secs(3600);
+const USE_GRANULARITY: Duration = Duration::from_secs(3600);
 
 /// Which lock, and what to do where it is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +27,8 @@ pub(super) struct FileLock {
     file: File,
     /// As it was when the lock was taken.
     metadata: Metadata,
+    /// When its use was noted last, or could not be.
+    used: Option<SystemTime>,
 }
 
 /// A state of a file: what was read of it once holds as long as this is the same.
@@ -101,33 +103,39 @@ impl FileLock {
             }
             let metadata = file.metadata()?;
             if metadata.nlink() > 0 {
-                return Ok(Some(Self { file, metadata }));
+                let used = metadata.modified().ok();
+                return Ok(Some(Self {
+                    file,
+                    metadata,
+                    used,
+                }));
             }
             file = open(path, mode)?;
         }
     }
 
     /// Notes the use, for `gc`. A store that cannot be written is one that nothing is removed from either.
-    pub(super) fn touch(&self) {
-        let is_recent = self
-            .metadata
-            .modified()
-            .is_ok_and(|time| time.elapsed().is_ok_and(|age| age < USE_GRANULARITY));
-        if is_recent {
+    pub(super) fn touch(&mut self) {
+        if self.is_noted() {
             return;
         }
         let now = rustix::fs::Timespec {
             tv_sec: 0,
             tv_nsec: rustix::fs::UTIME_NOW,
         };
+        let times = rustix::fs::Timestamps {
+            last_access: now,
+            last_modification: now,
+        };
         // On a descriptor that is not open for writing this is allowed to the file's owner.
-        let _ = rustix::fs::futimens(
-            &self.file,
-            &rustix::fs::Timestamps {
-                last_access: now,
-                last_modification: now,
-            },
-        );
+        let _ = rustix::fs::futimens(&self.file, &times);
+        self.used = Some(SystemTime::now());
+    }
+
+    /// Whether its use was noted so lately that it need not be again.
+    pub(super) fn is_noted(&self) -> bool {
+        self.used
+            .is_some_and(|used| used.elapsed().is_ok_and(|age| age < USE_GRANULARITY))
     }
 
     pub(super) fn file(&self) -> &File {

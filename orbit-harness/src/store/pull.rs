@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     fs, io,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, FileTypeExt as _, MetadataExt as _},
     path::Path,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
@@ -107,7 +107,14 @@ impl Store {
             found
         } else {
             let described = describe(source, descriptor, platform)?;
-            let (image, locks) = self.bring_layers(source, described, hands)?;
+            let brought = match self.bring_layers(source, &described, hands) {
+                // Others may have kept the descriptors that this takes.
+                Err(error) if error.is_lack_of_descriptors() && known::let_go(&key.layers) => {
+                    self.bring_layers(source, &described, hands)
+                }
+                brought => brought,
+            };
+            let (image, locks) = brought?;
             let locks = Arc::new(locks);
             known::keep(key, image.clone(), Arc::clone(&locks));
             (image, locks)
@@ -120,7 +127,7 @@ impl Store {
     fn bring_layers(
         &self,
         source: &dyn Source,
-        described: Described,
+        described: &Described,
         hands: Hands<'_>,
     ) -> Result<(Image, Vec<FileLock>), StoreError> {
         let wanted: Vec<(&Descriptor, _)> = described
@@ -169,9 +176,9 @@ impl Store {
             has_plain_etc: has_plain_etc(self.layers.directory(), &names),
             layers_dir: self.layers.directory().to_owned(),
             layers: names,
-            config: described.configuration.config,
+            config: described.configuration.config.clone(),
             sealed: 0,
-            document: described.configuration.document,
+            document: described.configuration.document.clone(),
         };
         Ok((image, locks))
     }
@@ -294,7 +301,11 @@ impl Store {
 fn has_plain_etc(directory: &Path, names: &[String]) -> Option<bool> {
     for name in names.iter().rev() {
         match fs::symlink_metadata(directory.join(name).join("etc")) {
-            Ok(found) => return Some(found.is_dir()),
+            // A whiteout, of device number 0, says that there is none.
+            Ok(found) => {
+                let hides = found.file_type().is_char_device() && found.rdev() == 0;
+                return Some(hides || found.is_dir());
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(_) => return None,
         }
@@ -350,5 +361,34 @@ impl Drop for Slot<'_> {
     fn drop(&mut self) {
         *guard(&self.0.free) += 1;
         self.0.freed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn the_topmost_etc_says_whether_it_is_a_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        let layer = |name: &str| {
+            let path = directory.path().join(name);
+            fs::create_dir(&path).unwrap();
+            path.join("etc")
+        };
+        layer("empty");
+        fs::create_dir(layer("plain")).unwrap();
+        symlink("/elsewhere", layer("link")).unwrap();
+        let is_plain = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            has_plain_etc(directory.path(), &names)
+        };
+        assert_eq!(is_plain(&[]), Some(true));
+        assert_eq!(is_plain(&["empty"]), Some(true));
+        assert_eq!(is_plain(&["link", "plain", "empty"]), Some(true));
+        assert_eq!(is_plain(&["plain", "link", "empty"]), Some(false));
+        assert_eq!(is_plain(&["plain", "empty\0"]), None);
     }
 }

@@ -86,19 +86,29 @@ impl Supervisor {
     }
 
     fn start(host: &Host) -> Result<Self, SupervisorError> {
-        use SupervisorError::{Lost, Spawn};
-        let (control, mut starter) = if let Some(early) = early::take() {
-            (early.control, Starter::Forked(early.starter))
-        } else {
-            let (control, mut starter) = spawn().map_err(Spawn)?;
-            if let Err(error) = greet(&control, host) {
+        use SupervisorError::{Lost, Spawn, Vanished};
+        if let Some(early) = early::take() {
+            match Self::welcomed(early.control, Starter::Forked(early.starter)) {
+                // What kept the fork from being a starter may not keep an execution.
+                Err(Spawn(_) | Lost(_) | Vanished) => {}
+                other => return other,
+            }
+        }
+        let (control, mut starter) = spawn().map_err(Spawn)?;
+        match greet(&control, host) {
+            Ok(()) => Self::welcomed(control, starter),
+            Err(error) => {
                 // It waits to be greeted, until this end is closed.
                 drop(control);
                 let _ = starter.code();
-                return Err(Lost(error));
+                Err(Lost(error))
             }
-            (control, starter)
-        };
+        }
+    }
+
+    /// What comes of a starter that has been greeted.
+    fn welcomed(control: Channel, mut starter: Starter) -> Result<Self, SupervisorError> {
+        use SupervisorError::{Lost, Spawn, Start, Vanished};
         let welcome = control.recv::<Welcome>();
         // Where it has not ended by now, it is about to, or waits for what comes on this end.
         let control = welcome.is_ok().then_some(control);
@@ -110,11 +120,8 @@ impl Supervisor {
                 broker: Mutex::new(None),
                 owner: std::process::id(),
             }),
-            (Some(Welcome::Failed(failure)), _) => Err(SupervisorError::Start(failure)),
-            _ => match code.and_then(start::fault_of) {
-                Some(fault) => Err(Spawn(fault)),
-                None => Err(SupervisorError::Vanished),
-            },
+            (Some(Welcome::Failed(failure)), _) => Err(Start(failure)),
+            _ => Err(code.and_then(start::fault_of).map_or(Vanished, Spawn)),
         }
     }
 

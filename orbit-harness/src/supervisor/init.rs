@@ -1,6 +1,7 @@
 //! Process 1 of a sandbox: makes what the plan says, starts the program, reaps, and says how it ended.
 
 use std::{
+    borrow::Cow,
     fs, io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     time::{Duration, Instant},
@@ -16,6 +17,8 @@ use rustix::{
     process::{DumpableBehavior, PidfdFlags},
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     channel::Channel,
     make::{Helper, Maker},
@@ -24,9 +27,10 @@ use super::{
     serve::{FilterError, Filters, filter},
 };
 use crate::{
+    net::ports::Published,
     netfilter::Netfilter,
     outcome::{LeakedProcess, Status, Usage},
-    plan::{Isolation, Plan},
+    plan::{Isolation, Plan, ProgramPlan},
     security::seccomp::bpf::SockFilter,
     spec::Init,
     sys::{self, SingleThreaded, Waited},
@@ -90,8 +94,37 @@ pub(super) fn run(single_threaded: SingleThreaded, plan: &Plan, given: Given<'_>
     end(ran, &events)
 }
 
-/// Makes a sandbox like that of `plan`, and runs it to its end once a program is given on `post`. Descriptors of that
-/// message, which is a plan: the event channel, then standard input, output and error.
+/// What a sandbox that was made ahead is given: that in which its plan may differ from the one it was made by.
+///
+/// With it come descriptors: the event channel, then standard input, output and error.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Gift<'a> {
+    program: Cow<'a, ProgramPlan>,
+    /// These two are lines of the plan.
+    publish: Cow<'a, [Published]>,
+    timeout: Option<Duration>,
+    stays: bool,
+}
+
+impl<'a> Gift<'a> {
+    pub(super) fn of(plan: &'a Plan) -> Self {
+        Self {
+            program: Cow::Borrowed(&plan.program),
+            publish: Cow::Borrowed(&plan.publish),
+            timeout: plan.timeout,
+            stays: plan.stays,
+        }
+    }
+
+    fn put_into(self, plan: &mut Plan) {
+        plan.program = self.program.into_owned();
+        plan.publish = self.publish.into_owned();
+        plan.timeout = self.timeout;
+        plan.stays = self.stays;
+    }
+}
+
+/// Makes a sandbox like that of `plan`, and runs it to its end once a program is given on `post`, by a [`Gift`].
 ///
 /// One that cannot be made ends, without a word: the next that is asked for is made by itself, and says what is wrong.
 pub(super) fn run_ahead(
@@ -106,13 +139,16 @@ pub(super) fn run_ahead(
     let made = sys::close_inherited(&mut keep)
         .ok()
         .and_then(|()| make(plan, Vec::new(), None).ok());
+    // Now, while nobody waits: what a launch brings is put in its place.
+    let mut plan = plan.clone();
     let Some(made) = made.filter(|_| post.send(&(), &[]).is_ok()) else {
         sys::exit_now(0)
     };
-    let Ok(Some((plan, mut fds))) = post.recv::<Plan>() else {
+    let Ok(Some((gift, mut fds))) = post.recv::<Gift<'static>>() else {
         sys::exit_now(0)
     };
     drop(post);
+    gift.put_into(&mut plan);
     if fds.len() != 4 {
         sys::exit_now(0); // Its event channel is closed by that, which says enough.
     }

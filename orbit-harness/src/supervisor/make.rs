@@ -117,7 +117,7 @@ impl Maker {
     pub(super) fn carry_out(&mut self, step: &Step) -> Done {
         match step {
             Step::Loopback => self.loopback_up(),
-            Step::AllPorts => Ok(network::all_ports()?),
+            Step::AllPorts => self.all_ports(),
             Step::Gate { gate, is_needed } => self.gate(gate, *is_needed),
             Step::Egress { .. } => self.await_helper(),
             Step::Link { name, link } => self.link(name, link),

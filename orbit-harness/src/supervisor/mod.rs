@@ -5,6 +5,8 @@
 //!   client.rs              start.rs                        home.rs, serve.rs     init.rs, make.rs
 //! ```
 //!
+//! That of a process of ours which will start one sandbox is not executed but forked, in `early.rs`.
+//!
 //! The broker, in `broker`, is a fork of the supervisor that reaches into sandboxes' networks.
 //!
 //! The starter lives as long as it takes to write the id maps. The supervisor is process 1 of a pid namespace

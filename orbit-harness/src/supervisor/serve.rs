@@ -307,7 +307,8 @@ impl Supervisor {
         };
         let _ = epoll::delete(&self.epoll, &post);
         let given: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-        if self.children.get(id).is_none() || post.send(plan, &given).is_err() {
+        let gift = init::Gift::of(plan);
+        if self.children.get(id).is_none() || post.send(&gift, &given).is_err() {
             return false; // It has ended meanwhile, and is reaped as others are.
         }
         let events = Channel::from_fd(fds.remove(0));

@@ -1,4 +1,4 @@
-//! The starter: from a fresh execution of the test binary to a supervisor in its own namespaces.
+//! The starter: from a fresh execution of the test binary, or a fork of ours, to a supervisor in its own namespaces.
 //!
 //! It runs with the caller's own privileges, writes the id maps that a process cannot write for itself, and,
 //! as root, hands the supervisor the host's filesystems seen through the container's id map.

@@ -24,13 +24,13 @@ pub(crate) use link::{bring_up, compute_checksums, namespace_of, network_socket}
 pub(crate) use mount::{set_mount_attributes, set_mount_read_only};
 pub(crate) use packet::{packet_socket, send_by};
 pub(crate) use process::{
-    Fork, SingleThreaded, Waited, close_inherited, exit_now, reset_signals, signal_child,
+    Fork, SingleThreaded, Waited, close_inherited, exit_now, fork_as, reset_signals, signal_child,
     signal_process, wait_any, wait_child, wait_end, wait_for,
 };
 
 #[cfg(feature = "tokio")]
 pub(crate) use runtime::{blocking, readable};
-pub(crate) use words::{forget_words, keep_words};
+pub(crate) use words::Words;
 
 /// What a supervisor is called in `argv[0]`. The caller starts `/proc/self/exe` under this name.
 pub(crate) const SUPERVISOR_NAME: &CStr = c"orbit-supervisor";

@@ -1,12 +1,15 @@
 //! Processes: forks of a single-threaded process, their end, and what they must not inherit.
 
 use std::{
-    ffi::c_int,
+    ffi::{CStr, c_int},
     io,
     marker::PhantomData,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    panic::AssertUnwindSafe,
     time::Duration,
 };
+
+use super::Words;
 
 /// `libc` has it as an `int`, which it does not fit. Source: Linux, include/uapi/linux/sched.h.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
@@ -32,15 +35,6 @@ impl SingleThreaded {
         Self(PhantomData)
     }
 
-    /// The proof, where the kernel says that this is the only thread. Who has it must start no other while it is used: the
-    /// caller's word, as it is the caller who would.
-    ///
-    /// Source: proc_pid_task(5).
-    pub(crate) fn find_out() -> Option<Self> {
-        let count = std::fs::read_dir("/proc/self/task").ok()?.count();
-        (count == 1).then_some(Self(PhantomData))
-    }
-
     /// Forks with the `CLONE_NEW…` flags in `namespaces`; the child is born inside `cgroup` where one is given.
     ///
     /// C: `clone3(&args, sizeof(args))` without `CLONE_VM`, that is, a fork. Source: clone(2).
@@ -59,6 +53,40 @@ impl SingleThreaded {
     /// As [`Self::fork`], with the new process a sibling of this one: its parent is this one's parent.
     pub(crate) fn fork_sibling(self, namespaces: c_int) -> io::Result<Fork> {
         clone3(self, namespaces | libc::CLONE_PARENT, 0, None)
+    }
+}
+
+/// Forks this process, where it has one thread: gives the number of the fork, which is `name` to who looks at it, knows
+/// neither arguments nor environment, and runs `child`, with whose answer it exits. One that panics is aborted.
+///
+/// `None` where it has other threads, and where its words cannot be forgotten.
+///
+/// # Errors
+/// As [`SingleThreaded::fork`].
+pub(crate) fn fork_as(
+    name: &CStr,
+    child: impl FnOnce(SingleThreaded) -> c_int,
+) -> io::Result<Option<i32>> {
+    let Some(words) = Words::find().ok().filter(|words| words.fits(name)) else {
+        return Ok(None);
+    };
+    // Source: proc_pid_task(5).
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Ok(None);
+    }
+    // This one is the only thread, and starts no other before the fork has one of its own.
+    let single_threaded = SingleThreaded(PhantomData);
+    match single_threaded.fork(0, None)? {
+        Fork::Child => {
+            let run = AssertUnwindSafe(move || {
+                // SAFETY: this is the fork, and what `child` has taken along from before is its own.
+                unsafe { words.forget(single_threaded, name) };
+                child(single_threaded)
+            });
+            // What lies below on the stack belongs to a program that this process is no more.
+            exit_now(std::panic::catch_unwind(run).unwrap_or_else(|_| std::process::abort()))
+        }
+        Fork::Parent { pid, .. } => Ok(Some(pid)),
     }
 }
 
@@ -171,7 +199,7 @@ pub(crate) fn wait_child(pid: i32) -> io::Result<Option<Waited>> {
     wait4(pid, false)
 }
 
-/// Reaps the child `pid`; waits for its end. `None` where it was reaped already.
+/// Reaps the child `pid`, with what is known of its end, for which it waits. `None` where it was reaped already.
 ///
 /// C: `wait4(pid, &status, 0, &usage)`. Source: wait4(2).
 pub(crate) fn wait_end(pid: i32) -> Option<Waited> {

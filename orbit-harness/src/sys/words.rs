@@ -1,67 +1,91 @@
 //! The words that this process was started with: its arguments and its environment, which `/proc/PID/cmdline` and
 //! `/proc/PID/environ` show as they lie in memory.
 
-use std::{
-    ffi::{CStr, c_char},
-    ptr,
-    sync::atomic::{AtomicPtr, Ordering},
-};
+use std::{ffi::CStr, fs, io, ops::Range, ptr};
 
 use super::SingleThreaded;
 
-/// `argv`, as the C library had it from the kernel.
-static ARGUMENTS: AtomicPtr<*const c_char> = AtomicPtr::new(ptr::null_mut());
+/// Where they lie: first the arguments, then the environment, one string after the other without a gap.
+///
+/// Source: proc_pid_stat(5), `arg_start` to `env_end`; Linux, fs/exec.c, `copy_strings`.
+pub(crate) struct Words(Range<usize>);
 
-/// Keeps what the C library passed to an initialiser, for [`forget_words`].
-///
-/// # Safety
-/// `argv` is that of this process: the kernel's array of the arguments, a null pointer, the variables of the environment, a
-/// null pointer.
-///
-/// Source: System V ABI, AMD64 supplement, "Process Initialization"; Linux, fs/binfmt_elf.c, `create_elf_tables`.
-pub(crate) unsafe fn keep_words(argv: *const *const c_char) {
-    ARGUMENTS.store(argv.cast_mut(), Ordering::Relaxed);
+impl Words {
+    /// Of this process.
+    ///
+    /// # Errors
+    /// Where `/proc` is not there, or says nothing of it.
+    pub(crate) fn find() -> io::Result<Self> {
+        let text = fs::read_to_string("/proc/self/stat")?;
+        range(&text).map(Self).ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                "/proc/self/stat does not say where the arguments are",
+            )
+        })
+    }
+
+    /// Whether `name` has room where the first argument is.
+    pub(crate) fn fits(&self, name: &CStr) -> bool {
+        self.0.len() >= name.to_bytes_with_nul().len()
+    }
+
+    /// Overwrites all of them with zeros, but for `name` as the first argument, which must fit, and empties the environment:
+    /// as an execution with that name and nothing else would have it.
+    ///
+    /// # Safety
+    /// This process is a copy, by fork, of the one that found them, and nothing in it reads what it has borrowed of them
+    /// before.
+    pub(super) unsafe fn forget(self, _: SingleThreaded, name: &CStr) {
+        let Range { start, end } = self.0;
+        let first: *mut u8 = ptr::with_exposed_provenance_mut(start);
+        // SAFETY: the kernel has put the strings between these addresses, into the stack of the first thread, which is
+        // this one's memory, can be written to, and stays as long as the process; by contract nobody reads them.
+        unsafe { ptr::write_bytes(first, 0, end - start) };
+        // SAFETY: this is the only thread, so nobody reads or changes the environment meanwhile.
+        unsafe { libc::clearenv() };
+        let name = name.to_bytes_with_nul();
+        assert!(name.len() <= end - start, "a name that fits");
+        // SAFETY: as above, for the first of those bytes; `name` is none of them.
+        unsafe { ptr::copy_nonoverlapping(name.as_ptr(), first, name.len()) };
+    }
 }
 
-/// Overwrites all arguments and all of the environment with zeros, but for `name` as the first argument, and empties the
-/// environment: as [`execve`] with that name and nothing else would have it. Whether it could: not every C library says
-/// where they are.
-///
-/// Only in a process that is about to be another, as all who have borrowed of them would read zeros.
-///
-/// [`execve`]: https://man7.org/linux/man-pages/man2/execve.2.html
-pub(crate) fn forget_words(_: SingleThreaded, name: &CStr) -> bool {
-    let argv = ARGUMENTS.load(Ordering::Relaxed);
-    if argv.is_null() {
-        return false;
+/// `arg_start` and `env_end`, fields 48 and 51, in the text of a stat file. The second, a process's name in parentheses, may hold
+/// anything.
+fn range(stat: &str) -> Option<Range<usize>> {
+    let (_, after_name) = stat.rsplit_once(')')?;
+    // The first of these is field 3.
+    let mut fields = after_name.split_ascii_whitespace().skip(48 - 3);
+    let mut next = || fields.next()?.parse::<usize>().ok();
+    let (arguments, _, _, end) = (next()?, next()?, next()?, next()?);
+    (arguments != 0 && arguments < end).then_some(arguments..end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_words_are_where_the_kernel_says() {
+        let words = Words::find().unwrap();
+        assert!(words.fits(c"x"));
+        let long = std::ffi::CString::new(vec![b'x'; words.0.len()]).unwrap();
+        assert!(!words.fits(&long));
+        let shown = fs::read("/proc/self/cmdline").unwrap().len()
+            + fs::read("/proc/self/environ").unwrap().len();
+        assert_eq!(words.0.len(), shown);
     }
-    // Arguments first, then variables: one string after the other, without a gap.
-    let (mut word, mut ends, mut room) = (argv, 0, 0);
-    // SAFETY: by `keep_words` it is the kernel's array, whose first pointer is to a string, or null.
-    let first = unsafe { *argv }.cast_mut();
-    while ends < 2 {
-        // SAFETY: not beyond the second null pointer, with which the array ends.
-        let text = unsafe { *word }.cast_mut();
-        // SAFETY: as above: there is at least the second null pointer left.
-        word = unsafe { word.add(1) };
-        if text.is_null() {
-            ends += 1;
-            continue;
-        }
-        // SAFETY: each is a NUL-terminated string on the stack of the process, where it lies as long as that lives.
-        let length = unsafe { CStr::from_ptr(text) }.count_bytes();
-        // SAFETY: these are its bytes, which the kernel put into writable memory; this is the only thread.
-        unsafe { ptr::write_bytes(text, 0, length) };
-        if text.addr() == first.addr() + room {
-            room += length + 1;
-        }
+
+    #[test]
+    fn a_name_may_look_like_fields() {
+        let rest: Vec<String> = (3..=52).map(|field| (field * 100).to_string()).collect();
+        let stat = format!("7 (a) S 1 (b) {}\n", rest.join(" "));
+        assert_eq!(range(&stat), Some(4800..5100));
+        assert_eq!(range("7 (a) S 1 2 3\n"), None);
+        assert_eq!(range(""), None);
+        // What the kernel says to who may not know.
+        let hidden: Vec<&str> = (3..=52).map(|_| "0").collect();
+        assert_eq!(range(&format!("7 (a) {}", hidden.join(" "))), None);
     }
-    // SAFETY: this is the only thread, so nobody reads or changes the environment meanwhile.
-    let is_empty = unsafe { libc::clearenv() } == 0;
-    let name = name.to_bytes_with_nul();
-    if name.len() <= room {
-        // SAFETY: from `first` on there are `room` bytes of strings that follow one another without a gap.
-        unsafe { ptr::copy_nonoverlapping(name.as_ptr().cast(), first, name.len()) };
-    }
-    is_empty
 }

@@ -213,7 +213,9 @@ fn while_it_runs_and_after(_: &Context) -> Result<()> {
 fn not_where_not_asked_for(context: &Context) -> Result<()> {
     let outcome = View::Host.sh("echo 1 > /tmp/x")?.run()?;
     ensure!(outcome.changes.is_none());
-    // What holds the layer goes with the sandbox.
+    // The layers of the image stay leased.
+    ensure!(View::Image.sh("true")?.run()?.success());
+    // What holds what was written goes with the sandbox.
     let audit = context.audit();
     for view in VIEWS {
         let mut sandbox = view

@@ -6,6 +6,7 @@ mod attribute;
 mod cache;
 mod changes;
 mod doctor;
+mod early;
 mod engine;
 mod explained;
 mod failing;
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
             asked_to_end::cases(),
             cache::cases(),
             run::cases(),
+            early::cases(),
             runner::cases(),
             verdicts::cases(),
             service::cases(),

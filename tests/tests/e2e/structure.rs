@@ -14,7 +14,7 @@ use orbit_tests::{Case, Context, Program, Who};
 use crate::kit::{ROLE, VIEWS, View};
 
 /// System calls of one sandbox over an image, of whoever asks for it, the supervisor, the init and the program.
-const MAX_CALLS_OF_IMAGE: usize = 275;
+const MAX_CALLS_OF_IMAGE: usize = 255;
 /// The same over the host's files. A host with more mounts takes more: see [`MAX_CALLS_OF_MOUNT`].
 const MAX_CALLS_OF_HOST: usize = 360;
 /// A directory of `/` with mounts in it is bound by itself.

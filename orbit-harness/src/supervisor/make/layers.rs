@@ -297,7 +297,12 @@ fn has_plain_etc(
     let candidates = candidates.iter().map(|path| (directory, &**path));
     for (directory, path) in candidates.chain(base.map(|base| (base, "etc"))) {
         match rustix::fs::statat(directory, path, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => return Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Directory),
+            // A whiteout says that there is none.
+            Ok(stat) => {
+                let kind = FileType::from_raw_mode(stat.st_mode);
+                let hides = kind == FileType::CharacterDevice && stat.st_rdev == WHITEOUT;
+                return Ok(hides || kind == FileType::Directory);
+            }
             Err(Errno::NOENT) => {}
             Err(error) => return Err(error),
         }

@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
 
 use super::{Done, Helper, Maker, syscalls::fd_path};
 use crate::{
@@ -35,6 +35,19 @@ impl Maker {
     fn socket(&self) -> Result<&OwnedFd, Cause> {
         // A plan with links and no network is no plan of this crate's making.
         self.socket.as_ref().ok_or(Cause::Errno(libc::EINVAL))
+    }
+
+    /// Lets everybody bind every port, by the sandbox's own `/proc`: in the supervisor's the kernel would look through a file
+    /// of this name of each network that there is.
+    ///
+    /// Source: Linux, fs/proc/proc_sysctl.c, `proc_sys_compare`.
+    pub(super) fn all_ports(&self) -> Done {
+        let path = "proc/sys/net/ipv4/ip_unprivileged_port_start";
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
+        let file = rustix::fs::openat2(self.root()?, path, flags, Mode::empty(), resolve)?;
+        rustix::io::write(&file, b"0")?;
+        Ok(())
     }
 
     /// Has a link made into this network namespace, and gives it its address.
@@ -157,13 +170,4 @@ fn own_addresses() -> io::Result<Vec<IpAddr>> {
 #[expect(clippy::needless_pass_by_value, reason = "as map_err passes it")]
 fn cause(error: io::Error) -> Cause {
     Cause::Errno(error.raw_os_error().unwrap_or(libc::EIO))
-}
-
-/// Lets everybody bind every port. Here `/proc` is still the supervisor's, whose `sys/net` is that of the network
-/// the writer is in.
-pub(super) fn all_ports() -> rustix::io::Result<()> {
-    let path = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
-    let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-    rustix::io::write(&file, b"0")?;
-    Ok(())
 }
