@@ -93,7 +93,6 @@ static void loopback_up(void) {
     TRY(fd);
     TRY(ioctl(fd, SIOCSIFFLAGS, &lo));
     close(fd);
-    write_text("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
 }
 
 static void device(const char *name) {
@@ -156,6 +155,7 @@ static void make_root(void) {
     TRY(mount("floor", "/mnt/root", "overlay", MS_NODEV, options));
 
     TRY(mount("proc", "/mnt/root/proc", "proc", INERT, NULL));
+    write_text("/mnt/root/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
     TRY(mount("sysfs", "/mnt/root/sys", "sysfs", INERT | MS_RDONLY, NULL));
     TRY(mount("tmpfs", "/mnt/root/dev", "tmpfs", MS_NOSUID | MS_NOEXEC, "size=64k,mode=755"));
     for (size_t i = 0; i < sizeof devices / sizeof *devices; i++)

@@ -12,7 +12,7 @@ use crate::{Stage, samples::tell, start};
 
 const AT_A_TIME: [usize; 3] = [1, 8, 64];
 const SANDBOXES: usize = 512;
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 9;
 
 pub(crate) fn all(stage: &Stage) -> Result<()> {
     start::run(stage)?;

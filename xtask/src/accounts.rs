@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{is_root, run};
 
-const RANGED: &str = "orbit-test";
+pub(crate) const RANGED: &str = "orbit-test";
 const SINGLE: &str = "orbit-single";
 /// As many ids as a container usually maps: all that 16 bits can say.
 const RANGE_LEN: u64 = 65_536;

@@ -15,7 +15,7 @@ use super::{
     samples::{Timed, Turns, time},
     stage::{BINARIES, Stage, TESTS},
 };
-use crate::{run, workspace};
+use crate::{accounts, run, workspace};
 
 pub(crate) fn measure(group: Group, stage: &Stage, figures: &mut Figures) -> Result<()> {
     match group {
@@ -24,6 +24,7 @@ pub(crate) fn measure(group: Group, stage: &Stage, figures: &mut Figures) -> Res
         Group::Binaries => binaries(stage, figures),
         Group::Postgres => postgres(stage, figures),
         Group::Build => super::build::measure(stage, figures),
+        Group::User => as_user(stage, figures),
         Group::StartLarge => {
             inside(Group::Start, stage, figures)?;
             inside(Group::StartLarge, stage, figures)
@@ -68,7 +69,43 @@ fn postgres(stage: &Stage, figures: &mut Figures) -> Result<()> {
 fn inside(group: Group, stage: &Stage, figures: &mut Figures) -> Result<()> {
     let mut command = stage.command(stage.program("orbit-benches"));
     let output = run::output(command.arg(group.name()).arg(&stage.root))?;
-    figures.read(&output)
+    figures.read("", &output)
+}
+
+/// The groups of starts, by the ordinary user that tests run as.
+fn as_user(stage: &Stage, figures: &mut Figures) -> Result<()> {
+    if !crate::is_root() {
+        for name in ["sandbox", "prepared sandbox"] {
+            figures.skip(
+                format!("user's {name}"),
+                "only root can become another user",
+            );
+        }
+        return Ok(());
+    }
+    accounts::make()?;
+    let cache = stage.root.join("user-cache");
+    fs::create_dir(&cache)?;
+    run::success(run::command("chown").arg(accounts::RANGED).arg(&cache))?;
+    for group in [Group::Start, Group::Ahead] {
+        let mut command = stage.command("setpriv");
+        command
+            .arg(format!("--reuid={}", accounts::RANGED))
+            .arg(format!("--regid={}", accounts::RANGED))
+            .args([
+                "--init-groups",
+                "--inh-caps=-all",
+                "--reset-env",
+                "--",
+                "env",
+            ])
+            .arg(format!("ORBIT_CACHE_DIR={}", cache.display()))
+            .arg(stage.program("orbit-benches"))
+            .arg(group.name())
+            .arg(&stage.root);
+        figures.read("user's ", &run::output(&mut command)?)?;
+    }
+    Ok(())
 }
 
 fn is_there(program: &str) -> bool {

@@ -38,8 +38,8 @@ impl Figures {
             .with_context(|| format!("{name}: {}", self.why_not(name)))
     }
 
-    /// Reads the lines of the program in `benches/`.
-    pub(crate) fn read(&mut self, output: &[u8]) -> Result<()> {
+    /// Reads the lines of the program in `benches/`; the names of its figures follow `whose`.
+    pub(crate) fn read(&mut self, whose: &str, output: &[u8]) -> Result<()> {
         for line in output
             .split(|byte| *byte == b'\n')
             .filter(|it| !it.is_empty())
@@ -47,7 +47,7 @@ impl Figures {
             let line: Value = serde_json::from_slice(line).context("a line is no JSON")?;
             let name = line["figure"].as_str().context("a line has no figure")?;
             let value = line["value"].as_f64().context("a figure has no value")?;
-            self.add(name, value);
+            self.add(format!("{whose}{name}"), value);
         }
         Ok(())
     }
@@ -67,9 +67,9 @@ mod tests {
     fn reads_what_the_program_prints() {
         let mut figures = Figures::default();
         let lines = b"{\"figure\":\"floor\",\"samples\":3,\"value\":0.5}\n";
-        figures.read(lines).expect("they are well-formed");
-        assert_eq!(figures.get("floor"), Some(0.5));
-        assert!(figures.read(b"floor 0.5\n").is_err());
+        figures.read("a ", lines).expect("they are well-formed");
+        assert_eq!(figures.get("a floor"), Some(0.5));
+        assert!(figures.read("", b"floor 0.5\n").is_err());
         figures.skip("docker run", "no dockerd");
         assert_eq!(figures.why_not("docker run"), "no dockerd");
         assert!(figures.need("docker run").is_err());

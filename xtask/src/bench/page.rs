@@ -84,7 +84,7 @@ pub(crate) fn page(table: &str, figures: &Figures, stage: &Stage, load: &str) ->
          cargo xtask bench --slow     # clean builds too\n\
          cargo xtask bench run start  # these groups, or rows that contain the words; writes no page\n\
          ```\n\n\
-         Groups: run, start, start-large, first, together, alive, layers, ports, postgres, tests, binaries, build. As root, on\n\
+         Groups: run, start, start-large, ahead, user, first, together, alive, layers, ports, postgres, tests, binaries, build. As root, on\n\
          Debian, missing peers are installed first: see `tests/packages-bench.txt`; cargo-nextest comes by `cargo install`.\n"
     )
 }
@@ -128,6 +128,15 @@ fn limits(figures: &Figures) -> String {
              end of its namespaces, for which the kernel waits."
         );
     }
+    if let (Some(cold), Some(prepared)) = (
+        pair("user's floor", "user's plain spawn"),
+        pair("user's prepared floor", "user's plain spawn after a pause"),
+    ) {
+        let _ = writeln!(
+            text,
+            "- As an ordinary user the floor takes {cold:.2} plain spawns, and {prepared:.2} where all but its program was made before."
+        );
+    }
     if let (Some(floor), Some(ratio)) = (
         figures.get("floor of tests"),
         pair("floor of tests", "cargo nextest run"),
@@ -162,8 +171,8 @@ fn limits(figures: &Figures) -> String {
     ) {
         let _ = writeln!(
             text,
-            "- A process of `cargo-orbit` that does nothing but print its help takes {}; `cargo orbit run` starts two, itself and \
-             its supervisor, of its {}.",
+            "- A process of `cargo-orbit` that does nothing but print its help takes {}; `cargo orbit run`, which starts \
+             one and forks its supervisor from it, {}.",
             show(help, Unit::Time),
             show(run, Unit::Time)
         );
