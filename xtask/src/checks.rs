@@ -1,10 +1,14 @@
-//! Checks that run no test: formatting, lints, documentation, licences and origins of dependencies.
+//! Checks that run no test: formatting, lints, documentation, locks of fixtures, licences and origins of dependencies.
 
-use std::{process::Command, time::Instant};
+use std::{
+    fs,
+    process::{Command, Stdio},
+    time::Instant,
+};
 
 use anyhow::Result;
 
-use crate::{licences, run, tally::Tally};
+use crate::{licences, run, tally::Tally, workspace};
 
 /// Runs them all, whatever the first says.
 pub(crate) fn all(tally: &mut Tally) -> Result<()> {
@@ -27,7 +31,29 @@ pub(crate) fn all(tally: &mut Tally) -> Result<()> {
     doc.args(["doc", "--workspace", "--no-deps", "--quiet"])
         .env("RUSTDOCFLAGS", "-D warnings");
     check(tally, "documentation", &mut doc)?;
+    locks(tally)?;
     dependencies(tally)
+}
+
+/// The locks of the crates that tests run Orbit on, which depend on ours: a test that builds one as an ordinary user cannot
+/// write it.
+fn locks(tally: &mut Tally) -> Result<()> {
+    for entry in fs::read_dir(workspace().join("fixtures"))? {
+        let fixture = entry?.path();
+        if fixture.join("Cargo.lock").exists() {
+            let name = format!(
+                "lock of {}",
+                fixture.file_name().unwrap_or_default().display()
+            );
+            let mut metadata = run::cargo();
+            metadata
+                .args(["metadata", "--locked", "--format-version=1"])
+                .current_dir(&fixture)
+                .stdout(Stdio::null());
+            check(tally, &name, &mut metadata)?;
+        }
+    }
+    Ok(())
 }
 
 fn check(tally: &mut Tally, name: &str, command: &mut Command) -> Result<()> {

@@ -25,7 +25,7 @@ usage: cargo xtask VERB
 
   test    install what is missing (as root), build the images, check, and run every test
   ci      the same: what .ci/run calls
-  check   formatting, lints, documentation, licences
+  check   formatting, lints, documentation, locks of fixtures, licences
   images  build the test images
   bench [--slow] [WORD]...      measure against peers: one table, and docs/benchmarks.md
   vm [FILTER]...                run the tests of limits, and of sandboxes, in a virtual machine with cgroup v2
