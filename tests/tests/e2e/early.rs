@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use orbit_tests::{Case, Context, images, orbit_cli, proc_fs::descendants};
+use orbit_tests::{Case, Context, Program, Who, images, orbit_cli, proc_fs::descendants};
 
 use crate::kit::status_field;
 
@@ -20,6 +20,10 @@ pub(crate) fn cases() -> Vec<Case> {
     vec![
         case("it_forgets_what_the_command_was", forgets),
         case("who_starts_nothing_leaves_nothing", leaves_nothing),
+        // As an ordinary user nobody may trace newuidmap, which is another user's.
+        case("one_that_cannot_start_is_executed", executed)
+            .who(&[Who::Root])
+            .needs(&["strace"]),
     ]
 }
 
@@ -92,5 +96,35 @@ fn leaves_nothing(context: &Context) -> Result<()> {
         program.args(["--", "true"]).run()?.code(125)?;
     }
     audit.check()?;
+    Ok(())
+}
+
+/// The fork opens `/dev/null` by open(2); the standard library does so by openat(2), and the command does not where input is
+/// its own. That fails, so that the fork cannot become a starter, and an executed one does.
+fn executed(context: &Context) -> Result<()> {
+    let trace = context.work().join("trace");
+    let finished = Program::new("strace")
+        .args(["--follow-forks", "--quiet=all", "--trace=open"])
+        .args(["--trace-path=/dev/null", "--inject=open:error=EMFILE"])
+        .arg("--output")
+        .arg(&trace)
+        .arg(orbit_cli::binary()?)
+        .args([
+            "orbit",
+            "run",
+            "--interactive",
+            "--image",
+            &images::reference("busybox")?,
+        ])
+        .args(["--", "sh", "-c", "tr '\\0' . </proc/1/cmdline"])
+        .run()?;
+    let text = fs::read_to_string(&trace)?;
+    fs::remove_file(trace)?;
+    ensure!(text.matches("INJECTED").count() == 1, "{text}\n{finished}");
+    // No room is left of a longer line.
+    ensure!(
+        finished.success()?.stdout.trim() == "orbit-supervisor.",
+        "{text}"
+    );
     Ok(())
 }

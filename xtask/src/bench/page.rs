@@ -96,7 +96,8 @@ const TEXT: &str = "\
 - *floor*: `benches/floor.c`, the same program behind the system calls of the same plan, in C, by a process with
   one thread that waits for nothing else: all namespaces, loopback, overlay, proc, sysfs, /dev, pivot_root, what
   hides parts of /proc, an init, bounding set, no_new_privs, seccomp.
-- *sandbox*: the same, as `Sandbox::builder().image(\"dir:…\").cmd([\"/bin/true\"]).run()`. All as the user who ran this.
+- *sandbox*: the same, as `Sandbox::builder().image(\"dir:…\").cmd([\"/bin/true\"]).run()`. As the user who ran this, and in
+  the rows of an ordinary user as the one that tests run as.
 - *300 trivial tests*: dev profile, built before; each command looks whether they are, then runs them.
 - *added by --isolate binary*: what `cargo orbit test --isolate binary` takes longer than `cargo test`, which runs
   the same binaries bare, divided by their number.
