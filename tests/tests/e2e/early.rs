@@ -121,7 +121,7 @@ fn executed(context: &Context) -> Result<()> {
     let text = fs::read_to_string(&trace)?;
     fs::remove_file(trace)?;
     ensure!(text.matches("INJECTED").count() == 1, "{text}\n{finished}");
-    // No room is left of a longer line.
+    // An executed one has no other words.
     ensure!(
         finished.success()?.stdout.trim() == "orbit-supervisor.",
         "{text}"
