@@ -1,5 +1,7 @@
 //! What can be said on the command line: the verbs, and the texts of `--help`.
 
+use std::ffi::OsString;
+
 use clap::{Parser, Subcommand};
 
 use crate::{doctor, env, explain, images, run, runner, shell, test};
@@ -17,9 +19,9 @@ Examples:
 #[derive(Debug, Parser)]
 #[command(name = "cargo-orbit", bin_name = "cargo orbit", version, after_help = EXAMPLES)]
 #[command(styles = colours_of_cargo())]
-pub(crate) struct Cli {
+pub(crate) struct Cli<V: Subcommand = Verb> {
     #[command(subcommand)]
-    pub(crate) verb: Verb,
+    pub(crate) verb: V,
 }
 
 #[derive(Debug, Subcommand)]
@@ -36,6 +38,34 @@ pub(crate) enum Verb {
     Runner(runner::Args),
     #[command(hide = true)]
     KeepServices(runner::keeper::Args),
+}
+
+/// What [`starts_at_once`]: clap makes the arguments of each verb it is told of, for which all of them take it as long
+/// as the kernel takes for a sandbox.
+#[derive(Debug, Subcommand)]
+enum Starting {
+    Run(Box<run::args::Args>),
+    Runner(runner::Args),
+}
+
+/// Whether the verb is one that starts a sandbox at once.
+pub(crate) fn starts_at_once(words: &[OsString]) -> bool {
+    let verb = words.get(1);
+    verb.is_some_and(|verb| verb == "run" || verb == "runner")
+}
+
+/// Reads a command line, without the doubled word.
+///
+/// # Errors
+/// What is to be said, where that is not what is to be done: a help, a version, or what is wrong.
+pub(crate) fn parse(words: Vec<OsString>) -> Result<Verb, clap::Error> {
+    if !starts_at_once(&words) {
+        return Ok(Cli::<Verb>::try_parse_from(words)?.verb);
+    }
+    Ok(match Cli::<Starting>::try_parse_from(words)?.verb {
+        Starting::Run(args) => Verb::Run(args),
+        Starting::Runner(args) => Verb::Runner(args),
+    })
 }
 
 /// The colours of cargo's own help, so that `cargo orbit` does not look like a stranger.
@@ -56,7 +86,7 @@ mod tests {
 
     /// Help as an 80-column terminal shows it.
     fn help(verb: &[&str]) -> String {
-        let mut command = Cli::command().term_width(80);
+        let mut command = Cli::<Verb>::command().term_width(80);
         command.build();
         let found = verb.iter().fold(&mut command, |command, verb| {
             command.find_subcommand_mut(verb).expect("a verb")
@@ -66,7 +96,27 @@ mod tests {
 
     #[test]
     fn the_command_line_is_well_formed() {
-        Cli::command().debug_assert();
+        Cli::<Verb>::command().debug_assert();
+    }
+
+    #[test]
+    fn a_verb_by_itself_is_read_as_among_the_others() {
+        for line in [
+            "run --help",
+            "run -h",
+            "run --no-such",
+            "run --image",
+            "run --memory many",
+            "runner",
+            "runner --help",
+        ] {
+            let words = || ["cargo-orbit"].into_iter().chain(line.split(' '));
+            let alone = parse(words().map(OsString::from).collect()).unwrap_err();
+            let among = Cli::<Verb>::try_parse_from(words()).unwrap_err();
+            assert_eq!(alone.to_string(), among.to_string(), "{line}");
+        }
+        let words = ["cargo-orbit", "run", "--image", "redis:7"].map(OsString::from);
+        assert!(matches!(parse(words.into()), Ok(Verb::Run(_))));
     }
 
     #[test]

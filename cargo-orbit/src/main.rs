@@ -38,31 +38,26 @@ use std::{
     process::ExitCode,
 };
 
-use clap::Parser as _;
-
-use crate::{
-    cli::{Cli, Verb},
-    report::colour,
-};
+use crate::{cli::Verb, report::colour};
 
 fn main() -> ExitCode {
     let words = without_doubled_word(std::env::args_os());
     if will_run(&words) {
         orbit::__private::fork_supervisor();
     }
-    let verb = words.get(1).cloned();
-    let cli = match Cli::try_parse_from(words) {
-        Ok(cli) => cli,
+    let name = words.get(1).cloned();
+    let verb = match cli::parse(words) {
+        Ok(verb) => verb,
         Err(error) => {
             say(&error);
             return if error.use_stderr() {
-                exit::usage(verb.as_deref())
+                exit::usage(name.as_deref())
             } else {
                 ExitCode::SUCCESS
             };
         }
     };
-    let (result, failed) = match cli.verb {
+    let (result, failed) = match verb {
         Verb::Run(args) => (run::run(&args), exit::SETUP_FAILED),
         Verb::Test(args) => (test::run(&args), exit::CARGO_FAILED),
         Verb::Pull(args) => (images::pull(&args), exit::FAILED),
@@ -84,11 +79,9 @@ fn main() -> ExitCode {
 /// Whether the command line is one that will start one sandbox, unless something is wrong with it: then the supervisor
 /// starts while the line is read.
 fn will_run(words: &[OsString]) -> bool {
-    let mut words = words.iter().skip(1);
-    words
-        .next()
-        .is_some_and(|verb| verb == "run" || verb == "runner")
+    cli::starts_at_once(words)
         && !words
+            .iter()
             .take_while(|word| *word != "--")
             .any(|word| word == "--help" || word == "-h")
 }

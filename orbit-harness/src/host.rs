@@ -13,7 +13,7 @@ use std::{
     sync::OnceLock,
 };
 
-pub(crate) use self::files::{Files, TopLevel, read_mount_points};
+pub(crate) use self::files::{Files, TopLevel, read_mount_points, read_mountinfo};
 use crate::security::idmap::plan::{Caller, IdPlan};
 
 /// What plans depend on.
@@ -79,12 +79,15 @@ impl Host {
             nix::unistd::geteuid().as_raw(),
             nix::unistd::getegid().as_raw(),
         );
-        let account = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid))
-            .ok()
-            .flatten();
         let home = std::env::var_os("HOME")
             .map(PathBuf::from)
             .filter(|home| home.is_absolute());
+        let privileged = holds_setid_capabilities();
+        // It takes twenty system calls to ask for.
+        let account = (home.is_none() || !privileged)
+            .then(|| nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)))
+            .and_then(|found| found.ok().flatten());
+        let name = account.as_ref().map(|account| account.name.as_str());
         let text = |path| fs::read_to_string(path).unwrap_or_default();
         Ok(Self {
             uid,
@@ -94,7 +97,7 @@ impl Host {
                 .unwrap_or_else(|| "/".into()),
             hostname: nix::unistd::gethostname()?.to_string_lossy().into_owned(),
             resolv_conf: text("/etc/resolv.conf"),
-            ids: plan_ids(uid, gid, account.as_ref().map(|a| a.name.as_str()))?,
+            ids: plan_ids(uid, gid, name, privileged)?,
             last_cap: text("/proc/sys/kernel/cap_last_cap")
                 .trim()
                 .parse()
@@ -140,7 +143,7 @@ pub(crate) fn runtime_dir(uid: u32) -> Option<PathBuf> {
         .or_else(|| Some(cache_dir()?.join("run")))
 }
 
-fn plan_ids(euid: u32, egid: u32, name: Option<&str>) -> io::Result<IdPlan> {
+fn plan_ids(euid: u32, egid: u32, name: Option<&str>, privileged: bool) -> io::Result<IdPlan> {
     // A file that is not there or may not be read gives nobody a range.
     let text = |path| fs::read_to_string(path).unwrap_or_default();
     let caller = Caller {
@@ -151,11 +154,13 @@ fn plan_ids(euid: u32, egid: u32, name: Option<&str>) -> io::Result<IdPlan> {
         subgid: &text("/etc/subgid"),
         uid_map: &text("/proc/self/uid_map"),
         gid_map: &text("/proc/self/gid_map"),
-        // With no_new_privs, as in a sandbox, they run without the privilege that makes them helpers.
-        helpers: has_program("newuidmap")
+        // Who is privileged needs none. With no_new_privs, as in a sandbox, they run without the privilege that makes them
+        // helpers.
+        helpers: !privileged
+            && has_program("newuidmap")
             && has_program("newgidmap")
             && !text("/proc/self/status").contains("NoNewPrivs:\t1"),
-        privileged: holds_setid_capabilities(),
+        privileged,
     };
     crate::security::idmap::plan::plan(&caller).map_err(io::Error::other)
 }

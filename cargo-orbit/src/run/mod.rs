@@ -266,7 +266,7 @@ mod tests {
 
     fn parse(line: &str) -> Args {
         let words = shell_words::split(&format!("cargo-orbit run {line}")).unwrap();
-        match Cli::try_parse_from(words).unwrap().verb {
+        match Cli::<Verb>::try_parse_from(words).unwrap().verb {
             Verb::Run(args) => *args,
             other => panic!("not run: {other:?}"),
         }
@@ -354,7 +354,7 @@ mod tests {
     fn a_faulty_text_is_told_with_what_was_expected() {
         let refused = |line: &str| {
             let words = shell_words::split(&format!("cargo-orbit run {line}")).unwrap();
-            Cli::try_parse_from(words).unwrap_err().to_string()
+            Cli::<Verb>::try_parse_from(words).unwrap_err().to_string()
         };
         insta::assert_snapshot!(refused("--memory 10Q"));
         insta::assert_snapshot!(refused("-v /a"));

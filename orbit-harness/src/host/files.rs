@@ -3,7 +3,8 @@
 use std::{
     collections::BTreeMap,
     ffi::OsString,
-    fs, io,
+    fs,
+    io::{self, Read as _},
     os::unix::{
         ffi::{OsStrExt as _, OsStringExt as _},
         fs::MetadataExt as _,
@@ -38,7 +39,7 @@ impl Files {
     pub(super) fn probe() -> io::Result<Self> {
         Ok(Self {
             top_level: read_top_level()?,
-            mount_points: read_mount_points(&fs::read("/proc/self/mountinfo")?),
+            mount_points: read_mount_points(&read_mountinfo()?),
             hides_in_memory: takes_attributes(),
         })
     }
@@ -93,6 +94,13 @@ fn is_plain_and_empty(path: &Path) -> bool {
     let is_plain = fs::symlink_metadata(path)
         .is_ok_and(|it| (it.uid(), it.gid(), it.mode() & 0o7777) == (0, 0, 0o755));
     is_plain && fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+/// The mount table of this process. In few calls: with each the kernel looks again for where it had stopped.
+pub(crate) fn read_mountinfo() -> io::Result<Vec<u8>> {
+    let mut text = Vec::with_capacity(16 * 1024);
+    fs::File::open("/proc/self/mountinfo")?.read_to_end(&mut text)?;
+    Ok(text)
 }
 
 /// The mount points in the text of a mountinfo file: its fifth column, with octal escapes.

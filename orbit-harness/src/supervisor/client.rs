@@ -16,6 +16,7 @@ use super::{
     broker::Broker,
     channel::Channel,
     early,
+    host_mounts::{self, Share},
     protocol::{ExecOrder, FileJob, Hello, Mapping, Request, StartFailure, StartStep, Welcome},
     start,
 };
@@ -23,7 +24,7 @@ use crate::{
     host::Host,
     plan::Plan,
     security::idmap::{IdMap, IdMapPair, plan::Writer},
-    sys::{self, SUPERVISOR_NAME},
+    sys::SUPERVISOR_NAME,
 };
 
 /// Why there is no supervisor, or none any more.
@@ -51,6 +52,8 @@ pub(crate) struct Supervisor {
     pid: i32,
     /// Started with the first sandbox that needs it.
     broker: Mutex<Option<Arc<Broker>>>,
+    /// Whether it sees all mounts of the host that it may get.
+    sees_all: Mutex<bool>,
     /// Of the test process that started it: a fork of that process is not its owner.
     owner: u32,
 }
@@ -88,36 +91,42 @@ impl Supervisor {
     fn start(host: &Host) -> Result<Self, SupervisorError> {
         use SupervisorError::{Lost, Spawn, Vanished};
         if let Some(early) = early::take() {
-            match Self::welcomed(early.control, Starter::Forked(early.starter)) {
-                // What kept the fork from being a starter may not keep an execution.
+            match Self::welcomed(early.control, None, host) {
+                // What kept the fork from being a supervisor may not keep an execution.
                 Err(Spawn(_) | Lost(_) | Vanished) => {}
                 other => return other,
             }
         }
         let (control, mut starter) = spawn().map_err(Spawn)?;
-        match greet(&control, host) {
-            Ok(()) => Self::welcomed(control, starter),
+        match greet(&control, &hello(host)) {
+            Ok(()) => Self::welcomed(control, Some(starter), host),
             Err(error) => {
                 // It waits to be greeted, until this end is closed.
                 drop(control);
-                let _ = starter.code();
+                let _ = starter.wait();
                 Err(Lost(error))
             }
         }
     }
 
-    /// What comes of a starter that has been greeted.
-    fn welcomed(control: Channel, mut starter: Starter) -> Result<Self, SupervisorError> {
+    /// What comes of who has been greeted: a starter, or a supervisor without one.
+    fn welcomed(
+        control: Channel,
+        starter: Option<Child>,
+        host: &Host,
+    ) -> Result<Self, SupervisorError> {
         use SupervisorError::{Lost, Spawn, Start, Vanished};
         let welcome = control.recv::<Welcome>();
         // Where it has not ended by now, it is about to, or waits for what comes on this end.
         let control = welcome.is_ok().then_some(control);
-        let code = starter.code();
+        let code = starter.and_then(|mut starter| starter.wait().ok()?.code());
         match (welcome.map_err(Lost)?.map(|(welcome, _)| welcome), control) {
             (Some(Welcome::Ready { pid }), Some(control)) => Ok(Self {
                 control,
                 pid,
                 broker: Mutex::new(None),
+                // Others are in a copy of the caller's mount namespace.
+                sees_all: Mutex::new(host.ids.writer != Writer::Privileged),
                 owner: std::process::id(),
             }),
             (Some(Welcome::Failed(failure)), _) => Err(Start(failure)),
@@ -157,10 +166,40 @@ impl Supervisor {
         cgroup: Option<BorrowedFd<'_>>,
         networks: &[Channel],
     ) -> Result<Channel, SupervisorError> {
+        self.show_late_mounts(&plan)?;
         let networks = networks.iter().map(Channel::as_fd);
         let fds: Vec<BorrowedFd<'_>> = stdio.into_iter().chain(cgroup).chain(networks).collect();
         let plan = Box::new(plan);
         self.ask(&Request::Launch { key, plan }, &fds)
+    }
+
+    /// Hands over what mounts of the host come late, where `plan` is the first that may show some.
+    fn show_late_mounts(&self, plan: &Plan) -> Result<(), SupervisorError> {
+        let mut sees_all = self.sees_all.lock().unwrap_or_else(PoisonError::into_inner);
+        if *sees_all || !host_mounts::wants_late(plan) {
+            return Ok(());
+        }
+        let vanished = || SupervisorError::Lost(io::ErrorKind::BrokenPipe.into());
+        let answer = self.ask(&Request::Namespace, &[])?.recv::<()>();
+        let ((), mut fds) = answer
+            .map_err(SupervisorError::Lost)?
+            .ok_or_else(vanished)?;
+        let namespace = fds.pop().ok_or_else(vanished)?;
+        let mut answers = Vec::new();
+        host_mounts::open(Share::Late, namespace.as_fd(), |paths, mounts| {
+            let reply = self.ask(&Request::HostMounts(paths), mounts);
+            answers.push(reply.map_err(io::Error::other)?);
+            Ok(())
+        })
+        .map_err(SupervisorError::Start)?;
+        for answer in answers {
+            let attached = answer.recv::<Result<(), StartFailure>>();
+            let attached = attached.map_err(SupervisorError::Lost)?;
+            let (attached, _) = attached.ok_or_else(vanished)?;
+            attached.map_err(SupervisorError::Start)?;
+        }
+        *sees_all = true;
+        Ok(())
     }
 
     /// Asks for a further program in a sandbox. What happens to it arrives on the channel that is returned; to drop
@@ -210,27 +249,8 @@ impl Supervisor {
     }
 }
 
-/// The process that makes the supervisor, and then ends.
-enum Starter {
-    Spawned(Child),
-    Forked(i32),
-}
-
-impl Starter {
-    /// Waits for its end: what it exited with. `None` where something else ended it, or somebody else reaped it.
-    fn code(&mut self) -> Option<i32> {
-        match self {
-            Self::Spawned(child) => child.wait().ok()?.code(),
-            Self::Forked(pid) => {
-                let ended = sys::wait_end(*pid)?;
-                ended.signal.is_none().then_some(ended.code)
-            }
-        }
-    }
-}
-
 /// A fresh execution of this process's own file, and this end of the channel to it.
-fn spawn() -> io::Result<(Channel, Starter)> {
+fn spawn() -> io::Result<(Channel, Child)> {
     let (control, theirs) = Channel::pair()?;
     let debug = std::env::var_os("ORBIT_DEBUG").is_some();
     let mut command = Command::new("/proc/self/exe");
@@ -248,20 +268,20 @@ fn spawn() -> io::Result<(Channel, Starter)> {
             Stdio::null()
         });
     // The command goes with this function: else its end of the channel would stay open here.
-    Ok((control, Starter::Spawned(command.spawn()?)))
+    Ok((control, command.spawn()?))
 }
 
-/// Tells a starter who its caller is.
-pub(super) fn greet(control: &Channel, host: &Host) -> io::Result<()> {
+/// Tells a starter, or a supervisor that has none, who its caller is.
+pub(super) fn greet(control: &Channel, hello: &Hello) -> io::Result<()> {
     let this_process = pidfd_open(getpid(), PidfdFlags::empty())?;
-    match control.send(&hello(host), &[this_process.as_fd()]) {
+    match control.send(hello, &[this_process.as_fd()]) {
         // It ended at once; what it may have said is read when it is waited for.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other,
     }
 }
 
-fn hello(host: &Host) -> Hello {
+pub(super) fn hello(host: &Host) -> Hello {
     let ids = IdMapPair {
         uid: host.ids.uids.clone(),
         gid: host.ids.gids.clone(),

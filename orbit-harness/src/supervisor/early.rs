@@ -2,28 +2,35 @@
 //!
 //! A program that links Orbit has threads when its first sandbox starts, and memory that is nobody's business, so its
 //! supervisor is a fresh execution of the same file ([`client`](super::client)). `cargo orbit run` has neither when its `main`
-//! begins: a fork of it is spared what the dynamic loader does, and starts while the command line is read. The fork is
-//! made like an execution: its arguments and its environment are overwritten, all descriptors closed, signals reset. What else
+//! begins: a fork of it is spared what the dynamic loader does, needs no starter between, and settles while the command line
+//! is read. The fork is made like an execution: its arguments and its environment are overwritten, all descriptors closed, signals reset. What else
 //! lies in its memory, as in that of every init, no program in a sandbox can read.
 
 use std::{
     io,
-    os::fd::{AsFd as _, AsRawFd as _},
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     sync::{Mutex, PoisonError},
 };
 
-use rustix::fs::{Mode, OFlags};
+use rustix::{
+    event::{EventfdFlags, PollFd, PollFlags, eventfd, poll},
+    fs::{Mode, OFlags},
+};
 
-use super::{channel::Channel, client::greet, start};
+use super::{
+    channel::Channel,
+    client::{greet, hello},
+    home,
+    start::{self, NAMESPACES, provide},
+};
 use crate::{
     host::Host,
     sys::{self, SUPERVISOR_NAME, SingleThreaded},
 };
 
-/// A starter that has been greeted.
+/// A supervisor that is about to be ready.
 pub(super) struct Early {
     pub(super) control: Channel,
-    pub(super) starter: i32,
     /// A fork of this process has not started it.
     owner: u32,
 }
@@ -47,41 +54,95 @@ pub(super) fn take() -> Option<Early> {
 
 fn fork() -> io::Result<Option<Early>> {
     let (control, theirs) = Channel::pair()?;
+    let (to_supervisor, from_starter) = Channel::pair()?;
+    let begun = eventfd(0, EventfdFlags::CLOEXEC)?;
+    // Opened here: what is opened in the fork's own mount namespace would keep a mount of it.
+    let nowhere = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     let debug = std::env::var_os("ORBIT_DEBUG").is_some();
-    let child = |single_threaded| begin(single_threaded, &theirs, debug);
-    let Some(starter) = sys::fork_as(SUPERVISOR_NAME, child)? else {
+    let streams = Streams { nowhere, debug };
+    let child = |single_threaded| begin(single_threaded, theirs, from_starter, &begun, &streams);
+    let Some(pid) = sys::fork_as(SUPERVISOR_NAME, NAMESPACES, child)? else {
         return Ok(None);
     };
-    drop(theirs);
-    if let Err(error) = Host::get().and_then(|host| greet(&control, host)) {
+    if let Err(error) = bring_up(pid, &begun, &control, &to_supervisor) {
         // It ends, as nobody is there any more.
-        drop(control);
-        sys::wait_end(starter);
+        drop((control, to_supervisor));
+        sys::wait_for(pid);
         return Err(error);
     }
     Ok(Some(Early {
         control,
-        starter,
         owner: std::process::id(),
     }))
 }
 
+/// Does for the supervisor `pid` what its starter does for one that is executed.
+fn bring_up(
+    pid: i32,
+    begun: &OwnedFd,
+    control: &Channel,
+    to_supervisor: &Channel,
+) -> io::Result<()> {
+    await_start(begun, control)?;
+    let hello = hello(Host::get()?);
+    greet(control, &hello)?;
+    provide(pid, &hello, to_supervisor)
+        .map_err(|failure| io::Error::from_raw_os_error(failure.errno))
+}
+
+/// Waits until the fork runs, or has ended. The kernel often puts a fork behind its parent, on the same processor, where it
+/// would start when the parent first waits for something, a millisecond later: so the parent waits at once, and is woken on
+/// another. Not by a message: who is sent one over a socket is woken where the sender is, which the kernel takes to be about
+/// to wait.
+///
+/// Source: Linux, net/unix/af_unix.c and net/core/sock.c, `sock_def_readable`; kernel/sched/fair.c, `WF_SYNC`.
+fn await_start(begun: &OwnedFd, control: &Channel) -> io::Result<()> {
+    let mut fds = [
+        PollFd::new(begun, PollFlags::IN),
+        PollFd::new(control, PollFlags::empty()),
+    ];
+    rustix::io::retry_on_intr(|| poll(&mut fds, None))?;
+    Ok(())
+}
+
 /// The fork: becomes what a fresh execution would be.
-fn begin(single_threaded: SingleThreaded, control: &Channel, debug: bool) -> i32 {
-    let closed = sys::close_inherited(&mut [control.as_fd().as_raw_fd()]);
-    match closed.and_then(|()| leave_streams(debug)) {
-        Ok(()) => start::run_on(single_threaded, control),
-        Err(error) => start::code_of(&error),
+fn begin(
+    single_threaded: SingleThreaded,
+    control: Channel,
+    from_starter: Channel,
+    begun: &OwnedFd,
+    streams: &Streams,
+) -> i32 {
+    let mut keep = [&control, &from_starter].map(|channel| channel.as_fd().as_raw_fd());
+    let left = rustix::io::write(begun, &1_u64.to_ne_bytes())
+        .map_err(io::Error::from)
+        .and_then(|_| streams.leave())
+        .and_then(|()| sys::close_inherited(&mut keep));
+    if let Err(error) = left {
+        return start::code_of(&error);
+    }
+    sys::reset_signals();
+    match start::greeting(&control) {
+        Ok((hello, caller)) => {
+            home::settle(single_threaded, control, &caller, from_starter, &hello)
+        }
+        Err(code) => code,
     }
 }
 
 /// The standard streams are the caller's, and go to `/dev/null`, but for where it is told what is wrong.
-fn leave_streams(debug: bool) -> io::Result<()> {
-    let nowhere = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-    rustix::stdio::dup2_stdin(&nowhere)?;
-    rustix::stdio::dup2_stdout(&nowhere)?;
-    if !debug {
-        rustix::stdio::dup2_stderr(&nowhere)?;
+struct Streams {
+    nowhere: OwnedFd,
+    debug: bool,
+}
+
+impl Streams {
+    fn leave(&self) -> io::Result<()> {
+        rustix::stdio::dup2_stdin(&self.nowhere)?;
+        rustix::stdio::dup2_stdout(&self.nowhere)?;
+        if !self.debug {
+            rustix::stdio::dup2_stderr(&self.nowhere)?;
+        }
+        Ok(())
     }
-    Ok(())
 }

@@ -4,7 +4,7 @@
 //!
 //! | path | what it is |
 //! |---|---|
-//! | `/host` | the host's files; as root, seen through the container's id map |
+//! | `/host` | the host's files; as root, seen through the container's id map ([`host_mounts`]) |
 //! | `/plain` | as root, the filesystem of the host's `/` without what is mounted in it, which an overlay takes |
 //! | `/proc` | the processes of all sandboxes |
 //! | `/stage` | where an init mounts its scratch |
@@ -17,12 +17,14 @@ use std::{
 };
 
 use rustix::{
-    mount::{MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags},
+    mount::{MountFlags, MountPropagationFlags, UnmountFlags},
     process::DumpableBehavior,
 };
 
 use super::{
     channel::Channel,
+    filters::Filters,
+    host_mounts,
     make::MASK,
     program::Common,
     protocol::{Hello, Mapping, StartFailure, StartStep, Welcome},
@@ -52,10 +54,14 @@ pub(super) fn settle(
     from_starter: Channel,
     hello: &Hello,
 ) -> ! {
-    let mut trees = Vec::new();
+    // The starter has more to do before this process can go on.
+    let filters = Filters::with_usual();
+    let mut mounts = Vec::new();
     let pid = loop {
         match from_starter.recv::<Handover>() {
-            Ok(Some((Handover::HostTrees(paths), fds))) => trees.extend(paths.into_iter().zip(fds)),
+            Ok(Some((Handover::HostMounts(paths), fds))) => {
+                mounts.extend(paths.into_iter().zip(fds));
+            }
             Ok(Some((Handover::Mapped { pid }, _))) => break pid,
             // The starter failed, and has said so.
             Ok(None) => sys::exit_now(1),
@@ -70,7 +76,7 @@ pub(super) fn settle(
         }
     };
     drop(from_starter);
-    let common = match prepare(single_threaded, hello, trees) {
+    let common = match prepare(single_threaded, hello, mounts) {
         Ok(common) => common,
         Err(failure) => {
             let _ = control.send(&Welcome::Failed(failure), &[]);
@@ -91,18 +97,18 @@ pub(super) fn settle(
     if control.send(&Welcome::Ready { pid }, &[]).is_err() {
         sys::exit_now(1);
     }
-    serve::serve(single_threaded, control, epoll, common);
+    serve::serve(single_threaded, control, epoll, common, filters);
     sys::exit_now(0);
 }
 
 fn prepare(
     single_threaded: SingleThreaded,
     hello: &Hello,
-    trees: Vec<(PathBuf, OwnedFd)>,
+    mounts: Vec<(PathBuf, OwnedFd)>,
 ) -> Result<Common, StartFailure> {
     let fail = |step| move |error: io::Error| StartFailure::new(step, &error);
     take_ids(hello.mapping).map_err(fail(StartStep::Ids))?;
-    settle_root(hello.mapping, trees)?;
+    settle_root(hello.mapping, mounts)?;
     let caller_namespace = hello
         .caller_ids
         .as_ref()
@@ -132,7 +138,7 @@ fn take_ids(mapping: Mapping) -> io::Result<()> {
 }
 
 /// Makes the tmpfs described above the root of this mount namespace.
-fn settle_root(mapping: Mapping, trees: Vec<(PathBuf, OwnedFd)>) -> Result<(), StartFailure> {
+fn settle_root(mapping: Mapping, mounts: Vec<(PathBuf, OwnedFd)>) -> Result<(), StartFailure> {
     let fail = |step| move |error: rustix::io::Errno| StartFailure::new(step, &error.into());
     rustix::mount::mount_change(
         "/",
@@ -152,46 +158,18 @@ fn settle_root(mapping: Mapping, trees: Vec<(PathBuf, OwnedFd)>) -> Result<(), S
     rustix::mount::mount("proc", "/proc", "proc", proc_flags, None)
         .map_err(fail(StartStep::Proc))?;
     if privileged {
-        for (number, (path, tree)) in trees.into_iter().enumerate() {
+        for (number, (path, mount)) in mounts.into_iter().enumerate() {
             let target = if number == 0 {
                 PLAIN.into()
             } else {
                 below_host(&path)
             };
-            attach_tree(&path, &target, &tree)?;
-            // It was opened in the caller's namespace, and is a peer of its mounts where those are shared, as they
-            // are under systemd: what is mounted or unmounted here would be there too. So before the next.
-            rustix::mount::mount_change(
-                "/",
-                MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
-            )
-            .map_err(fail(StartStep::PrivateMounts))?;
+            host_mounts::attach(&path, &target, &mount)?;
         }
         rustix::mount::unmount("/original", UnmountFlags::DETACH)
             .map_err(fail(StartStep::HostView))?;
     }
     Ok(())
-}
-
-/// Puts the host's filesystem `path` at `target`.
-fn attach_tree(path: &Path, target: &Path, tree: &OwnedFd) -> Result<(), StartFailure> {
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    let attached = rustix::mount::move_mount(tree, "", rustix::fs::CWD, target, flags)
-        // A copy of a shared mount is its peer: what is mounted on it, or detached, would be on the host too.
-        // At once, as the next one may be attached below this one.
-        .and_then(|()| rustix::mount::mount_change(target, MountPropagationFlags::PRIVATE));
-    match attached {
-        Ok(()) => Ok(()),
-        // Its place lies in a directory that the container's root may not enter, or is gone: then nothing in
-        // a sandbox could be asked for below it either.
-        Err(rustix::io::Errno::ACCESS | rustix::io::Errno::NOENT) if path != Path::new("/") => {
-            Ok(())
-        }
-        Err(error) => Err(StartFailure {
-            detail: path.display().to_string(),
-            ..StartFailure::new(StartStep::HostView, &error.into())
-        }),
-    }
 }
 
 /// `path` of the host, as the supervisor sees it.

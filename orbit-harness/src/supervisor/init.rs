@@ -15,16 +15,17 @@ use rustix::{
     event::{PollFd, PollFlags},
     fs::{Mode, OFlags, ResolveFlags},
     process::{DumpableBehavior, PidfdFlags},
+    thread::LinkNameSpaceType,
 };
 
 use serde::{Deserialize, Serialize};
 
 use super::{
     channel::Channel,
+    filters::{FilterError, Filters},
     make::{Helper, Maker},
     program::{Common, Ready},
     protocol::{Answer, Cause, Control, Event, Exit, Failure},
-    serve::{FilterError, Filters, filter},
 };
 use crate::{
     net::ports::Published,
@@ -58,6 +59,8 @@ pub(super) struct Given<'a> {
     pub(super) stdio: Vec<OwnedFd>,
     /// One for each link of the plan.
     pub(super) networks: Vec<Channel>,
+    /// A network namespace to be in, which was made ahead: else it was born in the one it is to have.
+    pub(super) network: Option<OwnedFd>,
     /// Of the program that leads out, where the plan has one.
     pub(super) helper: Option<Helper>,
     pub(super) common: &'a Common,
@@ -72,6 +75,7 @@ pub(super) fn run(single_threaded: SingleThreaded, plan: &Plan, given: Given<'_>
     let mut keep: Vec<_> = given.stdio.iter().map(AsRawFd::as_raw_fd).collect();
     keep.push(given.events.as_fd().as_raw_fd());
     keep.extend(given.common.descriptor());
+    keep.extend(given.network.as_ref().map(AsRawFd::as_raw_fd));
     keep.extend(given.networks.iter().map(|it| it.as_fd().as_raw_fd()));
     if let Some(helper) = &given.helper {
         keep.extend([&helper.output, &helper.errors].map(AsRawFd::as_raw_fd));
@@ -81,10 +85,12 @@ pub(super) fn run(single_threaded: SingleThreaded, plan: &Plan, given: Given<'_>
         events,
         stdio,
         networks,
+        network,
         helper,
         ..
     } = given;
     let ran = sys::close_inherited(&mut keep)
+        .and_then(|()| enter_network(network))
         .map_err(|error| failure(0, &error))
         .and_then(|()| {
             let made = make(plan, networks, helper)?;
@@ -92,6 +98,14 @@ pub(super) fn run(single_threaded: SingleThreaded, plan: &Plan, given: Given<'_>
             begin(single_threaded, plan, program, &events)
         });
     end(ran, &events)
+}
+
+fn enter_network(network: Option<OwnedFd>) -> io::Result<()> {
+    let Some(network) = network else {
+        return Ok(());
+    };
+    rustix::thread::move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;
+    Ok(())
 }
 
 /// What a sandbox that was made ahead is given: that in which its plan may differ from the one it was made by.
@@ -154,7 +168,8 @@ pub(super) fn run_ahead(
     }
     let stdio = fds.split_off(1);
     let events = Channel::from_fd(fds.remove(0));
-    let ran = filter(filters, &plan.program)
+    let ran = filters
+        .of(&plan.program)
         .map_err(|error| no_filter(&plan, &error))
         .and_then(|filter| made.ready(&plan, stdio, common, filter))
         .and_then(|program| begin(single_threaded, &plan, program, &events));

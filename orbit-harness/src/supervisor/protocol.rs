@@ -87,6 +87,11 @@ pub(crate) enum Request {
         has_root: bool,
         job: FileJob,
     },
+    /// Give the user namespace of all sandboxes. Descriptor: the reply channel, on which `()` brings it.
+    Namespace,
+    /// Put these mounts of the host where they belong. Descriptors: the reply channel, for a [`StartFailure`] if there is one;
+    /// then the mounts.
+    HostMounts(Vec<PathBuf>),
     /// Start the broker. Descriptor: its control channel, on which it says when it is ready.
     Broker,
     /// Let the writable layers of a sandbox have this much room. Descriptors: as for `Changes`.

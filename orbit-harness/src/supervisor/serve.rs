@@ -1,9 +1,10 @@
 //! The supervisor's loop: launches what it is asked for, ends what was let go, reaps what ended.
 
 use std::{
-    collections::{HashMap, HashSet, hash_map::Entry},
+    collections::{HashMap, HashSet},
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -14,21 +15,20 @@ use super::{
     broker,
     channel::Channel,
     children::{Child, Children, Role},
-    enter, files, init,
+    enter, files,
+    filters::Filters,
+    host_mounts, init,
     make::SharedLayers,
     program::Common,
     protocol::{
         Cause, Event, ExecEvent, ExecOrder, Failure, FileAnswer, FileFault, FileJob, Request,
     },
+    spare::Spare,
     way_out::WayOut,
 };
 use crate::{
     outcome::{Status, Usage},
-    plan::{Isolation, Plan, ProgramPlan, SeccompPlan},
-    security::seccomp::{
-        bpf::{CompileError, Program, SockFilter, compile},
-        policy::{Arch, Policy},
-    },
+    plan::{Isolation, Plan},
     sys::{self, Fork, SingleThreaded, Waited},
 };
 
@@ -60,11 +60,9 @@ struct Supervisor {
     /// process 1 of the worker's namespace; and the sandbox is not gone before it is reaped.
     bereaved: HashSet<u64>,
     pool: Pool,
+    spare: Spare,
     shared: SharedLayers,
 }
-
-/// Compiled filters, by capabilities and whether user namespaces are allowed.
-pub(super) type Filters = HashMap<(u64, SeccompPlan), Program>;
 
 /// What to wait with for requests, and for the end of the test process `caller`.
 pub(super) fn watch(control: &Channel, caller: &OwnedFd) -> io::Result<OwnedFd> {
@@ -83,9 +81,10 @@ pub(super) fn serve(
     control: Channel,
     epoll: OwnedFd,
     common: Common,
+    filters: Filters,
 ) {
     // There is nobody to tell: the test process sees the control channel close, and says so.
-    let _ = try_serve(single_threaded, control, epoll, common);
+    let _ = try_serve(single_threaded, control, epoll, common, filters);
 }
 
 fn try_serve(
@@ -93,8 +92,9 @@ fn try_serve(
     control: Channel,
     epoll: OwnedFd,
     common: Common,
+    filters: Filters,
 ) -> io::Result<()> {
-    let (children, ended, filters) = Default::default();
+    let (children, ended) = Default::default();
     let mut supervisor = Supervisor {
         single_threaded,
         control,
@@ -106,6 +106,7 @@ fn try_serve(
         next_id: FIRST_ID,
         bereaved: HashSet::new(),
         pool: Pool::default(),
+        spare: Spare::default(),
         shared: SharedLayers::default(),
     };
     let mut events = Vec::with_capacity(64);
@@ -114,6 +115,7 @@ fn try_serve(
         let next_ahead = supervisor.pool.next();
         // What is made ahead is made when there is nothing else to do.
         let rest = next_ahead.as_ref().map(|order| order.after);
+        let rest = supervisor.spare.is_due_after().or(rest);
         let timeout = supervisor.until_something_is_due(rest);
         match epoll::wait(
             &supervisor.epoll,
@@ -138,7 +140,12 @@ fn try_serve(
         }
         supervisor.reap_orphans()?;
         supervisor.children.end_timed_out();
-        if let Some(order) = next_ahead.filter(|_| events.is_empty()) {
+        if !events.is_empty() {
+            continue;
+        }
+        if supervisor.spare.is_due_after().is_some() {
+            supervisor.spare.make(single_threaded);
+        } else if let Some(order) = next_ahead {
             supervisor.make_ahead(&order);
         }
     }
@@ -162,6 +169,8 @@ impl Supervisor {
                 has_root,
                 job,
             } => self.files(sandbox, has_root, job, fds)?,
+            Request::Namespace => give_namespace(fds),
+            Request::HostMounts(paths) => attach_mounts(&paths, fds),
             Request::Broker => self.start_broker(fds)?,
             Request::Resize(room) => {
                 self.work(fds, |mut fds| super::disk::resize(fds.pop(), room))?;
@@ -240,7 +249,10 @@ impl Supervisor {
         if cgroup.is_none() {
             namespaces |= libc::CLONE_NEWCGROUP;
         }
-        if plan.network == Isolation::Own {
+        let network = (plan.network == Isolation::Own)
+            .then(|| self.spare.take())
+            .flatten();
+        if plan.network == Isolation::Own && network.is_none() {
             namespaces |= libc::CLONE_NEWNET;
         }
         let (way_out, helper) = match WayOut::of(plan).transpose() {
@@ -250,7 +262,7 @@ impl Supervisor {
                 return Ok(());
             }
         };
-        let filter = match filter(&mut self.filters, &plan.program) {
+        let filter = match self.filters.of(&plan.program) {
             Ok(filter) => filter,
             Err(error) => {
                 let _ = events.send(&Event::Failed(init::no_filter(plan, &error)), &[]);
@@ -264,6 +276,7 @@ impl Supervisor {
                     events,
                     stdio,
                     networks,
+                    network,
                     helper,
                     common: &self.common,
                     filter,
@@ -378,7 +391,7 @@ impl Supervisor {
         let Some((id, init)) = self.children.init_of(order.sandbox) else {
             return fail(Cause::Errno(libc::ESRCH));
         };
-        let filter = match filter(&mut self.filters, &order.program) {
+        let filter = match self.filters.of(&order.program) {
             Ok(filter) => filter,
             Err(error) => return fail(Cause::Filter(error.to_string())),
         };
@@ -622,41 +635,29 @@ impl Supervisor {
     }
 }
 
+/// Gives the user namespace of all sandboxes. Where it cannot be opened the reply channel is closed without.
+fn give_namespace(mut fds: Vec<OwnedFd>) {
+    if let (Some(reply), Ok(namespace)) = (fds.pop(), std::fs::File::open("/proc/self/ns/user")) {
+        // Who asked may be gone.
+        let _ = Channel::from_fd(reply).send(&(), &[namespace.as_fd()]);
+    }
+}
+
+fn attach_mounts(paths: &[PathBuf], mut fds: Vec<OwnedFd>) {
+    if fds.is_empty() {
+        return; // As an invalid message.
+    }
+    let mounts = fds.split_off(1);
+    let attached = host_mounts::attach_all(paths, &mounts);
+    // Who asked may be gone.
+    let _ = Channel::from_fd(fds.remove(0)).send(&attached, &[]);
+}
+
 /// Says that not even the namespaces of a sandbox could be made.
 fn say_failed(events: &Channel, error: &io::Error) {
     let cause = Cause::Errno(error.raw_os_error().unwrap_or(0));
     // Who asked may be gone.
     let _ = events.send(&Event::Failed(Failure { line: 0, cause }), &[]);
-}
-
-/// Why there is no filter: a sandbox without one is not started.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum FilterError {
-    #[error("no list of system calls exists for this architecture")]
-    Architecture,
-    #[error(transparent)]
-    Compile(#[from] CompileError),
-}
-
-/// The filter of the program `plan`, compiled with the first that needs it.
-pub(super) fn filter<'a>(
-    filters: &'a mut Filters,
-    plan: &ProgramPlan,
-) -> Result<&'a [SockFilter], FilterError> {
-    let ProgramPlan {
-        capabilities,
-        seccomp,
-        ..
-    } = *plan;
-    let program = match filters.entry((capabilities.bits(), seccomp)) {
-        Entry::Occupied(known) => known.into_mut(),
-        Entry::Vacant(new) => {
-            let arch = Arch::native().ok_or(FilterError::Architecture)?;
-            let policy = Policy::new(arch, capabilities, seccomp == SeccompPlan::Nested);
-            new.insert(compile(&policy)?)
-        }
-    };
-    Ok(program.instructions())
 }
 
 impl From<&Waited> for Usage {

@@ -1,21 +1,22 @@
-//! The starter: from a fresh execution of the test binary, or a fork of ours, to a supervisor in its own namespaces.
+//! The starter: from a fresh execution of the test binary to a supervisor in its own namespaces.
 //!
 //! It runs with the caller's own privileges, writes the id maps that a process cannot write for itself, and,
 //! as root, hands the supervisor the host's filesystems seen through the container's id map.
 
 use std::{
+    ffi::c_int,
     fs, io,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
-    path::{Path, PathBuf},
-    process::Command,
+    os::fd::{AsFd as _, OwnedFd},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
 };
 
-use rustix::mount::OpenTreeFlags;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    channel::{Channel, MAX_FDS},
+    channel::Channel,
     home,
+    host_mounts::{self, Share},
     protocol::{Hello, Mapping, StartFailure, StartStep, Welcome},
 };
 use crate::{
@@ -26,9 +27,9 @@ use crate::{
 /// What the starter tells the new supervisor, in this order.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Handover {
-    /// Filesystems of the host, seen through the id map: where each belongs, and the mounts themselves. The very first is
-    /// that of the root, to stand by itself.
-    HostTrees(Vec<PathBuf>),
+    /// Mounts of the host, seen through the id map: where each belongs. The very first is that of the root, to stand by
+    /// itself. Descriptors: the mounts.
+    HostMounts(Vec<PathBuf>),
     /// The maps are written and nothing more will come; the supervisor's number, as its parent knows it.
     Mapped { pid: i32 },
 }
@@ -41,17 +42,21 @@ pub(crate) fn run(single_threaded: SingleThreaded) -> i32 {
     }
 }
 
-/// The same where the control channel is at hand; gives the exit code.
-pub(super) fn run_on(single_threaded: SingleThreaded, control: &Channel) -> i32 {
-    sys::reset_signals();
-    let (hello, mut fds) = match control.recv::<Hello>() {
-        Ok(Some(message)) => message,
+/// Waits to be greeted, with a pidfd of the caller: else gives the exit code.
+pub(super) fn greeting(control: &Channel) -> Result<(Hello, OwnedFd), i32> {
+    match control.recv::<Hello>() {
+        Ok(Some((hello, mut fds))) => Ok((hello, fds.pop().ok_or(NO_FAULT)?)),
         // Nobody is there any more.
-        Ok(None) => return NO_FAULT,
-        Err(error) => return code_of(&error),
-    };
-    let Some(caller) = fds.pop() else {
-        return NO_FAULT;
+        Ok(None) => Err(NO_FAULT),
+        Err(error) => Err(code_of(&error)),
+    }
+}
+
+fn run_on(single_threaded: SingleThreaded, control: &Channel) -> i32 {
+    sys::reset_signals();
+    let (hello, caller) = match greeting(control) {
+        Ok(greeted) => greeted,
+        Err(code) => return code,
     };
     match start(single_threaded, control, &caller, &hello) {
         Ok(()) => 0,
@@ -97,9 +102,8 @@ fn start(
 ) -> Result<(), StartFailure> {
     let fail = |step| move |error: io::Error| StartFailure::new(step, &error);
     let (to_supervisor, from_starter) = Channel::pair().map_err(fail(StartStep::Namespaces))?;
-    let namespaces = libc::CLONE_NEWUSER | libc::CLONE_NEWPID | libc::CLONE_NEWNS;
     let forked = single_threaded
-        .fork_sibling(namespaces)
+        .fork_sibling(NAMESPACES)
         .map_err(fail(StartStep::Namespaces))?;
     let pid = match forked {
         Fork::Child => {
@@ -114,21 +118,36 @@ fn start(
         Fork::Parent { pid, .. } => pid,
     };
     drop(from_starter);
+    provide(pid, hello, &to_supervisor)
+}
+
+/// The namespaces of a supervisor, below which are those of all its sandboxes.
+pub(super) const NAMESPACES: c_int = libc::CLONE_NEWUSER | libc::CLONE_NEWPID | libc::CLONE_NEWNS;
+
+/// Gives the new supervisor `pid` what it cannot have by itself.
+pub(super) fn provide(
+    pid: i32,
+    hello: &Hello,
+    to_supervisor: &Channel,
+) -> Result<(), StartFailure> {
     write_maps(pid, hello)?;
     if hello.mapping == Mapping::Privileged {
-        hand_over_host(pid, &to_supervisor)?;
+        hand_over_host(pid, to_supervisor)?;
     }
     to_supervisor
         .send(&Handover::Mapped { pid }, &[])
-        .map_err(fail(StartStep::IdMap))
+        .map_err(|error| StartFailure::new(StartStep::IdMap, &error))
 }
 
 fn write_maps(pid: i32, hello: &Hello) -> Result<(), StartFailure> {
     let fail = |error: io::Error| StartFailure::new(StartStep::IdMap, &error);
     match hello.mapping {
         Mapping::Helpers => {
-            run_helper("newuidmap", pid, &hello.ids.uid)?;
-            run_helper("newgidmap", pid, &hello.ids.gid)
+            // At the same time: together they take twice as long as the rest of a start.
+            let uids = start_helper("newuidmap", pid, &hello.ids.uid);
+            let gids = start_helper("newgidmap", pid, &hello.ids.gid);
+            end_helper(uids?)?;
+            end_helper(gids?)
         }
         Mapping::Single => {
             // A process that could leave its groups could escape a group's denial (CVE-2014-8989).
@@ -139,76 +158,51 @@ fn write_maps(pid: i32, hello: &Hello) -> Result<(), StartFailure> {
     }
 }
 
-fn run_helper(program: &str, pid: i32, map: &IdMap) -> Result<(), StartFailure> {
-    let fail = |errno, detail: String| StartFailure {
-        step: StartStep::IdMap,
-        errno,
-        detail,
-    };
-    // The environment was emptied by who started this process; the helpers live in the system's directories.
-    let output = Command::new(program)
-        .env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin:/usr/local/bin")
+/// A helper that runs, and what it is called.
+type Helper = (&'static str, Child);
+
+fn start_helper(program: &'static str, pid: i32, map: &IdMap) -> Result<Helper, StartFailure> {
+    let started = Command::new(program)
         .args(map.helper_args(pid))
-        .output()
-        .map_err(|error| fail(error.raw_os_error().unwrap_or(0), program.to_owned()))?;
+        // Where the system's programs are, whatever the caller's environment says.
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin:/usr/local/bin")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn();
+    match started {
+        Ok(child) => Ok((program, child)),
+        Err(error) => Err(helper_failure(program.to_owned(), &error)),
+    }
+}
+
+fn end_helper((program, child): Helper) -> Result<(), StartFailure> {
+    let output = child
+        .wait_with_output()
+        .map_err(|error| helper_failure(program.to_owned(), &error))?;
     if output.status.success() {
         return Ok(());
     }
-    Err(fail(
-        libc::EPERM,
-        String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-    ))
+    let refused = io::Error::from_raw_os_error(libc::EPERM);
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(helper_failure(said, &refused))
 }
 
-/// Sends a copy of each mount of the host, with the supervisor's id map laid over it, so that the container's
-/// ids mean the host's in the host's files and nowhere else.
-///
-/// Filesystems that take no id map (`proc`, `sysfs`, `devtmpfs`, …) go as they are: their files then belong to
-/// nobody inside. The root filesystem must take one.
+fn helper_failure(detail: String, error: &io::Error) -> StartFailure {
+    StartFailure {
+        detail,
+        ..StartFailure::new(StartStep::IdMap, error)
+    }
+}
+
+/// Sends those mounts of the host that every supervisor gets.
 fn hand_over_host(pid: i32, to_supervisor: &Channel) -> Result<(), StartFailure> {
     let fail = |error: io::Error| StartFailure::new(StartStep::HostView, &error);
     let namespace = fs::File::open(format!("/proc/{pid}/ns/user")).map_err(fail)?;
-    let mountinfo = fs::read("/proc/self/mountinfo").map_err(fail)?;
-    let mut batch: (Vec<PathBuf>, Vec<OwnedFd>) = Default::default();
-    let mut paths = crate::host::read_mount_points(&mountinfo);
-    // What is mounted on comes before what is mounted on it, which the table's own order does not promise.
-    paths.sort_by_key(|path| path.components().count());
-    // Once more, to stand alone.
-    paths.insert(0, "/".into());
-    for path in paths {
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let tree = match rustix::mount::open_tree(rustix::fs::CWD, &path, flags) {
-            Ok(tree) => tree,
-            Err(errno) if is_lack(errno.raw_os_error()) => return Err(fail(errno.into())),
-            // A mount that another covers, or that is gone by now, cannot be reached by its path.
-            Err(_) => continue,
-        };
-        // A copy is in the same peer group as the original: what is unmounted below the one would be gone
-        // below the other too, that is, on the host.
-        sys::set_mount_attributes(tree.as_fd(), 0, None, false).map_err(fail)?;
-        let mapped = sys::set_mount_attributes(tree.as_fd(), 0, Some(namespace.as_fd()), false);
-        // Without its map a filesystem's files belong to nobody inside: for want of one, not for want of memory.
-        if let Err(error) = mapped
-            && (path == Path::new("/") || is_lack(error.raw_os_error().unwrap_or(0)))
-        {
-            return Err(StartFailure {
-                detail: path.display().to_string(),
-                ..StartFailure::new(StartStep::HostView, &error)
-            });
-        }
-        batch.0.push(path);
-        batch.1.push(tree);
-        if batch.1.len() == MAX_FDS {
-            send_trees(to_supervisor, &mut batch).map_err(fail)?;
-        }
-    }
-    send_trees(to_supervisor, &mut batch).map_err(fail)
-}
-
-fn send_trees(to_supervisor: &Channel, batch: &mut (Vec<PathBuf>, Vec<OwnedFd>)) -> io::Result<()> {
-    let (paths, trees) = std::mem::take(batch);
-    let trees: Vec<BorrowedFd<'_>> = trees.iter().map(|tree| tree.as_fd()).collect();
-    to_supervisor.send(&Handover::HostTrees(paths), &trees)
+    host_mounts::open(Share::Early, namespace.as_fd(), |paths, mounts| {
+        to_supervisor.send(&Handover::HostMounts(paths), mounts)
+    })
 }
 
 /// Whether the machine has too little of something, which says nothing about what was asked of it.

@@ -11,6 +11,7 @@ mod exec;
 mod exit;
 mod link;
 mod mount;
+mod network;
 mod packet;
 mod process;
 #[cfg(feature = "tokio")]
@@ -22,10 +23,11 @@ pub(crate) use exec::{ExecFailure, ExecStep, Program, Terminal, hold_only};
 pub(crate) use exit::at_exit;
 pub(crate) use link::{bring_up, compute_checksums, namespace_of, network_socket};
 pub(crate) use mount::{set_mount_attributes, set_mount_read_only};
+pub(crate) use network::new_network_namespace;
 pub(crate) use packet::{packet_socket, send_by};
 pub(crate) use process::{
     Fork, SingleThreaded, Waited, close_inherited, exit_now, fork_as, reset_signals, signal_child,
-    signal_process, wait_any, wait_child, wait_end, wait_for,
+    signal_process, wait_any, wait_child, wait_for,
 };
 
 #[cfg(feature = "tokio")]

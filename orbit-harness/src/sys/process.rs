@@ -56,8 +56,9 @@ impl SingleThreaded {
     }
 }
 
-/// Forks this process, where it has one thread: gives the number of the fork, which is `name` to who looks at it, knows
-/// neither arguments nor environment, and runs `child`, with whose answer it exits. One that panics is aborted.
+/// Forks this process with the `CLONE_NEW…` flags in `namespaces`, where it has one thread: gives the number of the fork, which is
+/// `name` to who looks at it, knows neither arguments nor environment, and runs `child`, with whose answer it exits. One that
+/// panics is aborted. Its end sends no signal.
 ///
 /// `None` where it has other threads, and where its words cannot be forgotten.
 ///
@@ -65,6 +66,7 @@ impl SingleThreaded {
 /// As [`SingleThreaded::fork`].
 pub(crate) fn fork_as(
     name: &CStr,
+    namespaces: c_int,
     child: impl FnOnce(SingleThreaded) -> c_int,
 ) -> io::Result<Option<i32>> {
     let Some(words) = Words::find().ok().filter(|words| words.fits(name)) else {
@@ -76,7 +78,7 @@ pub(crate) fn fork_as(
     }
     // This one is the only thread, and starts no other before the fork has one of its own.
     let single_threaded = SingleThreaded(PhantomData);
-    match single_threaded.fork(0, None)? {
+    match clone3(single_threaded, namespaces, 0, None)? {
         Fork::Child => {
             let run = AssertUnwindSafe(move || {
                 // SAFETY: this is the fork, and what `child` has taken along from before is its own.
@@ -197,18 +199,6 @@ pub(crate) fn wait_any(block: bool) -> io::Result<Option<Waited>> {
 /// ECHILD where it is no child, or was reaped.
 pub(crate) fn wait_child(pid: i32) -> io::Result<Option<Waited>> {
     wait4(pid, false)
-}
-
-/// Reaps the child `pid`, with what is known of its end, for which it waits. `None` where it was reaped already.
-///
-/// C: `wait4(pid, &status, 0, &usage)`. Source: wait4(2).
-pub(crate) fn wait_end(pid: i32) -> Option<Waited> {
-    loop {
-        match wait4(pid, true) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            other => return other.ok().flatten(),
-        }
-    }
 }
 
 fn wait4(pid: i32, block: bool) -> io::Result<Option<Waited>> {

@@ -99,23 +99,19 @@ fn leaves_nothing(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// The fork opens `/dev/null` by open(2); the standard library does so by openat(2), and the command does not where input is
-/// its own. That fails, so that the fork cannot become a starter, and an executed one does.
+/// What the fork does first fails, so that it cannot become a supervisor, and an executed one does.
 fn executed(context: &Context) -> Result<()> {
     let trace = context.work().join("trace");
     let finished = Program::new("strace")
-        .args(["--follow-forks", "--quiet=all", "--trace=open"])
-        .args(["--trace-path=/dev/null", "--inject=open:error=EMFILE"])
+        .args(["--follow-forks", "--quiet=all", "--trace=write"])
+        .args([
+            "--trace-path=anon_inode:[eventfd]",
+            "--inject=write:error=EIO",
+        ])
         .arg("--output")
         .arg(&trace)
         .arg(orbit_cli::binary()?)
-        .args([
-            "orbit",
-            "run",
-            "--interactive",
-            "--image",
-            &images::reference("busybox")?,
-        ])
+        .args(["orbit", "run", "--image", &images::reference("busybox")?])
         .args(["--", "sh", "-c", "tr '\\0' . </proc/1/cmdline"])
         .run()?;
     let text = fs::read_to_string(&trace)?;

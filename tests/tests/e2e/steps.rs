@@ -150,7 +150,10 @@ fn a_harness_killed_at_any_system_call_leaves_nothing(context: &Context) -> Resu
         .lines()
         .map(|line| line.split('(').next().unwrap_or_default())
         .collect();
-    for number in early.into_iter().chain(late) {
+    let numbers: Vec<usize> = early.into_iter().chain(late).collect();
+    let mut killed = 0;
+    for number in &numbers {
+        let number = *number;
         let audit = audit(context);
         // strace counts each system call by itself.
         let name = names[number - 1];
@@ -158,11 +161,16 @@ fn a_harness_killed_at_any_system_call_leaves_nothing(context: &Context) -> Resu
         let inject = format!("--inject={name}:signal=SIGKILL:when={nth}");
         let finished = launch(context, &[&inject])?;
         let told = || format!("killed at system call {number} of {all}, {name} {nth}: {finished}");
-        // The last few may not be reached: how often it waits differs.
-        let is_killed = finished.status.signal() == Some(libc::SIGKILL);
-        ensure!(is_killed || number + 20 > all, "{}", told());
+        if finished.status.signal() == Some(libc::SIGKILL) {
+            killed += 1;
+        } else {
+            // How often it waits differs: then it comes to its end.
+            ensure!(finished.status.code() == Some(1), "{}", told());
+        }
         audit.check().with_context(told)?;
     }
+    let tried = numbers.len();
+    ensure!(killed + 5 >= tried, "{killed} of {tried} were killed");
     sound(context)?;
     Ok(())
 }
@@ -447,7 +455,8 @@ fn hardening_that_fails_is_an_error(context: &Context) -> Result<()> {
         ("setresuid", 1),
         ("setresgid", 1),
         ("setsid", 1),
-        ("close_range", 2),
+        // The calls before are those of a fork that is to be the supervisor: where it cannot, one is executed.
+        ("close_range", 1),
         ("setns", 1),
     ] {
         let count = most.get(call).copied().unwrap_or_default();
