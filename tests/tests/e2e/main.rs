@@ -11,6 +11,7 @@ mod engine;
 mod explained;
 mod failing;
 mod faults;
+mod host_mounts;
 mod host_view;
 mod hostile;
 mod images;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
             images::cases(),
             registry::cases(),
             inside::cases(),
+            host_mounts::cases(),
             host_view::cases(),
             library::cases(),
             ahead::cases(),
