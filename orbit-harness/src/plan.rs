@@ -3,13 +3,14 @@
 //! The rendering of a plan, one numbered line a step, is what snapshots hold and what reviews read: a change to
 //! it is a change to what a sandbox is.
 
+mod faults;
+mod program;
 mod way_out;
 
 use std::{
     collections::BTreeMap,
-    ffi::{OsStr, OsString},
+    ffi::OsString,
     fmt,
-    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -22,14 +23,13 @@ use crate::{
     host::{Cgroups, Host},
     image::Image,
     net::{
-        egress::Policy,
         names,
-        ports::{self, PortMap, Published},
+        ports::{PortMap, Published},
     },
     resources::Ulimit,
     rootfs::{self, Network, SystemFiles, host_view, host_view::Surroundings, normal},
     security::capabilities::{self, CapabilitySet},
-    spec::{ImageRef, Init, Link, MountKind, NetworkMode, Spec, SpecFault},
+    spec::{ImageRef, Init, MountKind, NetworkMode, Spec, SpecFault},
     step::Step,
     units::Bytes,
 };
@@ -100,9 +100,6 @@ pub(crate) enum SeccompPlan {
     Nested,
 }
 
-/// What a program's environment holds where nobody said anything.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
 /// What every container engine starts a program with.
 const DEFAULT_UMASK: u32 = 0o022;
 
@@ -125,7 +122,7 @@ pub(crate) fn plan(
     host: &Host,
     around: &Surroundings,
 ) -> Result<Plan, Vec<SpecFault>> {
-    let mut faults = faults(spec);
+    let mut faults = faults::of_fields(spec);
     let mut warnings = Vec::new();
     let cgroup = limits(spec, host, &mut faults, &mut warnings);
     let hostname = match (&spec.hostname, &spec.image) {
@@ -143,7 +140,7 @@ pub(crate) fn plan(
         .unwrap_or(CapabilitySet::EMPTY);
     way_out::faults(spec, host, capabilities, &mut faults);
     let capabilities = way_out::bounded(spec, capabilities);
-    let argv = argv(spec, image);
+    let argv = program::argv(spec, image);
     if argv.is_empty() {
         let why = match &spec.image {
             ImageRef::Host => "no program was given; name one, as in `-- sh`".to_owned(),
@@ -151,7 +148,7 @@ pub(crate) fn plan(
         };
         faults.push(SpecFault::new("cmd", "", why));
     }
-    let not_ahead = cannot_be_ahead(spec, cgroup.is_some());
+    let not_ahead = faults::cannot_be_ahead(spec, cgroup.is_some());
     let ahead = not_ahead.as_ref().map_or(spec.ahead, |_| 0);
     if let Some(why) = not_ahead.filter(|_| !spec.ahead_if_possible) {
         faults.push(SpecFault::new("prepare_ahead", spec.ahead.to_string(), why));
@@ -167,9 +164,9 @@ pub(crate) fn plan(
     let program = ProgramPlan {
         init: spec.init,
         argv,
-        env: environment(spec, image, host, around, &hostname),
-        working_dir: working_dir(spec, image, around),
-        user: user(spec, image, host),
+        env: program::environment(spec, image, host, around, &hostname),
+        working_dir: program::working_dir(spec, image, around),
+        user: program::user(spec, image, host),
         umask: match spec.image {
             ImageRef::Host => around.umask,
             _ => DEFAULT_UMASK,
@@ -346,117 +343,6 @@ fn steps(
     Ok(steps)
 }
 
-/// What a sandbox that is made before it is asked for cannot have: somebody's name or address, or a place among limits
-/// that it would have to be born in.
-fn cannot_be_ahead(spec: &Spec, is_limited: bool) -> Option<String> {
-    let lets_out = matches!(spec.egress, Some(Policy::All | Policy::Allow(_)));
-    if spec.ahead == 0 {
-        None
-    } else if spec.ahead > MAX_AHEAD {
-        Some(format!("at most {MAX_AHEAD} are kept"))
-    } else if is_limited {
-        Some("a sandbox with limits of a control group is born in it, and cannot be made ahead; leave out one of the two".to_owned())
-    } else if !spec.links.is_empty() || spec.network == NetworkMode::Bridge {
-        Some("a sandbox on a network has an address of its own there, and cannot be made ahead; leave out one of the two".to_owned())
-    } else if lets_out {
-        Some("the way out of a sandbox is not made ahead; leave out `egress` or this".to_owned())
-    } else {
-        None
-    }
-}
-
-/// What is wrong with single fields.
-fn faults(spec: &Spec) -> Vec<SpecFault> {
-    let mut faults = Vec::new();
-    let mut absolute = |field: &str, path: &Path| {
-        if !path.is_absolute() {
-            faults.push(SpecFault::new(
-                field,
-                path.display().to_string(),
-                "expected an absolute path",
-            ));
-        }
-    };
-    if let Some(path) = &spec.working_dir {
-        absolute("working_dir", path);
-    }
-    for mount in &spec.mounts {
-        absolute("mount target", &mount.target);
-    }
-    for file in &spec.files {
-        absolute("file", &file.at);
-    }
-    let view = &spec.host_view;
-    for path in view
-        .paths
-        .iter()
-        .chain(&view.read_only_paths)
-        .chain(&view.hidden)
-        .chain(&view.home)
-    {
-        absolute("host path", path);
-    }
-    for mount in spec
-        .mounts
-        .iter()
-        .filter(|mount| normal(&mount.target) == Path::new("/"))
-    {
-        faults.push(SpecFault::new(
-            "mount target",
-            mount.target.display().to_string(),
-            "the root cannot be covered",
-        ));
-    }
-    for (name, value) in &spec.env {
-        let bad =
-            name.is_empty() || name.as_bytes().contains(&b'=') || has_nul(name) || has_nul(value);
-        if bad {
-            let why =
-                "a name is not empty and has no `=`, and neither name nor value has a NUL byte";
-            faults.push(SpecFault::new("env", name.to_string_lossy(), why));
-        }
-    }
-    let words = spec
-        .entrypoint
-        .iter()
-        .chain(&spec.cmd)
-        .flatten()
-        .chain(&spec.args);
-    for word in words.filter(|word| has_nul(word)) {
-        faults.push(SpecFault::new(
-            "cmd",
-            word.to_string_lossy(),
-            "an argument has a NUL byte",
-        ));
-    }
-    if let Some(user) = &spec.user
-        && let Err(fault) = user.parse::<crate::security::user::UserSpec>()
-    {
-        faults.push(fault);
-    }
-    for file in &spec.files {
-        if let Some(owner) = &file.owner
-            && let Err(fault) = owner.parse::<crate::security::user::UserSpec>()
-        {
-            faults.push(fault);
-        }
-        if file.at.file_name().is_none() || file.at.as_os_str().as_bytes().contains(&0) {
-            let why = "expected the path of a file, without NUL bytes";
-            faults.push(SpecFault::new("file", file.at.display().to_string(), why));
-        }
-    }
-    if let Some(signal) = spec.stop_signal.filter(|it| !(1..=64).contains(it)) {
-        let why = "expected a number from signal(7), such as 15";
-        faults.push(SpecFault::new("stop_signal", signal.to_string(), why));
-    }
-    if spec.timeout == Some(Duration::ZERO) {
-        faults.push(SpecFault::new("timeout", "0s", "expected more than zero"));
-    }
-    port_faults(spec, &mut faults);
-    link_faults(spec, &mut faults);
-    faults
-}
-
 /// The ports of the host that lead into the sandbox: those published, then those exposed.
 fn published(spec: &Spec) -> Vec<Published> {
     let exposed = spec
@@ -465,47 +351,6 @@ fn published(spec: &Spec) -> Vec<Published> {
         .filter_map(|port| PortMap::tcp(0, *port).ok());
     let all = spec.publish.iter().copied().chain(exposed);
     all.flat_map(PortMap::each).collect()
-}
-
-fn link_faults(spec: &Spec, faults: &mut Vec<SpecFault>) {
-    for alias in &spec.aliases {
-        let why = match names::check_alias(alias) {
-            Err(why) => why,
-            Ok(()) if spec.links.is_empty() => "the sandbox is on no network that has names",
-            Ok(()) => continue,
-        };
-        faults.push(SpecFault::new("network alias", alias, why));
-    }
-    if let (NetworkMode::Host, Some(link)) = (&spec.network, spec.links.first()) {
-        let why = "a sandbox on the host's own network cannot be on another";
-        faults.push(SpecFault::new("network", &link.network, why));
-    }
-    for (number, link) in spec.links.iter().enumerate() {
-        let overlap = |other: &&Link| other.subnet.overlaps(link.subnet);
-        if let Some(other) = spec.links[..number].iter().find(overlap) {
-            let why = format!(
-                "its subnet {} overlaps with {} of the network {}, which this sandbox is on too",
-                link.subnet, other.subnet, other.network
-            );
-            faults.push(SpecFault::new("network", &link.network, why));
-        }
-    }
-}
-
-fn port_faults(spec: &Spec, faults: &mut Vec<SpecFault>) {
-    for port in spec.expose.iter().filter(|port| **port == 0) {
-        let why = "a port is a number from 1 to 65535";
-        faults.push(SpecFault::new("expose", port.to_string(), why));
-    }
-    if let (NetworkMode::Host, Some(ports)) = (&spec.network, spec.publish.first()) {
-        let why = "on the host's own network the program listens on the host itself; leave publish out, or \
-                   leave out the host's network";
-        faults.push(SpecFault::new("publish", ports.to_string(), why));
-    }
-    if let Some((host, protocol)) = ports::first_conflict(&published(spec)) {
-        let why = "this port of the host is published twice";
-        faults.push(SpecFault::new("publish", format!("{host}/{protocol}"), why));
-    }
 }
 
 /// The control group that `spec` wants. A limit that this host cannot keep is a fault, or a warning where as best
@@ -560,31 +405,6 @@ fn limits(
     None
 }
 
-fn has_nul(text: &OsStr) -> bool {
-    text.as_bytes().contains(&0)
-}
-
-/// The words to execute: Docker's rule for entrypoint and cmd, then what was appended.
-///
-/// Source: Dockerfile reference, "Understand how CMD and ENTRYPOINT interact".
-fn argv(spec: &Spec, image: &Image) -> Vec<OsString> {
-    let words = |words: &[String]| -> Vec<OsString> { words.iter().map(OsString::from).collect() };
-    let entrypoint = spec
-        .entrypoint
-        .clone()
-        .unwrap_or_else(|| words(&image.config.entrypoint));
-    let cmd = match (&spec.cmd, &spec.entrypoint) {
-        (Some(cmd), _) => cmd.clone(),
-        (None, Some(_)) => Vec::new(),
-        (None, None) => words(&image.config.cmd),
-    };
-    entrypoint
-        .into_iter()
-        .chain(cmd)
-        .chain(spec.args.iter().cloned())
-        .collect()
-}
-
 /// Whether something is made for a program over the host's files at or below `at`, or is to be there to be written to.
 fn makes_something(spec: &Spec, host: &Host, around: &Surroundings, at: &Path) -> bool {
     let mounts = spec.mounts.iter().map(|mount| &mount.target);
@@ -599,56 +419,6 @@ fn makes_something(spec: &Spec, host: &Host, around: &Surroundings, at: &Path) -
         .map(|path| normal(path))
         .chain(["/var/tmp".into()])
         .any(|path| path.starts_with(at))
-}
-
-fn environment(
-    spec: &Spec,
-    image: &Image,
-    host: &Host,
-    around: &Surroundings,
-    hostname: &str,
-) -> BTreeMap<OsString, OsString> {
-    let mut env = BTreeMap::new();
-    if !spec.env_clear {
-        env.insert("PATH".into(), DEFAULT_PATH.into());
-        if spec.image == ImageRef::Host {
-            env.extend(around.path.clone().map(|path| ("PATH".into(), path)));
-            env.insert("HOME".into(), host_view::home(&spec.host_view, host).into());
-        } else {
-            env.insert("HOSTNAME".into(), hostname.into());
-        }
-        if spec.tty {
-            env.insert("TERM".into(), "xterm".into());
-        }
-        let pairs = image
-            .config
-            .env
-            .iter()
-            .filter_map(|pair| pair.split_once('='));
-        env.extend(pairs.map(|(name, value)| (name.into(), value.into())));
-    }
-    env.extend(spec.env.clone());
-    env
-}
-
-fn working_dir(spec: &Spec, image: &Image, around: &Surroundings) -> PathBuf {
-    match (&spec.working_dir, &spec.image) {
-        (Some(path), _) => normal(path),
-        (None, ImageRef::Host) => normal(&around.working_dir),
-        (None, _) => normal(Path::new(&image.config.working_dir)),
-    }
-}
-
-fn user(spec: &Spec, image: &Image, host: &Host) -> UserPlan {
-    match (&spec.user, &spec.image) {
-        (Some(user), _) => UserPlan::Named(user.clone()),
-        (None, ImageRef::Host) if host.uid != 0 => UserPlan::Caller {
-            uid: host.uid,
-            gid: host.gid,
-        },
-        (None, ImageRef::Host) => UserPlan::Named(String::new()),
-        (None, _) => UserPlan::Named(image.config.user.clone()),
-    }
 }
 
 /// One numbered line a step: the review of a sandbox.

@@ -7,7 +7,7 @@ use std::{
     os::fd::AsFd as _,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -84,7 +84,7 @@ impl SandboxBuilder {
         } = self;
         let host =
             Host::get().map_err(|e| Error::io("cannot read the facts of this machine", e))?;
-        let around = surroundings();
+        let around = surroundings(&spec.image);
         anchor(&mut spec, &around.working_dir, &mut faults);
         limited::look_up(&mut spec.limits, &mut faults);
         look_at_files(&spec, host)?;
@@ -133,7 +133,7 @@ impl SandboxBuilder {
         } = self;
         let host =
             Host::get().map_err(|e| Error::io("cannot read the facts of this machine", e))?;
-        let around = surroundings();
+        let around = surroundings(&spec.image);
         anchor(&mut spec, &around.working_dir, &mut faults);
         limited::look_up(&mut spec.limits, &mut faults);
         look_at_files(&spec, host)?;
@@ -576,11 +576,21 @@ fn resolve(
     }
 }
 
-pub(crate) fn surroundings() -> Surroundings {
-    let executable = std::env::current_exe().ok();
+/// Of this process; what only a program over the host's files has of it is looked up for none else.
+pub(crate) fn surroundings(image: &ImageRef) -> Surroundings {
+    static EXECUTABLE: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let working_dir = std::env::current_dir().unwrap_or_else(|_| "/".into());
+    if *image != ImageRef::Host {
+        return Surroundings {
+            working_dir,
+            ..Surroundings::default()
+        };
+    }
+    let executable = EXECUTABLE.get_or_init(|| std::env::current_exe().ok());
+    let directory = executable.as_deref().and_then(Path::parent);
     Surroundings {
-        working_dir: std::env::current_dir().unwrap_or_else(|_| "/".into()),
-        executable_dir: executable.and_then(|path| path.parent().map(Path::to_owned)),
+        working_dir,
+        executable_dir: directory.map(Path::to_owned),
         path: std::env::var_os("PATH"),
         umask: umask(),
     }

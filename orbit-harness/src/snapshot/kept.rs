@@ -78,7 +78,6 @@ pub fn keep(sandbox: &mut Sandbox, title: &str) -> Result<String, Error> {
 /// What was asked, without what depended on the process that asked.
 fn spec_of(sandbox: &Sandbox, asked: &Spec) -> Spec {
     let (_, plan, _) = sandbox.made_of();
-    let around = sandbox::surroundings();
     let program = &plan.program;
     let mut spec = asked.clone();
     spec.env = program.env.clone();
@@ -87,6 +86,7 @@ fn spec_of(sandbox: &Sandbox, asked: &Spec) -> Spec {
     spec.timeout = None;
     spec.record_changes = false;
     if spec.image == ImageRef::Host {
+        let around = sandbox::surroundings(&spec.image);
         let shown = [Some(around.working_dir), around.executable_dir];
         spec.host_view.paths.extend(shown.into_iter().flatten());
     }
