@@ -107,6 +107,8 @@ mod tests {
             "run --no-such",
             "run --image",
             "run --memory many",
+            "run --imgae redis",
+            "runner --hlep",
             "runner",
             "runner --help",
         ] {

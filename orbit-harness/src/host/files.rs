@@ -96,10 +96,10 @@ fn is_plain_and_empty(path: &Path) -> bool {
     is_plain && fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
 }
 
-/// The mount table of this process. In few calls: with each the kernel looks again for where it had stopped.
+/// The mount table that this thread sees. In few calls: with each the kernel looks again for where it had stopped.
 pub(crate) fn read_mountinfo() -> io::Result<Vec<u8>> {
     let mut text = Vec::with_capacity(16 * 1024);
-    fs::File::open("/proc/self/mountinfo")?.read_to_end(&mut text)?;
+    fs::File::open("/proc/thread-self/mountinfo")?.read_to_end(&mut text)?;
     Ok(text)
 }
 

@@ -7,24 +7,30 @@ use std::{
         unix::process::CommandExt as _,
     },
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
+use serde::de::DeserializeOwned;
 
 use super::{
     broker::Broker,
     channel::Channel,
     early,
     host_mounts::{self, Share},
-    protocol::{ExecOrder, FileJob, Hello, Mapping, Request, StartFailure, StartStep, Welcome},
+    protocol::{
+        Answer, ExecOrder, FileJob, Hello, Mapping, Request, StartFailure, StartStep, Welcome,
+    },
     start,
 };
 use crate::{
     host::Host,
     plan::Plan,
     security::idmap::{IdMap, IdMapPair, plan::Writer},
-    sys::SUPERVISOR_NAME,
+    sys::{self, SUPERVISOR_NAME},
 };
 
 /// Why there is no supervisor, or none any more.
@@ -53,7 +59,9 @@ pub(crate) struct Supervisor {
     /// Started with the first sandbox that needs it.
     broker: Mutex<Option<Arc<Broker>>>,
     /// Whether it sees all mounts of the host that it may get.
-    sees_all: Mutex<bool>,
+    sees_all: AtomicBool,
+    /// Held by who hands over the rest.
+    showing: Mutex<()>,
     /// Of the test process that started it: a fork of that process is not its owner.
     owner: u32,
 }
@@ -91,9 +99,10 @@ impl Supervisor {
     fn start(host: &Host) -> Result<Self, SupervisorError> {
         use SupervisorError::{Lost, Spawn, Vanished};
         if let Some(early) = early::take() {
-            match Self::welcomed(early.control, None, host) {
+            let (control, pid) = early?;
+            match Self::welcomed(control, None, host) {
                 // What kept the fork from being a supervisor may not keep an execution.
-                Err(Spawn(_) | Lost(_) | Vanished) => {}
+                Err(Spawn(_) | Lost(_) | Vanished) => sys::wait_for(pid),
                 other => return other,
             }
         }
@@ -126,7 +135,8 @@ impl Supervisor {
                 pid,
                 broker: Mutex::new(None),
                 // Others are in a copy of the caller's mount namespace.
-                sees_all: Mutex::new(host.ids.writer != Writer::Privileged),
+                sees_all: AtomicBool::new(host.ids.writer != Writer::Privileged),
+                showing: Mutex::new(()),
                 owner: std::process::id(),
             }),
             (Some(Welcome::Failed(failure)), _) => Err(Start(failure)),
@@ -175,30 +185,32 @@ impl Supervisor {
 
     /// Hands over what mounts of the host come late, where `plan` is the first that may show some.
     fn show_late_mounts(&self, plan: &Plan) -> Result<(), SupervisorError> {
-        let mut sees_all = self.sees_all.lock().unwrap_or_else(PoisonError::into_inner);
-        if *sees_all || !host_mounts::wants_late(plan) {
+        // Looked up without a lock: a source may be on a filesystem that does not answer.
+        if self.sees_all.load(Ordering::Acquire) || !host_mounts::wants_late(plan) {
             return Ok(());
         }
-        let vanished = || SupervisorError::Lost(io::ErrorKind::BrokenPipe.into());
-        let answer = self.ask(&Request::Namespace, &[])?.recv::<()>();
-        let ((), mut fds) = answer
-            .map_err(SupervisorError::Lost)?
-            .ok_or_else(vanished)?;
-        let namespace = fds.pop().ok_or_else(vanished)?;
-        let mut answers = Vec::new();
-        host_mounts::open(Share::Late, namespace.as_fd(), |paths, mounts| {
-            let reply = self.ask(&Request::HostMounts(paths), mounts);
-            answers.push(reply.map_err(io::Error::other)?);
-            Ok(())
-        })
-        .map_err(SupervisorError::Start)?;
-        for answer in answers {
-            let attached = answer.recv::<Result<(), StartFailure>>();
-            let attached = attached.map_err(SupervisorError::Lost)?;
-            let (attached, _) = attached.ok_or_else(vanished)?;
-            attached.map_err(SupervisorError::Start)?;
+        let _one_at_a_time = self.showing.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.sees_all.load(Ordering::Acquire) {
+            return Ok(());
         }
-        *sees_all = true;
+        let namespace = self.ask(&Request::Namespace, &[])?;
+        let (given, mut fds) = answer_of::<Answer>(&namespace)?;
+        let cannot = |errno| {
+            let error = io::Error::from_raw_os_error(errno);
+            SupervisorError::Start(StartFailure::new(StartStep::HostView, &error))
+        };
+        given.map_err(cannot)?;
+        let namespace = fds.pop().ok_or_else(|| cannot(libc::EBADF))?;
+        let mut replies = Vec::new();
+        host_mounts::open(Share::Late, namespace.as_fd(), |paths, mounts| {
+            replies.push(self.ask(&Request::HostMounts(paths), mounts)?);
+            Ok::<_, SupervisorError>(())
+        })?;
+        for reply in replies {
+            let (attached, _) = answer_of::<Result<(), StartFailure>>(&reply)?;
+            attached?;
+        }
+        self.sees_all.store(true, Ordering::Release);
         Ok(())
     }
 
@@ -247,6 +259,15 @@ impl Supervisor {
             .map_err(SupervisorError::Lost)?;
         Ok(ours)
     }
+}
+
+/// What a supervisor answers, which closes `reply` without where it has too little of something.
+fn answer_of<T: DeserializeOwned>(reply: &Channel) -> Result<(T, Vec<OwnedFd>), SupervisorError> {
+    let gone = || SupervisorError::Lost(io::ErrorKind::BrokenPipe.into());
+    reply
+        .recv()
+        .map_err(SupervisorError::Lost)?
+        .ok_or_else(gone)
 }
 
 /// A fresh execution of this process's own file, and this end of the channel to it.
@@ -304,6 +325,12 @@ pub(super) fn hello(host: &Host) -> Hello {
         ids,
         mapping,
         caller_ids,
+    }
+}
+
+impl From<StartFailure> for SupervisorError {
+    fn from(failure: StartFailure) -> Self {
+        Self::Start(failure)
     }
 }
 

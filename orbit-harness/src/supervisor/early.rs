@@ -21,6 +21,7 @@ use super::{
     channel::Channel,
     client::{greet, hello},
     home,
+    protocol::StartFailure,
     start::{self, NAMESPACES, provide},
 };
 use crate::{
@@ -28,31 +29,30 @@ use crate::{
     sys::{self, SUPERVISOR_NAME, SingleThreaded},
 };
 
-/// A supervisor that is about to be ready.
-pub(super) struct Early {
-    pub(super) control: Channel,
-    /// A fork of this process has not started it.
-    owner: u32,
-}
+/// A supervisor that is about to be ready, and its number; or what kept it from that.
+type Begun = Result<(Channel, i32), StartFailure>;
 
-static EARLY: Mutex<Option<Early>> = Mutex::new(None);
+/// With the process that started it: a fork of that has not.
+static EARLY: Mutex<Option<(Begun, u32)>> = Mutex::new(None);
 
 /// Has the supervisor of this process start, if this is its only thread.
 ///
-/// Where it is not, or something fails, the first sandbox starts one, and says what is wrong.
+/// Where it is not, or cannot be forked, the first sandbox starts one, and says what is wrong.
 pub fn fork_supervisor() {
     // Nobody needs to know why not.
     let early = fork().ok().flatten();
+    let early = early.map(|begun| (begun, std::process::id()));
     *EARLY.lock().unwrap_or_else(PoisonError::into_inner) = early;
 }
 
 /// The one that was started, for who asks first.
-pub(super) fn take() -> Option<Early> {
+pub(super) fn take() -> Option<Begun> {
     let early = EARLY.lock().unwrap_or_else(PoisonError::into_inner).take();
-    early.filter(|early| early.owner == std::process::id())
+    let (begun, owner) = early?;
+    (owner == std::process::id()).then_some(begun)
 }
 
-fn fork() -> io::Result<Option<Early>> {
+fn fork() -> io::Result<Option<Begun>> {
     let (control, theirs) = Channel::pair()?;
     let (to_supervisor, from_starter) = Channel::pair()?;
     let begun = eventfd(0, EventfdFlags::CLOEXEC)?;
@@ -64,30 +64,34 @@ fn fork() -> io::Result<Option<Early>> {
     let Some(pid) = sys::fork_as(SUPERVISOR_NAME, NAMESPACES, child)? else {
         return Ok(None);
     };
-    if let Err(error) = bring_up(pid, &begun, &control, &to_supervisor) {
-        // It ends, as nobody is there any more.
-        drop((control, to_supervisor));
-        sys::wait_for(pid);
-        return Err(error);
-    }
-    Ok(Some(Early {
-        control,
-        owner: std::process::id(),
-    }))
+    let failed = match bring_up(pid, &begun, &control, &to_supervisor) {
+        Ok(Ok(())) => return Ok(Some(Ok((control, pid)))),
+        Ok(Err(failure)) => Ok(Some(Err(failure))),
+        Err(error) => Err(error),
+    };
+    // It ends, as nobody is there any more.
+    drop((control, to_supervisor));
+    sys::wait_for(pid);
+    failed
 }
 
-/// Does for the supervisor `pid` what its starter does for one that is executed.
+/// Does for the supervisor `pid` what its starter does for one that is executed. The outer error may not keep an execution from
+/// starting one; the inner would.
 fn bring_up(
     pid: i32,
     begun: &OwnedFd,
     control: &Channel,
     to_supervisor: &Channel,
-) -> io::Result<()> {
+) -> io::Result<Result<(), StartFailure>> {
     await_start(begun, control)?;
     let hello = hello(Host::get()?);
     greet(control, &hello)?;
-    provide(pid, &hello, to_supervisor)
-        .map_err(|failure| io::Error::from_raw_os_error(failure.errno))
+    let provided = provide(pid, &hello, to_supervisor);
+    if provided.is_err() && !control.is_open() {
+        // It has ended by itself.
+        return Err(io::ErrorKind::BrokenPipe.into());
+    }
+    Ok(provided)
 }
 
 /// Waits until the fork runs, or has ended. The kernel often puts a fork behind its parent, on the same processor, where it
@@ -102,7 +106,11 @@ fn await_start(begun: &OwnedFd, control: &Channel) -> io::Result<()> {
         PollFd::new(control, PollFlags::empty()),
     ];
     rustix::io::retry_on_intr(|| poll(&mut fds, None))?;
-    Ok(())
+    if fds[0].revents().contains(PollFlags::IN) {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::BrokenPipe.into())
+    }
 }
 
 /// The fork: becomes what a fresh execution would be.

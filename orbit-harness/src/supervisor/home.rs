@@ -63,7 +63,7 @@ pub(super) fn settle(
                 mounts.extend(paths.into_iter().zip(fds));
             }
             Ok(Some((Handover::Mapped { pid }, _))) => break pid,
-            // The starter failed, and has said so.
+            // The starter failed, and says so, or starts another.
             Ok(None) => sys::exit_now(1),
             Err(error) => {
                 // What has no number is a message that was cut short, for want of descriptors.

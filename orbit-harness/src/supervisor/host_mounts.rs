@@ -62,15 +62,15 @@ impl Share {
 }
 
 /// Opens the mounts of a share, seen through the id map of the user namespace `namespace`, and gives them to `send` by as
-/// many as a message takes. Of the early ones the first is that of the root, once more, to stand by itself.
+/// many as a message takes beside one more descriptor. Of the early ones the first is that of the root, once more, to stand by itself.
 ///
 /// Filesystems that take no id map (`proc`, `sysfs`, `devtmpfs`, …) go as they are: their files then belong to
 /// nobody inside. The root filesystem must take one.
-pub(super) fn open(
+pub(super) fn open<E: From<StartFailure>>(
     share: Share,
     namespace: BorrowedFd<'_>,
-    mut send: impl FnMut(Vec<PathBuf>, &[BorrowedFd<'_>]) -> io::Result<()>,
-) -> Result<(), StartFailure> {
+    mut send: impl FnMut(Vec<PathBuf>, &[BorrowedFd<'_>]) -> Result<(), E>,
+) -> Result<(), E> {
     let fail = |error: io::Error| StartFailure::new(StartStep::HostView, &error);
     let mountinfo = read_mountinfo().map_err(fail)?;
     let mut paths = share.mount_points(&mountinfo);
@@ -83,11 +83,11 @@ pub(super) fn open(
             mounts.push((path, mount));
         }
     }
-    // One more may go with them.
-    for batch in mounts.chunks(MAX_FDS - 1) {
+    // That, and the file that long paths travel in.
+    for batch in mounts.chunks(MAX_FDS - 2) {
         let paths = batch.iter().map(|(path, _)| path.clone()).collect();
         let fds: Vec<BorrowedFd<'_>> = batch.iter().map(|(_, mount)| mount.as_fd()).collect();
-        send(paths, &fds).map_err(fail)?;
+        send(paths, &fds)?;
     }
     Ok(())
 }
@@ -101,7 +101,10 @@ fn open_one(path: &Path, namespace: BorrowedFd<'_>) -> Result<Option<OwnedFd>, S
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let tree = match rustix::mount::open_tree(rustix::fs::CWD, path, flags) {
         Ok(tree) => tree,
-        Err(errno) if is_lack(errno.raw_os_error()) => return Err(fail(errno.into())),
+        // The second: who asks has given up the privilege.
+        Err(errno) if is_lack(errno.raw_os_error()) || errno == rustix::io::Errno::PERM => {
+            return Err(fail(errno.into()));
+        }
         Err(_) => return Ok(None),
     };
     // Either makes it private: a copy is in the same peer group as the original, and what is unmounted below the one would
@@ -143,12 +146,11 @@ pub(super) fn attach_all(paths: &[PathBuf], mounts: &[OwnedFd]) -> Result<(), St
 
 /// Whether `plan` may show mounts that come late.
 pub(super) fn wants_late(plan: &Plan) -> bool {
-    // An overlay shows nothing of what is mounted in the directories below it.
-    let is_late = |path: &Path| Share::of(path) == Share::Late;
     plan.steps.iter().any(|step| match step {
         // A program of the host's, over all its files.
         Step::Egress { .. } | Step::Sys { fresh: false } => true,
-        Step::Bind { source, .. } => shows_late(source),
+        Step::Bind { source, .. } => is_late(source) || has_late_below(source),
+        // These show nothing of what is mounted below.
         Step::Overlay { source, .. } => is_late(source),
         Step::OverlaySealed { source, .. } => source.as_deref().is_some_and(is_late),
         Step::OverlayRoot { lower, .. } => match lower {
@@ -159,15 +161,15 @@ pub(super) fn wants_late(plan: &Plan) -> bool {
     })
 }
 
-/// Whether `source` of the host is in a mount that comes late, or has one below it. Links are followed, as they are when it
-/// is shown. What is not there shows nothing.
-fn shows_late(source: &Path) -> bool {
-    let Ok(real) = fs::canonicalize(source) else {
-        return false;
-    };
-    Share::of(&real) == Share::Late
-        || Path::new(LATE_WITHIN).starts_with(&real)
-        || LATE.iter().any(|late| Path::new(late).starts_with(&real))
+/// Whether `source` of the host is in a mount that comes late. Links are followed, as they are when it is shown. What is not
+/// there shows nothing.
+fn is_late(source: &Path) -> bool {
+    fs::canonicalize(source).is_ok_and(|real| Share::of(&real) == Share::Late)
+}
+
+fn has_late_below(source: &Path) -> bool {
+    let mut late = LATE.iter().chain([&LATE_WITHIN]).map(Path::new);
+    fs::canonicalize(source).is_ok_and(|real| late.any(|late| late.starts_with(&real)))
 }
 
 #[cfg(test)]
@@ -203,6 +205,10 @@ mod tests {
         );
     }
 
+    fn shows_late(source: &Path) -> bool {
+        is_late(source) || has_late_below(source)
+    }
+
     #[test]
     fn a_source_shows_what_is_in_it_and_what_it_links_to() {
         for late in [
@@ -221,6 +227,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let link = directory.path().join("link");
         std::os::unix::fs::symlink("/sys/fs", &link).unwrap();
-        assert!(shows_late(&link) && !shows_late(directory.path()));
+        assert!(is_late(&link) && !shows_late(directory.path()));
+        assert!(!is_late(Path::new("/")) && !is_late(Path::new("/sys")));
     }
 }

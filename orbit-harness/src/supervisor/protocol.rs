@@ -87,10 +87,10 @@ pub(crate) enum Request {
         has_root: bool,
         job: FileJob,
     },
-    /// Give the user namespace of all sandboxes. Descriptor: the reply channel, on which `()` brings it.
+    /// Give the user namespace of all sandboxes. Descriptor: the reply channel, on which an [`Answer`] brings it.
     Namespace,
-    /// Put these mounts of the host where they belong. Descriptors: the reply channel, for a [`StartFailure`] if there is one;
-    /// then the mounts.
+    /// Put these mounts of the host where they belong. Descriptors: the reply channel, for a `Result<(), StartFailure>`; then the
+    /// mounts.
     HostMounts(Vec<PathBuf>),
     /// Start the broker. Descriptor: its control channel, on which it says when it is ready.
     Broker,

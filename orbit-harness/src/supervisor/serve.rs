@@ -21,7 +21,8 @@ use super::{
     make::SharedLayers,
     program::Common,
     protocol::{
-        Cause, Event, ExecEvent, ExecOrder, Failure, FileAnswer, FileFault, FileJob, Request,
+        Answer, Cause, Event, ExecEvent, ExecOrder, Failure, FileAnswer, FileFault, FileJob,
+        Request,
     },
     spare::Spare,
     way_out::WayOut,
@@ -115,7 +116,7 @@ fn try_serve(
         let next_ahead = supervisor.pool.next();
         // What is made ahead is made when there is nothing else to do.
         let rest = next_ahead.as_ref().map(|order| order.after);
-        let rest = supervisor.spare.is_due_after().or(rest);
+        let rest = rest.or(supervisor.spare.is_due_after());
         let timeout = supervisor.until_something_is_due(rest);
         match epoll::wait(
             &supervisor.epoll,
@@ -143,10 +144,10 @@ fn try_serve(
         if !events.is_empty() {
             continue;
         }
-        if supervisor.spare.is_due_after().is_some() {
-            supervisor.spare.make(single_threaded);
-        } else if let Some(order) = next_ahead {
+        if let Some(order) = next_ahead {
             supervisor.make_ahead(&order);
+        } else if supervisor.spare.is_due_after().is_some() {
+            supervisor.spare.make(single_threaded);
         }
     }
 }
@@ -635,12 +636,16 @@ impl Supervisor {
     }
 }
 
-/// Gives the user namespace of all sandboxes. Where it cannot be opened the reply channel is closed without.
+/// Gives the user namespace of all sandboxes.
 fn give_namespace(mut fds: Vec<OwnedFd>) {
-    if let (Some(reply), Ok(namespace)) = (fds.pop(), std::fs::File::open("/proc/self/ns/user")) {
-        // Who asked may be gone.
-        let _ = Channel::from_fd(reply).send(&(), &[namespace.as_fd()]);
-    }
+    let Some(reply) = fds.pop().map(Channel::from_fd) else {
+        return; // As an invalid message.
+    };
+    // Who asked may be gone.
+    let _ = match std::fs::File::open("/proc/self/ns/user") {
+        Ok(namespace) => reply.send(&Answer::Ok(()), &[namespace.as_fd()]),
+        Err(error) => reply.send(&Answer::Err(error.raw_os_error().unwrap_or(0)), &[]),
+    };
 }
 
 fn attach_mounts(paths: &[PathBuf], mut fds: Vec<OwnedFd>) {

@@ -146,8 +146,8 @@ fn write_maps(pid: i32, hello: &Hello) -> Result<(), StartFailure> {
             // At the same time: together they take twice as long as the rest of a start.
             let uids = start_helper("newuidmap", pid, &hello.ids.uid);
             let gids = start_helper("newgidmap", pid, &hello.ids.gid);
-            end_helper(uids?)?;
-            end_helper(gids?)
+            let (uids, gids) = (uids.and_then(end_helper), gids.and_then(end_helper));
+            uids.and(gids)
         }
         Mapping::Single => {
             // A process that could leave its groups could escape a group's denial (CVE-2014-8989).
@@ -201,7 +201,8 @@ fn hand_over_host(pid: i32, to_supervisor: &Channel) -> Result<(), StartFailure>
     let fail = |error: io::Error| StartFailure::new(StartStep::HostView, &error);
     let namespace = fs::File::open(format!("/proc/{pid}/ns/user")).map_err(fail)?;
     host_mounts::open(Share::Early, namespace.as_fd(), |paths, mounts| {
-        to_supervisor.send(&Handover::HostMounts(paths), mounts)
+        let sent = to_supervisor.send(&Handover::HostMounts(paths), mounts);
+        sent.map_err(fail)
     })
 }
 

@@ -20,7 +20,8 @@ const STACK_BYTES: usize = 16 * 1024;
 /// What the kernel answers: EPERM without privilege over the user namespace, ENOSPC at a limit on namespaces.
 pub(crate) fn new_network_namespace(_: SingleThreaded) -> io::Result<OwnedFd> {
     let mut stack = vec![0_u128; STACK_BYTES / size_of::<u128>()];
-    let mut answer: c_int = 0;
+    // What it stays where the child is killed before it has one.
+    let mut answer: c_int = -libc::ECHILD;
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_FILES | libc::CLONE_NEWNET;
     // SAFETY: the end of a stack that is large enough for the function and aligned as it must be. Because of CLONE_VFORK this
     // process waits until the child has ended, so that stack and `answer` outlive it, and nobody else uses this memory
