@@ -108,7 +108,6 @@ mod tests {
             "run --image",
             "run --memory many",
             "run --imgae redis",
-            "runner --hlep",
             "runner",
             "runner --help",
         ] {
