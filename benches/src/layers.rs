@@ -4,8 +4,8 @@ use std::{ffi::OsString, fmt::Write as _, fs, path::Path};
 
 use anyhow::{Result, ensure};
 use orbit::{Output, PullPolicy, Sandbox};
+use ring::digest::{SHA256, digest};
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
 use crate::{
     Stage,
@@ -120,10 +120,10 @@ fn write_image(layout: &Path, rootfs: &Path, count: usize) -> Result<()> {
 
 /// Writes a blob, and gives its descriptor.
 fn write_blob(blobs: &Path, kind: &str, content: &[u8]) -> Result<Value> {
-    let mut digest = String::new();
-    for byte in Sha256::digest(content) {
-        write!(digest, "{byte:02x}")?;
+    let mut hex = String::new();
+    for byte in digest(&SHA256, content).as_ref() {
+        write!(hex, "{byte:02x}")?;
     }
-    fs::write(blobs.join(&digest), content)?;
-    Ok(json!({ "mediaType": kind, "digest": format!("sha256:{digest}"), "size": content.len() }))
+    fs::write(blobs.join(&hex), content)?;
+    Ok(json!({ "mediaType": kind, "digest": format!("sha256:{hex}"), "size": content.len() }))
 }

@@ -9,8 +9,8 @@ use std::{
     str::FromStr,
 };
 
+use ring::digest::{Context, SHA256, digest};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 /// The SHA-256 of some content, written `sha256:` and 64 lower-case hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -23,7 +23,13 @@ impl Digest {
     const SHORT_NAME_DIGITS: usize = 32;
 
     pub(crate) fn of(content: &[u8]) -> Self {
-        Self(Sha256::digest(content).into())
+        Self::from_ring(digest(&SHA256, content))
+    }
+
+    fn from_ring(digest: ring::digest::Digest) -> Self {
+        let mut bytes = [0; 32];
+        bytes.copy_from_slice(digest.as_ref());
+        Self(bytes)
     }
 
     /// 64 hexadecimal digits, without the algorithm: a file's name.
@@ -111,8 +117,14 @@ impl From<Digest> for String {
 }
 
 /// Content that is hashed piece by piece.
-#[derive(Clone, Default)]
-pub(crate) struct Hasher(Sha256);
+#[derive(Clone)]
+pub(crate) struct Hasher(Context);
+
+impl Default for Hasher {
+    fn default() -> Self {
+        Self(Context::new(&SHA256))
+    }
+}
 
 impl Hasher {
     pub(crate) fn update(&mut self, piece: &[u8]) {
@@ -120,7 +132,7 @@ impl Hasher {
     }
 
     pub(crate) fn finish(self) -> Digest {
-        Digest(self.0.finalize().into())
+        Digest::from_ring(self.0.finish())
     }
 }
 

@@ -11,9 +11,9 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use ring::digest::{SHA256, digest};
 use serde::Serialize;
 use serde_json::Value;
-use sha2::{Digest as _, Sha256};
 
 use super::{
     Report, json,
@@ -217,7 +217,12 @@ impl Html {
     fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         let data = serde_json::to_string(&self.data)?;
         let workspace = self.data.run["workspace"].as_str().unwrap_or_default();
-        let hash = |text: &str| format!("'sha256-{}'", STANDARD.encode(Sha256::digest(text)));
+        let hash = |text: &str| {
+            format!(
+                "'sha256-{}'",
+                STANDARD.encode(digest(&SHA256, text.as_bytes()))
+            )
+        };
         let policy = format!(
             "default-src 'none'; script-src {}; style-src {}; base-uri 'none'; form-action 'none'",
             hash(SCRIPT),

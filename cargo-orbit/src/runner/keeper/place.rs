@@ -24,9 +24,9 @@ use std::{
 };
 
 use orbit::__private::runtime_dir;
+use ring::digest::{SHA256, digest};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use super::nextest::RunId;
 use crate::config::service::Service;
@@ -55,10 +55,10 @@ impl Key {
         let build = (env!("CARGO_PKG_VERSION"), build, program.mtime());
         // Nobody reads what is digested.
         let same = (build, workspace, services);
-        let mut digest = [0; 8];
-        digest.copy_from_slice(&Sha256::digest(format!("{same:?}"))[..8]);
-        let digest = u64::from_be_bytes(digest);
-        Ok(Self(format!("{run}-{digest:016x}")))
+        let digest = digest(&SHA256, format!("{same:?}").as_bytes());
+        let mut start = [0; 8];
+        start.copy_from_slice(&digest.as_ref()[..8]);
+        Ok(Self(format!("{run}-{:016x}", u64::from_be_bytes(start))))
     }
 
     /// The name of the network of its services.
