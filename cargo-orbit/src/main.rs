@@ -71,9 +71,20 @@ fn main() -> ExitCode {
         Verb::KeepServices(args) => (runner::keeper::run(&args), exit::FAILED),
     };
     result.unwrap_or_else(|error| {
-        tell!("orbit: {error:#}");
+        tell!("orbit: {}", with_causes(&error));
         ExitCode::from(failed)
     })
+}
+
+/// An error, and of its causes those that it does not tell of by itself.
+fn with_causes(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 /// Whether the command line is one that will start one sandbox, unless something is wrong with it: then the supervisor
@@ -129,6 +140,16 @@ mod tests {
             words("cargo-orbit run -- orbit")
         );
         assert_eq!(words("cargo-orbit").len(), 1);
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let refused = || std::io::Error::from_raw_os_error(13);
+        let told = anyhow::Error::new(refused()).context("cannot read x");
+        assert_eq!(with_causes(&told), format!("cannot read x: {}", refused()));
+        let whole = format!("cannot read x: {}; make it readable", refused());
+        let told = anyhow::Error::new(refused()).context(whole.clone());
+        assert_eq!(with_causes(&told), whole);
     }
 
     #[test]

@@ -129,6 +129,16 @@ pub(crate) fn cache_dir() -> Option<PathBuf> {
         .or_else(|| Some(set("HOME")?.join(".cache/orbit")))
 }
 
+/// What to do, to follow `error`, where a cache takes no writes: nothing else is written to that might not.
+pub(crate) fn advice_for_cache(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::ReadOnlyFilesystem => {
+            "; set ORBIT_CACHE_DIR to a directory that can be written to"
+        }
+        _ => "",
+    }
+}
+
 /// Where this user's processes meet: `$ORBIT_RUNTIME_DIR`, else for root `/run/orbit`, else `$XDG_RUNTIME_DIR/orbit`,
 /// else a directory of the cache.
 pub(crate) fn runtime_dir(uid: u32) -> Option<PathBuf> {

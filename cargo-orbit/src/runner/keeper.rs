@@ -48,6 +48,7 @@ use crate::{
     config::{Config, args::SettingsArgs},
     services::{Running, Services},
     test::attempt::{Running as Starting, Target},
+    with_causes,
 };
 
 /// How long a runner may take to send what it has begun to send, and to take what it asked for.
@@ -90,7 +91,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             keeper.keep(&nextest);
         }
         Ok(None) => greet(&Greeting::Another),
-        Err(error) => greet(&Greeting::Failed(clipped(format!("{error:#}")))),
+        Err(error) => greet(&Greeting::Failed(clipped(with_causes(&error)))),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -531,10 +531,9 @@ fn claim_name(spec: &mut Spec) -> Result<Option<Claim>, Error> {
         )
     })?;
     let (name, claim) = names::claim(&directory, name).map_err(|error| {
-        Error::io(
-            format!("cannot claim a name in {}", directory.display()),
-            error,
-        )
+        let advice = crate::host::advice_for_cache(&error);
+        let doing = format!("cannot claim a name in {}", directory.display());
+        Error::io(doing, io::Error::other(format!("{error}{advice}")))
     })?;
     spec.name = Some(name);
     Ok(Some(claim))

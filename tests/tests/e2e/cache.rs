@@ -28,7 +28,50 @@ pub(crate) fn cases() -> Vec<Case> {
         case("a_full_disk_is_an_error", a_full_disk_is_an_error)
             .who(&[Who::Root])
             .needs_kernel((6, 3), "tmpfs can be mounted with other ids"),
+        // To mount it.
+        case("a_cache_that_takes_no_writes_is_told_of", takes_no_writes).who(&[Who::Root]),
     ]
+}
+
+/// What is there can be listed; what writes says what to do.
+fn takes_no_writes(context: &Context) -> Result<()> {
+    let cache = context.work().join("fixed");
+    fs::create_dir(&cache)?;
+    verify(context, "fixed")?.success()?;
+    let flags = |more| MsFlags::MS_BIND | more;
+    mount(
+        Some(&cache),
+        &cache,
+        None::<&str>,
+        flags(MsFlags::empty()),
+        None::<&str>,
+    )?;
+    let run = || -> Result<()> {
+        let fixed = flags(MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY);
+        mount(None::<&str>, &cache, None::<&str>, fixed, None::<&str>)?;
+        let verb =
+            |verb: &str| -> Result<_> { Ok(context.orbit(verb)?.env("ORBIT_CACHE_DIR", &cache)) };
+        verb("images")?.run()?.success()?;
+        let told = [
+            verify(context, "fixed")?.code(125)?,
+            verb("gc")?.run()?.code(1)?,
+            // Which is not unpacked yet.
+            verb("run")?
+                .args(["--image", &images::reference("busybox")?, "--", "true"])
+                .run()?
+                .code(125)?,
+        ];
+        for finished in told {
+            let words = ["Read-only file system", "set ORBIT_CACHE_DIR"];
+            one_paragraph(&finished.stderr, &words)?;
+            let once = finished.stderr.matches("Read-only file system").count() == 1;
+            ensure!(once, "{finished}");
+        }
+        Ok(())
+    };
+    let ran = run();
+    umount(&cache)?;
+    ran
 }
 
 /// The image checks by itself that its files are what they should be.
