@@ -7,6 +7,7 @@
  *                       p  the same without the program, which is not there yet
  *                       g  that one again: its program, to its end
  *                       s  a sandbox for ROOTFS's /bin/pause, until that runs; it stays
+ *                       n  a network namespace, for the next sandbox to be in
  *     floor ROOTFS once
  *                     one `x`, and is done: what a whole command takes that does nothing else
  *     floor ROOTFS COUNT
@@ -226,9 +227,33 @@ struct sandbox {
     int post;
 };
 
+/* A network namespace that was made before, or -1. */
+static int network = -1;
+
+static void make_network(void) {
+    int pair[2];
+    char byte = 0, path[64];
+    TRY(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair));
+    struct clone_args arguments = {.flags = CLONE_NEWNET, .exit_signal = SIGCHLD};
+    pid_t pid = syscall(SYS_clone3, &arguments, sizeof arguments);
+    TRY(pid);
+    if (pid == 0)
+        /* Until the namespace is held by a descriptor. */
+        _exit(read(pair[1], &byte, 1) == 1 ? 0 : 99);
+    snprintf(path, sizeof path, "/proc/%d/ns/net", pid);
+    network = open(path, O_RDONLY | O_CLOEXEC);
+    TRY(network);
+    TRY(write(pair[0], &byte, 1));
+    TRY(waitpid(pid, NULL, 0));
+    close(pair[0]);
+    close(pair[1]);
+}
+
 static int run_init(enum kind kind, int post) {
     int status = 0;
     char byte = 0;
+    if (network >= 0)
+        TRY(setns(network, CLONE_NEWNET));
     loopback_up();
     make_root();
     if (kind == AHEAD) {
@@ -250,7 +275,7 @@ static int run_init(enum kind kind, int post) {
 static struct sandbox start(enum kind kind) {
     struct clone_args arguments = {
         .flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP |
-                 CLONE_NEWNET,
+                 (network < 0 ? CLONE_NEWNET : 0),
         .exit_signal = SIGCHLD,
     };
     int pair[2] = {-1, -1};
@@ -261,6 +286,9 @@ static struct sandbox start(enum kind kind) {
     TRY(pid);
     if (pid == 0)
         _exit(run_init(kind, pair[1]));
+    if (network >= 0)
+        close(network);
+    network = -1;
     if (kind != TO_ITS_END) {
         close(pair[1]);
         if (read(pair[0], &byte, 1) != 1) {
@@ -296,6 +324,9 @@ static void act(char letter) {
         TRY(write(ahead.post, "", 1));
         await(ahead.pid);
         close(ahead.post);
+        return;
+    case 'n':
+        make_network();
         return;
     case 's':
         close(start(TO_STAY).post);

@@ -22,6 +22,8 @@ pub(crate) enum Ask {
     Go,
     /// A sandbox whose program stays.
     ToStay,
+    /// A network namespace, for the next sandbox to be in.
+    Network,
 }
 
 /// A process that makes sandboxes when it is asked to.
@@ -56,6 +58,7 @@ impl Floor {
             Ask::Ahead => b"p",
             Ask::Go => b"g",
             Ask::ToStay => b"s",
+            Ask::Network => b"n",
         };
         self.asks.write_all(letter).context("ask the floor")?;
         let line = self

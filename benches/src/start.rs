@@ -42,18 +42,20 @@ pub(crate) fn large(stage: &Stage) -> Result<()> {
 fn rounds(stage: &Stage, of: &str) -> Result<()> {
     let rootfs = stage.rootfs();
     let mut floor = Floor::start(stage, &rootfs)?;
-    let (mut plain, mut beneath, mut ours) =
-        (Samples::default(), Samples::default(), Samples::default());
+    let [mut plain, mut beneath, mut networked, mut ours]: [Samples; 4] = Default::default();
     for round in 0..WARM_UP + ROUNDS {
         if round == WARM_UP {
-            (plain, beneath, ours) = Default::default();
+            [plain, beneath, networked, ours] = Default::default();
         }
         plain.time(|| plain_spawn(&rootfs))?;
         beneath.add(floor.ask(Ask::ToItsEnd)?);
+        floor.ask(Ask::Network)?;
+        networked.add(floor.ask(Ask::ToItsEnd)?);
         ours.time(|| run(stage))?;
     }
     plain.tell(&format!("{of}plain spawn"));
     beneath.tell(&format!("{of}floor"));
+    networked.tell(&format!("{of}floor with a network made ahead"));
     ours.tell(&format!("{of}sandbox"));
     floor.end()
 }
