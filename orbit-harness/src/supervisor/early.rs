@@ -3,8 +3,8 @@
 //! A program that links Orbit has threads when its first sandbox starts, and memory that is nobody's business, so its
 //! supervisor is a fresh execution of the same file ([`client`](super::client)). `cargo orbit run` has neither when its `main`
 //! begins: a fork of it is spared what the dynamic loader does, needs no starter between, and settles while the command line
-//! is read. The fork is made like an execution: its arguments and its environment are overwritten, all descriptors closed, signals reset. What else
-//! lies in its memory, as in that of every init, no program in a sandbox can read.
+//! is read. The fork is made like an execution: its arguments and its environment are overwritten, all descriptors closed,
+//! signals reset. What else lies in its memory, as in that of every init, no program in a sandbox can read.
 
 use std::{
     io,
