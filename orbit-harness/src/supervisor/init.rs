@@ -155,6 +155,9 @@ pub(super) fn run_ahead(
         .and_then(|()| make(plan, Vec::new(), None).ok());
     // Now, while nobody waits: what a launch brings is put in its place.
     let mut plan = plan.clone();
+    if made.is_some() {
+        rehearse(&plan, common, filters);
+    }
     let Some(made) = made.filter(|_| post.send(&(), &[]).is_ok()) else {
         sys::exit_now(0)
     };
@@ -174,6 +177,20 @@ pub(super) fn run_ahead(
         .and_then(|filter| made.ready(&plan, stdio, common, filter))
         .and_then(|program| begin(single_threaded, &plan, program, &events));
     end(ran, &events)
+}
+
+/// Does once, without what comes of it, what is still to be done when a program is given: a process that has just been forked
+/// finds neither its code nor its memory where it looks for them, nor the files of the image.
+fn rehearse(plan: &Plan, common: &Common, filters: &mut Filters) {
+    let gift = postcard::to_stdvec(&Gift::of(plan)).unwrap_or_default();
+    let mut plan = plan.clone();
+    if let Ok(gift) = postcard::from_bytes::<Gift<'static>>(&gift) {
+        gift.put_into(&mut plan);
+    }
+    if let Ok(filter) = filters.of(&plan.program) {
+        let ready = Ready::new(&plan.program, Vec::new(), None, common, filter);
+        drop(std::hint::black_box(ready));
+    }
 }
 
 /// Runs the program of a sandbox that is made.
