@@ -3,6 +3,7 @@
 use std::{io, path::PathBuf};
 
 use crate::{
+    cache,
     host::{self, Host},
     security::idmap::plan::Writer,
 };
@@ -49,7 +50,7 @@ pub fn ids() -> io::Result<Ids> {
 /// Where images and snapshots are kept, where there is such a place.
 #[must_use]
 pub fn cache_dir() -> Option<PathBuf> {
-    host::cache_dir()
+    cache::directory()
 }
 
 /// Where processes of this user meet, where there is such a place.

@@ -116,29 +116,6 @@ pub(crate) fn is_same(one: &Path, other: &Path) -> bool {
     one.as_os_str() == other.as_os_str()
 }
 
-/// Where this user's images and names are kept: `$ORBIT_CACHE_DIR`, else `$XDG_CACHE_HOME/orbit`, else
-/// `~/.cache/orbit`. A relative path counts for nothing: it would be another cache in each directory.
-pub(crate) fn cache_dir() -> Option<PathBuf> {
-    let set = |name| {
-        std::env::var_os(name)
-            .map(PathBuf::from)
-            .filter(|path| path.is_absolute())
-    };
-    set("ORBIT_CACHE_DIR")
-        .or_else(|| Some(set("XDG_CACHE_HOME")?.join("orbit")))
-        .or_else(|| Some(set("HOME")?.join(".cache/orbit")))
-}
-
-/// What to do, to follow `error`, where a cache takes no writes: nothing else is written to that might not.
-pub(crate) fn advice_for_cache(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::ReadOnlyFilesystem => {
-            "; set ORBIT_CACHE_DIR to a directory that can be written to"
-        }
-        _ => "",
-    }
-}
-
 /// Where this user's processes meet: `$ORBIT_RUNTIME_DIR`, else for root `/run/orbit`, else `$XDG_RUNTIME_DIR/orbit`,
 /// else a directory of the cache.
 pub(crate) fn runtime_dir(uid: u32) -> Option<PathBuf> {
@@ -150,7 +127,7 @@ pub(crate) fn runtime_dir(uid: u32) -> Option<PathBuf> {
     set("ORBIT_RUNTIME_DIR")
         .or_else(|| (uid == 0).then(|| "/run/orbit".into()))
         .or_else(|| Some(set("XDG_RUNTIME_DIR")?.join("orbit")))
-        .or_else(|| Some(cache_dir()?.join("run")))
+        .or_else(|| Some(crate::cache::directory()?.join("run")))
 }
 
 fn plan_ids(euid: u32, egid: u32, name: Option<&str>, privileged: bool) -> io::Result<IdPlan> {

@@ -236,7 +236,7 @@ pub(crate) fn open(host: &Host) -> Result<Store, StoreError> {
         Writer::Helpers | Writer::Privileged => OwnershipPolicy::Keep,
     };
     Store::open(
-        &crate::host::cache_dir().ok_or(StoreError::NoCacheDirectory)?,
+        &crate::cache::directory().ok_or(StoreError::NoCacheDirectory)?,
         IdKey::new(host.ids.key(), ownership)?,
     )
 }

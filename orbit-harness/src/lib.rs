@@ -29,6 +29,8 @@ mod spec;
 
 mod image;
 
+mod cache;
+
 #[cfg(feature = "images")]
 mod store;
 

@@ -524,14 +524,14 @@ fn claim_name(spec: &mut Spec) -> Result<Option<Claim>, Error> {
     let Some(name) = spec.name.as_ref().filter(|_| spec.unique_name) else {
         return Ok(None);
     };
-    let directory = crate::host::cache_dir().ok_or_else(|| {
+    let directory = crate::cache::directory().ok_or_else(|| {
         Error::io(
             "cannot tell where to keep names",
             io::Error::other(NO_CACHE_DIR),
         )
     })?;
     let (name, claim) = names::claim(&directory, name).map_err(|error| {
-        let advice = crate::host::advice_for_cache(&error);
+        let advice = crate::cache::advice(&error);
         let doing = format!("cannot claim a name in {}", directory.display());
         Error::io(doing, io::Error::other(format!("{error}{advice}")))
     })?;

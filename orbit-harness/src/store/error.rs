@@ -4,9 +4,8 @@
 
 use std::{io, path::PathBuf};
 
-use crate::host::advice_for_cache;
-
 use super::{digest::Digest, platform::Platform, reference::ReferenceError, worker::WorkerError};
+use crate::cache;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
@@ -22,7 +21,7 @@ pub(crate) enum StoreError {
         "`{0}` is not a key of an id map: expected up to 64 lower-case letters, digits and dashes"
     )]
     IdKey(String),
-    #[error("cannot {doing} {}: {source}{}", path.display(), advice_for_cache(source))]
+    #[error("cannot {doing} {}: {source}{}", path.display(), cache::advice(source))]
     Io {
         doing: &'static str,
         path: PathBuf,

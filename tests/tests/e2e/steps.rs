@@ -463,8 +463,8 @@ fn hardening_that_fails_is_an_error(context: &Context) -> Result<()> {
         for number in (1..=count).rev().take(last) {
             let found = lacking(context, &expected, (call, "EPERM", number));
             let found = found.with_context(|| call.to_owned())?;
-            // The first are those of a fork that is to be the supervisor: where it cannot, one is executed, of which everything
-            // fails but what it does less often.
+            // The first of these are also those of a fork that is to be the supervisor. Where it cannot, one is executed, in
+            // which the same number fails, unless neither it nor an init makes as many.
             ensure!(
                 found != Some(false) || call == "close_range",
                 "{call} {number} of {count} failed, and the program ran"
@@ -478,7 +478,7 @@ fn hardening_that_fails_is_an_error(context: &Context) -> Result<()> {
             "{call} was not tried: {refused:?}"
         );
     }
-    // Of the others one is at least the init's.
+    // Of close_range the second is the init's, below an executed supervisor, and the last the forked one's own.
     ensure!(
         refused["prctl"] >= 3 && refused["close_range"] >= 3,
         "{refused:?}"
