@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     channel::Channel,
     make::TerminalPair,
-    program::{Common, Ready},
+    program::{Common, Ready, Shown},
     protocol::{Cause, Control, ExecEvent, ExecOrder},
 };
 use crate::{
@@ -196,8 +196,12 @@ fn become_program(
     {
         return cause(&error);
     }
-    match Ready::new(program, given.stdio, terminal, given.common, given.filter) {
-        Ok(ready) => Cause::Exec(ready.program().execute(single_threaded)),
+    let shown = Shown {
+        terminal,
+        ..Shown::default()
+    };
+    match Ready::new(program, given.stdio, shown, given.common, given.filter) {
+        Ok(ready) => Cause::Exec(ready.execute(single_threaded)),
         Err(cause) => cause,
     }
 }

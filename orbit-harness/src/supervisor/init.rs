@@ -1,7 +1,6 @@
 //! Process 1 of a sandbox: makes what the plan says, starts the program, reaps, and says how it ended.
 
 use std::{
-    borrow::Cow,
     fs, io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     time::{Duration, Instant},
@@ -18,20 +17,17 @@ use rustix::{
     thread::LinkNameSpaceType,
 };
 
-use serde::{Deserialize, Serialize};
-
 use super::{
     channel::Channel,
-    filters::{FilterError, Filters},
+    filters::FilterError,
     make::{Helper, Maker},
-    program::{Common, Ready},
+    program::{Common, Ready, Shown},
     protocol::{Answer, Cause, Control, Event, Exit, Failure},
 };
 use crate::{
-    net::ports::Published,
     netfilter::Netfilter,
     outcome::{LeakedProcess, Status, Usage},
-    plan::{Isolation, Plan, ProgramPlan},
+    plan::{Isolation, Plan},
     security::seccomp::bpf::SockFilter,
     spec::Init,
     sys::{self, SingleThreaded, Waited},
@@ -108,93 +104,8 @@ fn enter_network(network: Option<OwnedFd>) -> io::Result<()> {
     Ok(())
 }
 
-/// What a sandbox that was made ahead is given: that in which its plan may differ from the one it was made by.
-///
-/// With it come descriptors: the event channel, then standard input, output and error.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Gift<'a> {
-    program: Cow<'a, ProgramPlan>,
-    /// These two are lines of the plan.
-    publish: Cow<'a, [Published]>,
-    timeout: Option<Duration>,
-    stays: bool,
-}
-
-impl<'a> Gift<'a> {
-    pub(super) fn of(plan: &'a Plan) -> Self {
-        Self {
-            program: Cow::Borrowed(&plan.program),
-            publish: Cow::Borrowed(&plan.publish),
-            timeout: plan.timeout,
-            stays: plan.stays,
-        }
-    }
-
-    fn put_into(self, plan: &mut Plan) {
-        plan.program = self.program.into_owned();
-        plan.publish = self.publish.into_owned();
-        plan.timeout = self.timeout;
-        plan.stays = self.stays;
-    }
-}
-
-/// Makes a sandbox like that of `plan`, and runs it to its end once a program is given on `post`, by a [`Gift`].
-///
-/// One that cannot be made ends, without a word: the next that is asked for is made by itself, and says what is wrong.
-pub(super) fn run_ahead(
-    single_threaded: SingleThreaded,
-    plan: &Plan,
-    post: Channel,
-    common: &Common,
-    filters: &mut Filters,
-) -> ! {
-    let mut keep = vec![post.as_fd().as_raw_fd()];
-    keep.extend(common.descriptor());
-    let made = sys::close_inherited(&mut keep)
-        .ok()
-        .and_then(|()| make(plan, Vec::new(), None).ok());
-    // Now, while nobody waits: what a launch brings is put in its place.
-    let mut plan = plan.clone();
-    if made.is_some() {
-        rehearse(&plan, common, filters);
-    }
-    let Some(made) = made.filter(|_| post.send(&(), &[]).is_ok()) else {
-        sys::exit_now(0)
-    };
-    let Ok(Some((gift, mut fds))) = post.recv::<Gift<'static>>() else {
-        sys::exit_now(0)
-    };
-    drop(post);
-    gift.put_into(&mut plan);
-    if fds.len() != 4 {
-        sys::exit_now(0); // Its event channel is closed by that, which says enough.
-    }
-    let stdio = fds.split_off(1);
-    let events = Channel::from_fd(fds.remove(0));
-    let ran = filters
-        .of(&plan.program)
-        .map_err(|error| no_filter(&plan, &error))
-        .and_then(|filter| made.ready(&plan, stdio, common, filter))
-        .and_then(|program| begin(single_threaded, &plan, program, &events));
-    end(ran, &events)
-}
-
-/// Does once, without what comes of it, what is still to be done when a program is given: a process that has just been forked
-/// finds neither its code nor its memory where it looks for them, nor the files of the image.
-fn rehearse(plan: &Plan, common: &Common, filters: &mut Filters) {
-    let gift = postcard::to_stdvec(&Gift::of(plan)).unwrap_or_default();
-    let mut plan = plan.clone();
-    if let Ok(gift) = postcard::from_bytes::<Gift<'static>>(&gift) {
-        gift.put_into(&mut plan);
-    }
-    if let Ok(filter) = filters.of(&plan.program) {
-        let ready = Ready::new(&plan.program, Vec::new(), None, common, filter);
-        drop(std::hint::black_box(ready));
-    }
-}
-
 /// Runs the program of a sandbox that is made.
-fn begin(
+pub(super) fn begin(
     single_threaded: SingleThreaded,
     plan: &Plan,
     program: Ready<'_>,
@@ -206,7 +117,7 @@ fn begin(
     }
 }
 
-fn end(ran: Result<(), Failure>, events: &Channel) -> ! {
+pub(super) fn end(ran: Result<(), Failure>, events: &Channel) -> ! {
     if let Err(failure) = ran {
         // Nobody to tell: the sandbox was let go meanwhile.
         let _ = events.send(&Event::Failed(failure), &[]);
@@ -216,13 +127,17 @@ fn end(ran: Result<(), Failure>, events: &Channel) -> ! {
 }
 
 /// A sandbox without a program.
-struct Made {
+pub(super) struct Made {
     maker: Maker,
     network: Option<OwnedFd>,
 }
 
 /// Carries out the steps of the plan.
-fn make(plan: &Plan, networks: Vec<Channel>, helper: Option<Helper>) -> Result<Made, Failure> {
+pub(super) fn make(
+    plan: &Plan,
+    networks: Vec<Channel>,
+    helper: Option<Helper>,
+) -> Result<Made, Failure> {
     let socket = match plan.network {
         Isolation::Own => Some(sys::network_socket().map_err(|error| failure(0, &error))?),
         Isolation::Host => None,
@@ -259,27 +174,30 @@ fn make(plan: &Plan, networks: Vec<Channel>, helper: Option<Helper>) -> Result<M
 
 impl Made {
     /// Readies the program for it.
-    fn ready<'a>(
+    pub(super) fn ready<'a>(
         self,
         plan: &Plan,
         stdio: Vec<OwnedFd>,
         common: &'a Common,
         filter: &'a [SockFilter],
     ) -> Result<Ready<'a>, Failure> {
+        Ready::new(&plan.program, stdio, self.shown(), common, filter).map_err(|cause| Failure {
+            line: plan.steps.len() + 1,
+            cause,
+        })
+    }
+
+    /// What of it is for who asked for it.
+    pub(super) fn shown(self) -> Shown {
         let Self { mut maker, network } = self;
         let record = maker.take_record();
-        Ready::new(&plan.program, stdio, maker.take_terminal(), common, filter)
-            .map(|mut ready| {
-                ready.network = network;
-                ready.scratch = maker.take_scratch();
-                ready.unrecorded = record.unrecorded;
-                ready.record = record.netfilter.map(Netfilter::into_fd);
-                ready
-            })
-            .map_err(|cause| Failure {
-                line: plan.steps.len() + 1,
-                cause,
-            })
+        Shown {
+            terminal: maker.take_terminal(),
+            network,
+            scratch: maker.take_scratch(),
+            unrecorded: record.unrecorded,
+            record: record.netfilter.map(Netfilter::into_fd),
+        }
     }
 }
 
@@ -315,10 +233,10 @@ fn become_program(
     // It closes when the program executes; what failed until then has been said by then.
     let (executing, until_executed) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|errno| failure(last_line(plan), &errno.into()))?;
-    tell_started(events, 1, ready, Some(executing.as_fd()));
+    tell_started(events, 1, &ready.shown, Some(executing.as_fd()));
     // Where the program does not execute, the pipe stays open until this process ends: after it has said why.
     std::mem::forget(until_executed);
-    Err(exec_failure(plan, ready.program().execute(single_threaded)))
+    Err(exec_failure(plan, ready.execute(single_threaded)))
 }
 
 /// The program as a child of this process, which sees to it until it ends.
@@ -329,15 +247,41 @@ fn run_under(
     events: &Channel,
 ) -> Result<(), Failure> {
     let started = Instant::now();
-    // Blocked before the program starts, so that its end cannot come unseen; it unblocks them for itself.
     let signals = watch_signals().map_err(|errno| failure(last_line(plan), &errno.into()))?;
     let pid = ready
-        .program()
         .spawn(single_threaded)
         .map_err(|failure| exec_failure(plan, failure))?;
-    tell_started(events, pid, &ready, None);
     // Its streams are its own: who reads them sees their end when the program closes them.
-    drop(ready);
+    let shown = ready.into_shown();
+    let running = Running {
+        pid,
+        started,
+        signals,
+    };
+    see_to(running, plan, shown, events)
+}
+
+/// A program that has been started, by the init of its sandbox.
+pub(super) struct Running {
+    pub(super) pid: i32,
+    pub(super) started: Instant,
+    pub(super) signals: SignalFd,
+}
+
+/// Sees to a program until it ends, and says how it did.
+pub(super) fn see_to(
+    running: Running,
+    plan: &Plan,
+    shown: Shown,
+    events: &Channel,
+) -> Result<(), Failure> {
+    let Running {
+        pid,
+        started,
+        signals,
+    } = running;
+    tell_started(events, pid, &shown, None);
+    drop(shown);
     sys::hold_only(plan.program.capabilities.bits() & CAP_KILL).map_err(|errno| Failure {
         line: plan.steps.len() + 2,
         cause: Cause::Errno(errno),
@@ -374,27 +318,27 @@ fn run_under(
 }
 
 /// Says that the program runs, with a pidfd of it and the caller's side of its terminal, if it has one.
-fn tell_started(events: &Channel, pid: i32, ready: &Ready<'_>, executing: Option<BorrowedFd<'_>>) {
+fn tell_started(events: &Channel, pid: i32, shown: &Shown, executing: Option<BorrowedFd<'_>>) {
     let pidfd = rustix::process::Pid::from_raw(pid)
         .and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
-    let terminal = ready.terminal.as_ref().map(|pair| pair.caller_side.as_fd());
+    let terminal = shown.terminal.as_ref().map(|pair| pair.caller_side.as_fd());
     let started = Event::Started {
         has_pidfd: pidfd.is_some(),
         has_terminal: terminal.is_some(),
         executes_later: executing.is_some(),
-        has_network: ready.network.is_some(),
-        has_scratch: ready.scratch.is_some(),
-        has_record: ready.record.is_some(),
-        unrecorded: ready.unrecorded,
+        has_network: shown.network.is_some(),
+        has_scratch: shown.scratch.is_some(),
+        has_record: shown.record.is_some(),
+        unrecorded: shown.unrecorded,
     };
     let fds: Vec<_> = pidfd
         .iter()
         .map(AsFd::as_fd)
         .chain(terminal)
         .chain(executing)
-        .chain(ready.scratch.as_ref().map(AsFd::as_fd))
-        .chain(ready.record.as_ref().map(AsFd::as_fd))
-        .chain(ready.network.as_ref().map(AsFd::as_fd))
+        .chain(shown.scratch.as_ref().map(AsFd::as_fd))
+        .chain(shown.record.as_ref().map(AsFd::as_fd))
+        .chain(shown.network.as_ref().map(AsFd::as_fd))
         .collect();
     let _ = events.send(&started, &fds);
 }
@@ -404,7 +348,7 @@ fn last_line(plan: &Plan) -> usize {
     plan.lines().len() - 1
 }
 
-fn exec_failure(plan: &Plan, failure: sys::ExecFailure) -> Failure {
+pub(super) fn exec_failure(plan: &Plan, failure: sys::ExecFailure) -> Failure {
     Failure {
         line: last_line(plan),
         cause: Cause::Exec(failure),
@@ -418,7 +362,9 @@ fn failure(line: usize, error: &io::Error) -> Failure {
     }
 }
 
-fn watch_signals() -> nix::Result<SignalFd> {
+/// Blocks the signals that are waited for. To be called before the program starts, so that its end cannot come unseen; it
+/// unblocks them for itself.
+pub(super) fn watch_signals() -> nix::Result<SignalFd> {
     let mut watched = SigSet::from_iter(FORWARDED);
     watched.add(Signal::SIGCHLD);
     watched.thread_block()?;

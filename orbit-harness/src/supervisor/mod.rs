@@ -26,6 +26,7 @@ mod home;
 mod host_mounts;
 mod init;
 mod make;
+mod prepared;
 mod program;
 mod protocol;
 mod serve;

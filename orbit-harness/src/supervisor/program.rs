@@ -9,13 +9,14 @@ use std::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
         unix::{ffi::OsStrExt as _, fs::OpenOptionsExt as _},
     },
+    path::{Path, PathBuf},
 };
 
 use super::{make::TerminalPair, protocol::Cause};
 use crate::{
     plan::{ProgramPlan, UserPlan},
     security::{seccomp::bpf::SockFilter, user::UserSpec},
-    sys::{Program, Terminal},
+    sys::{Attributes, ExecFailure, Program, SingleThreaded, Terminal},
 };
 
 /// What is the same for every program of a supervisor.
@@ -33,11 +34,8 @@ impl Common {
     }
 }
 
-/// What a program needs, as C strings, numbers and descriptors.
-pub(super) struct Ready<'a> {
-    candidates: Vec<CString>,
-    argv: Vec<CString>,
-    env: Vec<CString>,
+/// Who a program is, as numbers and descriptors.
+pub(super) struct Bearing<'a> {
     working_dir: CString,
     uid: u32,
     gid: u32,
@@ -45,36 +43,51 @@ pub(super) struct Ready<'a> {
     umask: u32,
     rlimits: Vec<(u32, u64, u64)>,
     capabilities: u64,
-    stdio: Vec<OwnedFd>,
-    pub(super) terminal: Option<TerminalPair>,
-    /// For who asked for the sandbox, where it has one of its own.
-    pub(super) network: Option<OwnedFd>,
-    /// For the same: what holds all that is written.
-    pub(super) scratch: Option<OwnedFd>,
-    /// Likewise, where something is recorded.
-    pub(super) record: Option<OwnedFd>,
-    pub(super) unrecorded: Option<i32>,
     user_namespace: Option<BorrowedFd<'a>>,
     filter: &'a [SockFilter],
+    /// The home that the sandbox's own accounts give it.
+    home: Option<PathBuf>,
 }
 
-impl<'a> Ready<'a> {
+/// What a program is called with, as C strings.
+pub(super) struct Words {
+    candidates: Vec<CString>,
+    argv: Vec<CString>,
+    env: Vec<CString>,
+}
+
+/// What of a sandbox is for who asked for it, where it is there.
+#[derive(Default)]
+pub(super) struct Shown {
+    pub(super) terminal: Option<TerminalPair>,
+    pub(super) network: Option<OwnedFd>,
+    /// What holds all that is written.
+    pub(super) scratch: Option<OwnedFd>,
+    /// What reads the gate's refusals, or why nothing does.
+    pub(super) record: Option<OwnedFd>,
+    pub(super) unrecorded: Option<i32>,
+}
+
+/// All that a program needs.
+pub(super) struct Ready<'a> {
+    bearing: Bearing<'a>,
+    words: Words,
+    stdio: Vec<OwnedFd>,
+    pub(super) shown: Shown,
+}
+
+impl<'a> Bearing<'a> {
     pub(super) fn new(
         plan: &ProgramPlan,
-        stdio: Vec<OwnedFd>,
-        terminal: Option<TerminalPair>,
         common: &'a Common,
         filter: &'a [SockFilter],
     ) -> Result<Self, Cause> {
-        // The plan holds no NUL byte: it would be no plan.
-        let c_string =
-            |text: &OsStr| CString::new(text.as_bytes()).map_err(|_| Cause::Errno(libc::EINVAL));
-        let mut env = plan.env.clone();
         let user_namespace = common
             .caller_namespace
             .as_ref()
             .filter(|_| matches!(plan.user, UserPlan::Caller { .. }))
             .map(AsFd::as_fd);
+        let mut home = None;
         let (uid, gid, groups) = match &plan.user {
             UserPlan::Caller { uid, gid } if user_namespace.is_some() => (*uid, *gid, Vec::new()),
             UserPlan::Caller { .. } => (0, 0, Vec::new()),
@@ -89,28 +102,11 @@ impl<'a> Ready<'a> {
                         spec.resolve(&read_text("/etc/passwd"), &read_text("/etc/group"))
                     })
                     .map_err(Cause::User)?;
-                env.entry("HOME".into())
-                    .or_insert_with(|| found.home.clone().into());
+                home = Some(found.home);
                 (found.uid, found.gid, found.groups)
             }
         };
-        let pairs = env.iter().map(|(name, value)| {
-            let mut pair = name.clone();
-            pair.push("=");
-            pair.push(value);
-            c_string(&pair)
-        });
         Ok(Self {
-            candidates: candidates(&plan.argv[0], &env)
-                .iter()
-                .map(|path| c_string(path))
-                .collect::<Result<_, _>>()?,
-            argv: plan
-                .argv
-                .iter()
-                .map(|word| c_string(word))
-                .collect::<Result<_, _>>()?,
-            env: pairs.collect::<Result<_, _>>()?,
             working_dir: c_string(plan.working_dir.as_os_str())?,
             uid,
             gid,
@@ -122,34 +118,14 @@ impl<'a> Ready<'a> {
                 .map(|limit| (limit.resource, limit.soft, limit.hard))
                 .collect(),
             capabilities: plan.capabilities.bits(),
-            stdio,
-            terminal,
-            network: None,
-            scratch: None,
-            record: None,
-            unrecorded: None,
             user_namespace,
             filter,
+            home,
         })
     }
 
-    pub(super) fn program(&self) -> Program<'_> {
-        let (stdio, terminal) = match &self.terminal {
-            Some(pair) => (
-                [&pair.program_side; 3].map(AsFd::as_fd),
-                Terminal::Controlling,
-            ),
-            None => (
-                [0, 1, 2].map(|number| self.stdio[number].as_fd()),
-                Terminal::None,
-            ),
-        };
-        Program {
-            candidates: &self.candidates,
-            argv: &self.argv,
-            env: &self.env,
-            stdio,
-            terminal,
+    pub(super) fn attributes(&self) -> Attributes<'_> {
+        Attributes {
             working_dir: &self.working_dir,
             user_namespace: self.user_namespace,
             uid: self.uid,
@@ -161,6 +137,102 @@ impl<'a> Ready<'a> {
             filter: self.filter,
         }
     }
+}
+
+impl Words {
+    /// Those of `plan`, for a program that is `bearing`.
+    pub(super) fn new(plan: &ProgramPlan, bearing: &Bearing<'_>) -> Result<Self, Cause> {
+        let home = bearing.home.as_deref().map(Path::as_os_str);
+        let home = home.filter(|_| !plan.env.contains_key(OsStr::new("HOME")));
+        let given = plan.env.iter().map(|(name, value)| (&**name, &**value));
+        let pairs = given.chain(home.map(|home| (OsStr::new("HOME"), home)));
+        let pairs = pairs.map(|(name, value)| {
+            let mut pair = name.to_owned();
+            pair.push("=");
+            pair.push(value);
+            c_string(&pair)
+        });
+        Ok(Self {
+            candidates: candidates(&plan.argv[0], &plan.env)
+                .iter()
+                .map(|path| c_string(path))
+                .collect::<Result<_, _>>()?,
+            argv: plan
+                .argv
+                .iter()
+                .map(|word| c_string(word))
+                .collect::<Result<_, _>>()?,
+            env: pairs.collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// The program that these are the words of; its streams are `stdio`, or `terminal` where there is one.
+    pub(super) fn program<'a>(
+        &'a self,
+        stdio: &'a [OwnedFd],
+        terminal: Option<&'a TerminalPair>,
+    ) -> Program<'a> {
+        let (stdio, terminal) = match terminal {
+            Some(pair) => (
+                [&pair.program_side; 3].map(AsFd::as_fd),
+                Terminal::Controlling,
+            ),
+            None => (
+                [0, 1, 2].map(|number: usize| stdio[number].as_fd()),
+                Terminal::None,
+            ),
+        };
+        Program {
+            candidates: &self.candidates,
+            argv: &self.argv,
+            env: &self.env,
+            stdio,
+            terminal,
+        }
+    }
+}
+
+impl<'a> Ready<'a> {
+    pub(super) fn new(
+        plan: &ProgramPlan,
+        stdio: Vec<OwnedFd>,
+        shown: Shown,
+        common: &'a Common,
+        filter: &'a [SockFilter],
+    ) -> Result<Self, Cause> {
+        let bearing = Bearing::new(plan, common, filter)?;
+        Ok(Self {
+            words: Words::new(plan, &bearing)?,
+            bearing,
+            stdio,
+            shown,
+        })
+    }
+
+    /// What is left of it once the program has started.
+    pub(super) fn into_shown(self) -> Shown {
+        self.shown
+    }
+
+    pub(super) fn spawn(&self, single_threaded: SingleThreaded) -> Result<i32, ExecFailure> {
+        self.program()
+            .spawn(single_threaded, &self.bearing.attributes())
+    }
+
+    pub(super) fn execute(&self, single_threaded: SingleThreaded) -> ExecFailure {
+        self.program()
+            .execute(single_threaded, &self.bearing.attributes())
+    }
+
+    fn program(&self) -> Program<'_> {
+        self.words
+            .program(&self.stdio, self.shown.terminal.as_ref())
+    }
+}
+
+/// The plan holds no NUL byte: it would be no plan.
+fn c_string(text: &OsStr) -> Result<CString, Cause> {
+    CString::new(text.as_bytes()).map_err(|_| Cause::Errno(libc::EINVAL))
 }
 
 /// The paths that a program's name may mean: itself where it has a slash, else one for each part of `PATH`.

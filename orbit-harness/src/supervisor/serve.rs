@@ -19,6 +19,7 @@ use super::{
     filters::Filters,
     host_mounts, init,
     make::SharedLayers,
+    prepared,
     program::Common,
     protocol::{
         Answer, Cause, Event, ExecEvent, ExecOrder, Failure, FileAnswer, FileFault, FileJob,
@@ -321,7 +322,7 @@ impl Supervisor {
         };
         let _ = epoll::delete(&self.epoll, &post);
         let given: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-        let gift = init::Gift::of(plan);
+        let gift = prepared::Gift::of(plan);
         if self.children.get(id).is_none() || post.send(&gift, &given).is_err() {
             return false; // It has ended meanwhile, and is reaped as others are.
         }
@@ -355,7 +356,7 @@ impl Supervisor {
             Ok(((_, post), Fork::Child)) => {
                 let filters = &mut self.filters;
                 let single_threaded = self.single_threaded;
-                init::run_ahead(single_threaded, plan, post, &self.common, filters)
+                prepared::run(single_threaded, plan, post, &self.common, filters)
             }
             Ok(((post, _), Fork::Parent { pid, pidfd })) => {
                 let Some(id) = self.adopt(Child::unwatched(pid, pidfd, Role::Ahead)) else {

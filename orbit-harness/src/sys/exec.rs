@@ -4,20 +4,25 @@
 //! nothing is copied, and a failure is reported by writing it into that memory. In exchange the child may only
 //! make system calls: it allocates nothing, takes no lock and calls no function of the C library that keeps
 //! state. All that it needs is prepared by [`Program::spawn`].
+//!
+//! Where it is known who the program will be, but not what, the child can wait for that: [`Attributes::poise`].
 
 use std::{
     ffi::{CStr, CString, c_char, c_void},
     io,
+    mem::MaybeUninit,
     os::fd::{AsRawFd, BorrowedFd, RawFd},
     ptr,
+    sync::atomic::{AtomicU32, Ordering},
 };
 
+use rustix::thread::futex;
 use serde::{Deserialize, Serialize};
 
 use super::{SingleThreaded, seccomp};
 use crate::security::seccomp::bpf::SockFilter;
 
-/// What a program is started with: all of it decided, nothing looked up.
+/// What is executed, and with which streams: all of it decided, nothing looked up.
 #[derive(Debug)]
 pub(crate) struct Program<'a> {
     /// Paths to try, in order: more than one where a bare name is looked up in `PATH`.
@@ -26,6 +31,11 @@ pub(crate) struct Program<'a> {
     pub(crate) env: &'a [CString],
     pub(crate) stdio: [BorrowedFd<'a>; 3],
     pub(crate) terminal: Terminal,
+}
+
+/// Who a program is, and what it may do: what a process takes on before it becomes one.
+#[derive(Debug)]
+pub(crate) struct Attributes<'a> {
     pub(crate) working_dir: &'a CStr,
     /// Entered before the ids are taken on.
     pub(crate) user_namespace: Option<BorrowedFd<'a>>,
@@ -83,6 +93,12 @@ struct Prepared<'a> {
     candidates: &'a [*const c_char],
     argv: &'a [*const c_char],
     env: &'a [*const c_char],
+}
+
+/// What the child of [`Program::spawn`] is given, and says.
+struct Spawned<'a> {
+    prepared: &'a Prepared<'a>,
+    attributes: &'a Attributes<'a>,
     failure: Option<ExecFailure>,
 }
 
@@ -91,37 +107,39 @@ impl Program<'_> {
     ///
     /// # Errors
     /// The step that failed. The child is gone then, and was reaped.
-    pub(crate) fn spawn(&self, _: SingleThreaded) -> Result<i32, ExecFailure> {
+    pub(crate) fn spawn(
+        &self,
+        _: SingleThreaded,
+        attributes: &Attributes<'_>,
+    ) -> Result<i32, ExecFailure> {
         /// The child needs some hundred bytes, and one path of 4 KiB.
         const STACK_BYTES: usize = 64 * 1024;
 
         self.with_prepared(|prepared| {
-            // Not set to zero: each page of it that is touched is a fault, and the child needs few.
-            let mut stack = Box::<[u128]>::new_uninit_slice(STACK_BYTES / size_of::<u128>());
-            let top = stack.as_mut_ptr_range().end;
-            // SAFETY: the stack is 64 KiB, aligned to 16, grows down from its end and lives until the call
-            // returns, which with CLONE_VFORK is when the child has executed or is gone. `child` gets a
-            // pointer to `prepared`, which nothing else uses meanwhile: this thread is suspended and, as the
-            // caller proves, the only one.
+            let mut stack = stack(STACK_BYTES);
+            let mut spawned = Spawned {
+                prepared,
+                attributes,
+                failure: None,
+            };
+            // SAFETY: the stack is aligned to 16, grows down from its end and lives until the call returns, which with
+            // CLONE_VFORK is when the child has executed or is gone. `child` gets a pointer to a `Spawned`, which nothing
+            // else uses meanwhile: this thread is suspended and, as the caller proves, the only one.
             let pid = unsafe {
                 libc::clone(
                     child,
-                    top.cast(),
+                    stack.as_mut_ptr_range().end.cast(),
                     libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD,
-                    ptr::from_mut(prepared).cast(),
+                    ptr::from_mut(&mut spawned).cast(),
                 )
             };
             if pid == -1 {
-                return Err(ExecFailure {
-                    step: ExecStep::Fork,
-                    errno: last_errno(),
-                });
+                return Err(failed(ExecStep::Fork));
             }
-            match prepared.failure {
+            match spawned.failure {
                 None => Ok(pid),
                 Some(failure) => {
-                    // It ended on its own; what waitpid answers changes nothing.
-                    let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None);
+                    reap(pid);
                     Err(failure)
                 }
             }
@@ -129,14 +147,14 @@ impl Program<'_> {
     }
 
     /// Becomes the program.
-    pub(crate) fn execute(&self, _: SingleThreaded) -> ExecFailure {
+    pub(crate) fn execute(&self, _: SingleThreaded, attributes: &Attributes<'_>) -> ExecFailure {
         self.with_prepared(|prepared| {
             // SAFETY: this process is single-threaded, so what `become_program` asks of a child holds here.
-            unsafe { become_program(prepared) }
+            unsafe { become_program(prepared, attributes) }
         })
     }
 
-    fn with_prepared<T>(&self, act: impl FnOnce(&mut Prepared<'_>) -> T) -> T {
+    fn with_prepared<T>(&self, act: impl FnOnce(&Prepared<'_>) -> T) -> T {
         let pointers = |strings: &[CString]| -> Vec<*const c_char> {
             strings
                 .iter()
@@ -150,26 +168,168 @@ impl Program<'_> {
             pointers(self.env),
         );
         let candidates = &candidates[..candidates.len() - 1];
-        act(&mut Prepared {
+        act(&Prepared {
             program: self,
             candidates,
             argv: &argv,
             env: &env,
-            failure: None,
         })
     }
 }
 
-/// The child's first function, on its own stack.
-extern "C" fn child(prepared: *mut c_void) -> i32 {
-    // SAFETY: `spawn` passes a pointer to a `Prepared` that outlives this process's use of its memory.
-    let prepared = unsafe { &mut *prepared.cast::<Prepared<'_>>() };
+/// Not set to zero: each page of it that is touched is a fault, and a child needs few.
+fn stack(bytes: usize) -> Box<[MaybeUninit<u128>]> {
+    Box::new_uninit_slice(bytes / size_of::<u128>())
+}
+
+/// A child that ended on its own; what waitpid answers changes nothing.
+fn reap(pid: i32) {
+    let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None);
+}
+
+/// The first function of a child of [`Program::spawn`], on its own stack.
+extern "C" fn child(spawned: *mut c_void) -> i32 {
+    // SAFETY: `spawn` passes a pointer to a `Spawned` that outlives this process's use of its memory.
+    let spawned = unsafe { &mut *spawned.cast::<Spawned<'_>>() };
     // SAFETY: this is the child of `spawn`.
-    let failure = unsafe { become_program(prepared) };
-    prepared.failure = Some(failure);
-    // SAFETY: exit_group has no preconditions. It ends this process only, as CLONE_THREAD was not given.
+    let failure = unsafe { become_program(spawned.prepared, spawned.attributes) };
+    spawned.failure = Some(failure);
+    exit_child()
+}
+
+/// Ends a child that shares its parent's memory: this process only, as CLONE_THREAD was not given.
+fn exit_child() -> i32 {
+    // SAFETY: exit_group has no preconditions.
     unsafe { libc::syscall(libc::SYS_exit_group, 127) };
     127
+}
+
+/// What a poised child is given, and says.
+struct Poised<'a, F> {
+    attributes: &'a Attributes<'a>,
+    /// Taken when it is called.
+    next: Option<F>,
+    end: PoisedEnd,
+}
+
+/// What became of a poised child, as far as it could say.
+enum PoisedEnd {
+    /// It was ended before it came to anything.
+    Killed,
+    Declined,
+    Executes,
+    Failed(ExecFailure),
+}
+
+impl Attributes<'_> {
+    /// Starts a child that takes on these attributes at once, and then calls `next` for the program that it is to become.
+    /// Returns the child's number once that executes; `None` where `next` gave none, or the child was ended from elsewhere.
+    ///
+    /// `next` runs in the child, as who the program will be, and behind its filter. Memory and descriptors are this
+    /// process's, which waits meanwhile: what `next` keeps is here afterwards, and what it opens is open.
+    ///
+    /// This process sleeps as who waits for a message does. With `CLONE_VFORK` it would count as one that waits for a disk,
+    /// and each poised program as a load of 1 on the machine.
+    ///
+    /// # Errors
+    /// The step that failed. The child is gone then, and was reaped.
+    ///
+    /// Source: Linux, kernel/fork.c, `mm_release`: a process that leaves memory it shares, by executing or ending, sets
+    /// the word of CLONE_CHILD_CLEARTID to 0, and wakes who waits for that.
+    pub(crate) fn poise<'p, F>(
+        &self,
+        _: SingleThreaded,
+        next: F,
+    ) -> Result<Option<i32>, ExecFailure>
+    where
+        F: FnOnce() -> Option<Program<'p>>,
+    {
+        /// For what any function may need that reads a message.
+        const STACK_BYTES: usize = 256 * 1024;
+
+        let mut stack = stack(STACK_BYTES);
+        let mut poised = Poised {
+            attributes: self,
+            next: Some(next),
+            end: PoisedEnd::Killed,
+        };
+        let shares_memory = AtomicU32::new(1);
+        let flags = libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_CHILD_CLEARTID | libc::SIGCHLD;
+        let no_pointer = ptr::null_mut::<c_void>();
+        // SAFETY: the stack is aligned to 16, grows down from its end and lives until the child does not share this memory any
+        // more, for which is waited below; so do `poised` and the word that then becomes 0. Until then this thread, as the
+        // caller proves the only one, makes one system call after the other, which use neither `poised` nor what the C
+        // library keeps for a thread: `rustix` makes them itself, so not even `errno` is written.
+        let pid = unsafe {
+            libc::clone(
+                poised_child::<F>,
+                stack.as_mut_ptr_range().end.cast(),
+                flags,
+                ptr::from_mut(&mut poised).cast(),
+                no_pointer,
+                no_pointer,
+                shares_memory.as_ptr(),
+            )
+        };
+        if pid == -1 {
+            return Err(failed(ExecStep::Fork));
+        }
+        while shares_memory.load(Ordering::Acquire) != 0 {
+            // Whatever it answers, the word says.
+            let _ = futex::wait(&shares_memory, futex::Flags::empty(), 1, None);
+        }
+        match poised.end {
+            PoisedEnd::Executes => Ok(Some(pid)),
+            PoisedEnd::Killed | PoisedEnd::Declined => {
+                reap(pid);
+                Ok(None)
+            }
+            PoisedEnd::Failed(failure) => {
+                reap(pid);
+                Err(failure)
+            }
+        }
+    }
+}
+
+/// The first function of a child of [`Attributes::poise`], on its own stack.
+extern "C" fn poised_child<'p, F>(poised: *mut c_void) -> i32
+where
+    F: FnOnce() -> Option<Program<'p>>,
+{
+    // SAFETY: `poise` passes a pointer to a `Poised` that outlives this process's use of its memory.
+    let poised = unsafe { &mut *poised.cast::<Poised<'_, F>>() };
+    let failure = match get_ready(poised.attributes) {
+        Err(failure) => failure,
+        Ok(()) => {
+            let Some(program) = poised.next.take().and_then(|next| next()) else {
+                poised.end = PoisedEnd::Declined;
+                return exit_child();
+            };
+            poised.end = PoisedEnd::Executes;
+            program.with_prepared(|prepared| {
+                // SAFETY: this is the child of `poise`.
+                let changed = unsafe {
+                    // From here on its descriptors are its own.
+                    take_streams(&program, libc::CLOSE_RANGE_UNSHARE)
+                };
+                // It may be gone, where somebody else can remove it.
+                changed
+                    .and_then(|()| find_working_dir())
+                    .err()
+                    .unwrap_or_else(|| execute(prepared))
+            })
+        }
+    };
+    poised.end = PoisedEnd::Failed(failure);
+    exit_child()
+}
+
+/// What a poised child does before it knows what it will be.
+fn get_ready(attributes: &Attributes<'_>) -> Result<(), ExecFailure> {
+    new_session()?;
+    // SAFETY: this is the child of `poise`.
+    unsafe { take_on(attributes) }
 }
 
 /// Takes on everything the program is to have, in the one order that works, and executes it.
@@ -179,20 +339,49 @@ extern "C" fn child(prepared: *mut c_void) -> i32 {
 /// # Safety
 /// This process must be one that may be changed beyond repair: a child made for it, or one that is about to be
 /// replaced. It may share memory with a suspended parent, so only system calls are made.
-unsafe fn become_program(prepared: &Prepared<'_>) -> ExecFailure {
-    let program = prepared.program;
-    macro_rules! step {
-        ($step:ident, $($call:tt)*) => {
-            // SAFETY: the arguments are numbers, or pointers to live values of the types that the call takes;
-            // each call is named with its arguments at its place below.
-            if unsafe { $($call)* } == -1 {
-                return ExecFailure { step: ExecStep::$step, errno: last_errno() };
-            }
-        };
+unsafe fn become_program(prepared: &Prepared<'_>, attributes: &Attributes<'_>) -> ExecFailure {
+    let changed = new_session()
+        // SAFETY: as the caller promises.
+        .and_then(|()| unsafe { take_streams(prepared.program, 0) })
+        // SAFETY: likewise.
+        .and_then(|()| unsafe { take_on(attributes) });
+    match changed {
+        Ok(()) => execute(prepared),
+        Err(failure) => failure,
     }
+}
 
+/// Returns the failure of a step that the kernel refuses.
+macro_rules! step {
+    ($step:ident, $($call:tt)*) => {
+        // SAFETY: the arguments are numbers, or pointers to live values of the types that the call takes;
+        // each call is named with its arguments at its place below.
+        if unsafe { $($call)* } == -1 {
+            return Err(failed(ExecStep::$step));
+        }
+    };
+}
+
+fn new_session() -> Result<(), ExecFailure> {
     step!(NewSession, libc::syscall(libc::SYS_setsid));
+    Ok(())
+}
 
+/// Makes the program's streams this process's own, and has all other descriptors go when it executes: whoever opened them,
+/// they are there to report until then. `flags` are those of close_range(2).
+///
+/// # Safety
+/// As [`become_program`].
+unsafe fn take_streams(program: &Program<'_>, flags: u32) -> Result<(), ExecFailure> {
+    step!(
+        CloseDescriptors,
+        libc::syscall(
+            libc::SYS_close_range,
+            3,
+            u32::MAX,
+            libc::CLOSE_RANGE_CLOEXEC | flags
+        )
+    );
     // 0, 1 and 2 may themselves be among the sources: move those out of the way first.
     let mut sources: [RawFd; 3] = program.stdio.map(|fd| fd.as_raw_fd());
     for source in &mut sources {
@@ -210,7 +399,15 @@ unsafe fn become_program(prepared: &Prepared<'_>) -> ExecFailure {
     if program.terminal == Terminal::Controlling {
         step!(ControllingTerminal, libc::ioctl(0, libc::TIOCSCTTY, 0));
     }
-    for (resource, soft, hard) in program.rlimits {
+    Ok(())
+}
+
+/// Takes on who the program is, and what it may do, in the one order that works.
+///
+/// # Safety
+/// As [`become_program`].
+unsafe fn take_on(attributes: &Attributes<'_>) -> Result<(), ExecFailure> {
+    for (resource, soft, hard) in attributes.rlimits {
         let limit = libc::rlimit64 {
             rlim_cur: *soft,
             rlim_max: *hard,
@@ -220,72 +417,39 @@ unsafe fn become_program(prepared: &Prepared<'_>) -> ExecFailure {
             libc::syscall(libc::SYS_prlimit64, 0, *resource, &raw const limit, 0)
         );
     }
-    if let Some(namespace) = program.user_namespace {
+    if let Some(namespace) = attributes.user_namespace {
         step!(
             EnterUserNamespace,
             libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWUSER)
         );
     }
-    // Everything above 2 goes when the program executes, whoever opened it, and is there to report until then.
-    step!(
-        CloseDescriptors,
-        libc::syscall(
-            libc::SYS_close_range,
-            3,
-            u32::MAX,
-            libc::CLOSE_RANGE_CLOEXEC
-        )
-    );
-
-    for capability in (0..64).filter(|bit| program.capabilities & (1 << bit) == 0) {
+    for capability in (0..64).filter(|bit| attributes.capabilities & (1 << bit) == 0) {
         // SAFETY: prctl with numbers only.
         if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } == -1 {
             match last_errno() {
                 libc::EINVAL => break, // beyond the last capability this kernel knows
-                errno => {
-                    return ExecFailure {
-                        step: ExecStep::BoundingSet,
-                        errno,
-                    };
-                }
+                _ => return Err(failed(ExecStep::BoundingSet)),
             }
         }
     }
     // The system calls, not the C library's functions: those would signal threads that share this memory.
-    if let Some(groups) = program.groups {
+    if let Some(groups) = attributes.groups {
         step!(
             Groups,
             libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr())
         );
     }
-    step!(
-        Ids,
-        libc::syscall(libc::SYS_setresgid, program.gid, program.gid, program.gid)
-    );
-    step!(
-        Ids,
-        libc::syscall(libc::SYS_setresuid, program.uid, program.uid, program.uid)
-    );
-
+    let (uid, gid) = (attributes.uid, attributes.gid);
+    step!(Ids, libc::syscall(libc::SYS_setresgid, gid, gid, gid));
+    step!(Ids, libc::syscall(libc::SYS_setresuid, uid, uid, uid));
     step!(
         WorkingDir,
-        libc::syscall(libc::SYS_chdir, program.working_dir.as_ptr())
+        libc::syscall(libc::SYS_chdir, attributes.working_dir.as_ptr())
     );
-    // A working directory outside of the root, reached through a leaked descriptor, has no name (CVE-2024-21626).
-    let mut path = [0u8; libc::PATH_MAX as usize];
-    step!(
-        WorkingDir,
-        libc::syscall(libc::SYS_getcwd, path.as_mut_ptr(), path.len())
-    );
-    if path[0] != b'/' {
-        return ExecFailure {
-            step: ExecStep::WorkingDir,
-            errno: libc::ENOENT,
-        };
-    }
+    find_working_dir()?;
 
     // SAFETY: umask takes a number and cannot fail.
-    unsafe { libc::syscall(libc::SYS_umask, program.umask) };
+    unsafe { libc::syscall(libc::SYS_umask, attributes.umask) };
     step!(
         Capabilities,
         libc::prctl(
@@ -296,17 +460,11 @@ unsafe fn become_program(prepared: &Prepared<'_>) -> ExecFailure {
             0
         )
     );
-    let held = if program.uid == 0 {
-        program.capabilities
-    } else {
-        0
-    };
-    if let Err(errno) = hold_only(held) {
-        return ExecFailure {
-            step: ExecStep::Capabilities,
-            errno,
-        };
-    }
+    let held = if uid == 0 { attributes.capabilities } else { 0 };
+    hold_only(held).map_err(|errno| ExecFailure {
+        step: ExecStep::Capabilities,
+        errno,
+    })?;
     step!(
         NoNewPrivileges,
         libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
@@ -324,16 +482,33 @@ unsafe fn become_program(prepared: &Prepared<'_>) -> ExecFailure {
             size_of_val(&none)
         )
     );
-    if !program.filter.is_empty()
-        && let Err(errno) = seccomp::install(program.filter)
-    {
-        return ExecFailure {
-            step: ExecStep::Seccomp,
-            errno,
-        };
+    if attributes.filter.is_empty() {
+        return Ok(());
     }
+    seccomp::install(attributes.filter).map_err(|errno| ExecFailure {
+        step: ExecStep::Seccomp,
+        errno,
+    })
+}
 
-    // As execvp(3): go on past what is not there, and prefer to report what was there and refused.
+/// A working directory outside of the root, reached through a leaked descriptor, has no name (CVE-2024-21626).
+fn find_working_dir() -> Result<(), ExecFailure> {
+    let mut path = [0u8; libc::PATH_MAX as usize];
+    step!(
+        WorkingDir,
+        libc::syscall(libc::SYS_getcwd, path.as_mut_ptr(), path.len())
+    );
+    if path[0] == b'/' {
+        return Ok(());
+    }
+    Err(ExecFailure {
+        step: ExecStep::WorkingDir,
+        errno: libc::ENOENT,
+    })
+}
+
+/// As execvp(3): goes on past what is not there, and prefers to report what was there and refused.
+fn execute(prepared: &Prepared<'_>) -> ExecFailure {
     let mut errno = libc::ENOENT;
     for candidate in prepared.candidates {
         // SAFETY: the path and the members of both lists are C strings that outlive the call, and both lists
@@ -342,17 +517,20 @@ unsafe fn become_program(prepared: &Prepared<'_>) -> ExecFailure {
         match last_errno() {
             libc::ENOENT | libc::ENOTDIR => {}
             libc::EACCES => errno = libc::EACCES,
-            other => {
-                return ExecFailure {
-                    step: ExecStep::Execute,
-                    errno: other,
-                };
-            }
+            _ => return failed(ExecStep::Execute),
         }
     }
     ExecFailure {
         step: ExecStep::Execute,
         errno,
+    }
+}
+
+/// The failure of the system call that was made last.
+fn failed(step: ExecStep) -> ExecFailure {
+    ExecFailure {
+        step,
+        errno: last_errno(),
     }
 }
 

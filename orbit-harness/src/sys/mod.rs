@@ -19,7 +19,7 @@ mod runtime;
 mod seccomp;
 mod words;
 
-pub(crate) use exec::{ExecFailure, ExecStep, Program, Terminal, hold_only};
+pub(crate) use exec::{Attributes, ExecFailure, ExecStep, Program, Terminal, hold_only};
 pub(crate) use exit::at_exit;
 pub(crate) use link::{bring_up, compute_checksums, namespace_of, network_socket};
 pub(crate) use mount::{set_mount_attributes, set_mount_read_only};

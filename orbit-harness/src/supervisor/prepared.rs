@@ -1,0 +1,242 @@
+//! Process 1 of a sandbox that is made ahead: makes it, and waits for what it is for.
+//!
+//! What such a sandbox is asked for is most often what the one before it was, in other words. So its program is *poised*:
+//! a child has taken on who it will be, is behind its filter, and waits for nothing but its words and its streams. Where
+//! another is wanted, the child ends, and the program is started as any other.
+
+use std::{
+    borrow::Cow,
+    cell::OnceCell,
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    channel::Channel,
+    filters::Filters,
+    init::{self, Running},
+    program::{Bearing, Common, Words},
+};
+use crate::{
+    net::ports::Published,
+    plan::{Plan, ProgramPlan},
+    spec::Init,
+    sys::{self, ExecFailure, SingleThreaded},
+};
+
+/// What a sandbox that was made ahead is given: that in which its plan may differ from the one it was made by.
+///
+/// With it come descriptors: the event channel, then standard input, output and error.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Gift<'a> {
+    program: Cow<'a, ProgramPlan>,
+    /// These two are lines of the plan.
+    publish: Cow<'a, [Published]>,
+    timeout: Option<Duration>,
+    stays: bool,
+}
+
+impl<'a> Gift<'a> {
+    pub(super) fn of(plan: &'a Plan) -> Self {
+        Self {
+            program: Cow::Borrowed(&plan.program),
+            publish: Cow::Borrowed(&plan.publish),
+            timeout: plan.timeout,
+            stays: plan.stays,
+        }
+    }
+
+    fn put_into(self, plan: &mut Plan) {
+        plan.program = self.program.into_owned();
+        plan.publish = self.publish.into_owned();
+        plan.timeout = self.timeout;
+        plan.stays = self.stays;
+    }
+}
+
+/// A gift, with what came with it.
+struct Received {
+    gift: Gift<'static>,
+    events: Channel,
+    stdio: Vec<OwnedFd>,
+    at: Instant,
+}
+
+/// Says on `post` that the sandbox is made, and waits for what it is for. `None` where that never comes.
+fn receive(post: &Channel) -> Option<Received> {
+    post.send(&(), &[]).ok()?;
+    let (gift, mut fds) = post.recv::<Gift<'static>>().ok()??;
+    let at = Instant::now();
+    // What else came is closed with the event channel, which says enough.
+    (fds.len() == 4).then(|| Received {
+        gift,
+        stdio: fds.split_off(1),
+        events: Channel::from_fd(fds.remove(0)),
+        at,
+    })
+}
+
+/// Makes a sandbox like that of `plan`, and runs it to its end once a program is given on `post`, by a [`Gift`].
+///
+/// One that cannot be made ends, without a word: the next that is asked for is made by itself, and says what is wrong.
+pub(super) fn run(
+    single_threaded: SingleThreaded,
+    plan: &Plan,
+    post: Channel,
+    common: &Common,
+    filters: &mut Filters,
+) -> ! {
+    let mut keep = vec![post.as_fd().as_raw_fd()];
+    keep.extend(common.descriptor());
+    let made = sys::close_inherited(&mut keep)
+        .ok()
+        .and_then(|()| init::make(plan, Vec::new(), None).ok());
+    // Before the program that it may tell of.
+    let (Some(made), Ok(signals)) = (made, init::watch_signals()) else {
+        sys::exit_now(0)
+    };
+    // Now, while nobody waits: what a launch brings is put in its place.
+    let mut plan = plan.clone();
+    rehearse(&plan, common, filters);
+    let received = OnceCell::new();
+    let poised = poise(single_threaded, &plan, &post, common, filters, &received);
+    // Where no child has waited for it, this process does.
+    let was_received = received.get().is_some();
+    let received = received.into_inner().unwrap_or_else(|| receive(&post));
+    let Some(Received {
+        gift,
+        events,
+        stdio,
+        at,
+    }) = received
+    else {
+        sys::exit_now(0)
+    };
+    drop(post);
+    gift.put_into(&mut plan);
+    let ran = match poised {
+        Ok(Some(pid)) => {
+            // They are the program's.
+            drop(stdio);
+            let running = Running {
+                pid,
+                started: at,
+                signals,
+            };
+            init::see_to(running, &plan, made.shown(), &events)
+        }
+        Err(failure) if was_received => Err(init::exec_failure(&plan, failure)),
+        // Else it says again what keeps it from being started.
+        Ok(None) | Err(_) => filters
+            .of(&plan.program)
+            .map_err(|error| init::no_filter(&plan, &error))
+            .and_then(|filter| made.ready(&plan, stdio, common, filter))
+            .and_then(|program| init::begin(single_threaded, &plan, program, &events)),
+    };
+    init::end(ran, &events)
+}
+
+/// Has a child be who the program of `plan` is, and wait for what that executes: its number where it has. What was
+/// received by then is left in `received`, whatever came of it.
+fn poise(
+    single_threaded: SingleThreaded,
+    plan: &Plan,
+    post: &Channel,
+    common: &Common,
+    filters: &mut Filters,
+    received: &OnceCell<Option<Received>>,
+) -> Result<Option<i32>, ExecFailure> {
+    if !is_poised(&plan.program) {
+        return Ok(None);
+    }
+    let Ok(filter) = filters.of(&plan.program) else {
+        return Ok(None);
+    };
+    let Ok(bearing) = Bearing::new(&plan.program, common, filter) else {
+        return Ok(None);
+    };
+    let words = OnceCell::new();
+    bearing.attributes().poise(single_threaded, || {
+        let received = received.get_or_init(|| receive(post)).as_ref()?;
+        if !has_attributes_of(&plan.program, &received.gift.program) {
+            return None;
+        }
+        let found = words.get_or_init(|| Words::new(&received.gift.program, &bearing).ok());
+        Some(found.as_ref()?.program(&received.stdio, None))
+    })
+}
+
+/// Whether a program like this is poised: its terminal is not made before it is, nor its limits known that would hold for
+/// who waits too; and process 1 is one of ours.
+fn is_poised(program: &ProgramPlan) -> bool {
+    program.init == Init::Orbit && !program.tty && program.ulimits.is_empty()
+}
+
+/// Whether two programs differ at most in what is executed.
+fn has_attributes_of(one: &ProgramPlan, other: &ProgramPlan) -> bool {
+    one.init == other.init
+        && one.working_dir == other.working_dir
+        && one.user == other.user
+        && one.umask == other.umask
+        && one.capabilities == other.capabilities
+        && one.seccomp == other.seccomp
+        && one.tty == other.tty
+        && one.ulimits == other.ulimits
+}
+
+/// Does once, without what comes of it, what is still to be done when a program is given: a process that has just been forked
+/// finds neither its code nor its memory where it looks for them, nor the files of the image.
+fn rehearse(plan: &Plan, common: &Common, filters: &mut Filters) {
+    let gift = postcard::to_stdvec(&Gift::of(plan)).unwrap_or_default();
+    let mut plan = plan.clone();
+    if let Ok(gift) = postcard::from_bytes::<Gift<'static>>(&gift) {
+        gift.put_into(&mut plan);
+    }
+    if let Ok(filter) = filters.of(&plan.program)
+        && let Ok(bearing) = Bearing::new(&plan.program, common, filter)
+    {
+        drop(std::hint::black_box(Words::new(&plan.program, &bearing)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Sandbox, plan::tests::planned};
+
+    fn program(of: impl FnOnce(crate::SandboxBuilder) -> crate::SandboxBuilder) -> ProgramPlan {
+        planned(of(Sandbox::builder().cmd(["true"])), 1000)
+            .unwrap()
+            .program
+    }
+
+    #[test]
+    fn other_words_are_for_the_same_who_is_poised() {
+        let poised = program(|it| it);
+        assert!(is_poised(&poised));
+        let other = program(|it| it.cmd(["false", "--now"]).env("A", "b"));
+        assert!(has_attributes_of(&poised, &other));
+    }
+
+    #[test]
+    fn whoever_is_somebody_else_is_not_who_is_poised() {
+        let poised = program(|it| it);
+        for other in [
+            program(|it| it.user("nobody")),
+            program(|it| it.working_dir("/tmp")),
+            program(|it| it.cap_drop("CHOWN")),
+            program(|it| it.nested(true)),
+            program(|it| it.tty(true)),
+        ] {
+            assert!(!has_attributes_of(&poised, &other), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_wait_is_not_poised() {
+        assert!(!is_poised(&program(|it| it.tty(true))));
+        assert!(!is_poised(&program(|it| it.ulimit("nofile", 64, 64))));
+    }
+}
