@@ -106,14 +106,20 @@ static void device(const char *name) {
     TRY(mount(from, to, NULL, MS_BIND, NULL));
 }
 
+/* What covers the first directory covers all. */
 static void cover(const char *path) {
+    static const char *empty;
     struct stat found;
     if (stat(path, &found) < 0)
         return;
-    if (S_ISDIR(found.st_mode))
-        TRY(mount("tmpfs", path, "tmpfs", INERT | MS_RDONLY, "size=0,nr_inodes=1,mode=755"));
-    else
+    if (!S_ISDIR(found.st_mode)) {
         TRY(mount("/dev/null", path, NULL, MS_BIND, NULL));
+    } else if (empty) {
+        TRY(mount(empty, path, NULL, MS_BIND, NULL));
+    } else {
+        TRY(mount("tmpfs", path, "tmpfs", INERT | MS_RDONLY, "size=0,nr_inodes=1,mode=755"));
+        empty = path;
+    }
 }
 
 static void read_only(const char *path) {
@@ -158,7 +164,9 @@ static void make_root(void) {
     TRY(mount("proc", "/mnt/root/proc", "proc", INERT, NULL));
     write_text("/mnt/root/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
     TRY(mount("sysfs", "/mnt/root/sys", "sysfs", INERT | MS_RDONLY, NULL));
-    TRY(mount("tmpfs", "/mnt/root/dev", "tmpfs", MS_NOSUID | MS_NOEXEC, "size=64k,mode=755"));
+    TRY(mkdir("/mnt/dev", 0755));
+    TRY(mount("/mnt/dev", "/mnt/root/dev", NULL, MS_BIND, NULL));
+    TRY(mount(NULL, "/mnt/root/dev", NULL, MS_REMOUNT | MS_BIND | INERT, NULL));
     for (size_t i = 0; i < sizeof devices / sizeof *devices; i++)
         device(devices[i]);
     TRY(symlink("/proc/self/fd", "/mnt/root/dev/fd"));

@@ -438,15 +438,6 @@ impl Plan {
         self.steps.retain(|step| !matches!(step, Step::Cgroup));
     }
 
-    /// Whether a sandbox that was made for one serves the other: they differ at most in the program, and in what is done
-    /// when that runs.
-    pub(crate) fn is_of_kind(&self, other: &Self) -> bool {
-        self.network == other.network
-            && self.clock_offset == other.clock_offset
-            && self.cgroup == other.cgroup
-            && self.steps == other.steps
-    }
-
     /// Whether the program may come to see its control group as one that it can write to: it may make namespaces
     /// and mounts, and as a user the group's files are its own. Then it lives in a group below the one whose limits
     /// hold, beyond which it cannot see.

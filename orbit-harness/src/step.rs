@@ -286,7 +286,7 @@ impl fmt::Display for Step {
             Self::Dev { shm, console } => {
                 write!(
                     f,
-                    "mount tmpfs /dev nosuid noexec with={} shm={shm}",
+                    "mount bind /dev from=scratch nosuid nodev noexec with={} shm={shm}",
                     DEVICES.join(",")
                 )?;
                 if *console {

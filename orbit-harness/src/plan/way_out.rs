@@ -75,11 +75,12 @@ pub(super) fn bounded(spec: &Spec, held: CapabilitySet) -> CapabilitySet {
 
 /// The host's name server, where the sandbox may ask it.
 fn resolver(spec: &Spec, host: &Host) -> Option<Resolver> {
-    Resolver::of(&host.resolv_conf).filter(|_| match &spec.egress {
-        None | Some(Policy::None) => false,
-        Some(Policy::All) => true,
-        Some(Policy::Allow(rules)) => rules.iter().any(|rule| rule.to == Target::Dns),
-    })
+    let may_ask = match spec.egress.as_ref()? {
+        Policy::None => false,
+        Policy::All => true,
+        Policy::Allow(rules) => rules.iter().any(|rule| rule.to == Target::Dns),
+    };
+    may_ask.then(|| Resolver::of(&host.resolv_conf)).flatten()
 }
 
 /// Whether the sandbox may ask a name server beyond its own networks.

@@ -194,7 +194,7 @@ impl SandboxBuilder {
         let key = next_key();
         let events = supervisor.launch(
             key,
-            plan.clone(),
+            &plan,
             [input.as_fd(), output.as_fd(), error_output.as_fd()],
             limited.fd(),
             &connectors,
@@ -373,8 +373,10 @@ fn check_clock(spec: &Spec, faults: &mut Vec<SpecFault>) {
     }
 }
 
-/// Makes the host's paths in a spec absolute, and says which are not there.
+/// Makes the host's paths in a spec absolute, and says which are not there, or not what they have to be.
 fn anchor(spec: &mut Spec, here: &Path, faults: &mut Vec<SpecFault>) {
+    const IMAGE_DIR: &str = "image dir";
+
     let mut sources: Vec<(&str, &mut PathBuf)> = Vec::new();
     for mount in &mut spec.mounts {
         if let MountKind::Bind { source, .. } | MountKind::Overlay { source } = &mut mount.kind {
@@ -382,7 +384,7 @@ fn anchor(spec: &mut Spec, here: &Path, faults: &mut Vec<SpecFault>) {
         }
     }
     if let ImageRef::Dir(path) = &mut spec.image {
-        sources.push(("image dir", path));
+        sources.push((IMAGE_DIR, path));
     }
     for path in spec
         .host_view
@@ -394,12 +396,15 @@ fn anchor(spec: &mut Spec, here: &Path, faults: &mut Vec<SpecFault>) {
     }
     for (field, path) in sources {
         let absolute = here.join(&*path);
-        if let Err(error) = fs::metadata(&absolute) {
-            faults.push(SpecFault::new(
-                field,
-                path.display().to_string(),
-                format!("on this host: {error}"),
-            ));
+        let why = match fs::metadata(&absolute) {
+            Err(error) => Some(format!("on this host: {error}")),
+            Ok(found) if field == IMAGE_DIR && !found.is_dir() => {
+                Some("it is not a directory".to_owned())
+            }
+            Ok(_) => None,
+        };
+        if let Some(why) = why {
+            faults.push(SpecFault::new(field, path.display().to_string(), why));
         }
         *path = absolute;
     }
@@ -541,38 +546,34 @@ fn claim_name(spec: &mut Spec) -> Result<Option<Claim>, Error> {
 
 const NO_CACHE_DIR: &str = "none of ORBIT_CACHE_DIR, XDG_CACHE_HOME and HOME is set to an absolute path; set ORBIT_CACHE_DIR";
 
-#[cfg_attr(not(feature = "images"), expect(clippy::unnecessary_wraps))]
+#[cfg(feature = "images")]
 fn resolve(
     spec: &Spec,
     host: &'static Host,
-    faults: &mut Vec<SpecFault>,
+    _: &mut Vec<SpecFault>,
 ) -> Result<(Image, Held), Error> {
     match &spec.image {
-        ImageRef::Host => Ok(Default::default()),
-        ImageRef::Dir(path) => {
-            if fs::metadata(path).is_ok_and(|metadata| !metadata.is_dir()) {
-                faults.push(SpecFault::new(
-                    "image dir",
-                    path.display().to_string(),
-                    "it is not a directory",
-                ));
-            }
-            Ok(Default::default())
-        }
-        #[cfg(feature = "images")]
+        // Nothing is known of either but its files.
+        ImageRef::Host | ImageRef::Dir(_) => Ok(Default::default()),
         image => {
             let (image, lease) = crate::images::resolve(image, spec.pull, host)?;
             Ok((image, lease.map(|lease| Arc::new(lease) as _)))
         }
-        #[cfg(not(feature = "images"))]
-        image => {
-            let _ = host;
-            let why =
-                "this build of orbit-harness has neither of the features `images` and `registry`";
-            faults.push(SpecFault::new("image", image.to_string(), why));
-            Ok(Default::default())
-        }
     }
+}
+
+#[cfg(not(feature = "images"))]
+#[expect(clippy::unnecessary_wraps, reason = "as the other")]
+fn resolve(
+    spec: &Spec,
+    _: &'static Host,
+    faults: &mut Vec<SpecFault>,
+) -> Result<(Image, Held), Error> {
+    if !matches!(spec.image, ImageRef::Host | ImageRef::Dir(_)) {
+        let why = "this build of orbit-harness has neither of the features `images` and `registry`";
+        faults.push(SpecFault::new("image", spec.image.to_string(), why));
+    }
+    Ok(Default::default())
 }
 
 /// Of this process; what only a program over the host's files has of it is looked up for none else.

@@ -1,13 +1,16 @@
 //! Sandboxes made ahead: which are wanted, and which stand ready. Knows of processes nothing but their numbers.
 //!
-//! A sandbox is made for a *kind*: everything that a plan says but the program, see [`Plan::is_of_kind`]. One that
+//! A sandbox is made for a *kind*, see [`Launch`]. One that
 //! stands ready is given away once, to a launch of its kind, and another is made when the supervisor has nothing else to
 //! do: at once where fewer than half of those wanted are there, else after [`REST`], so that it is not made at the very
 //! moment at which the one that was given away needs the processors.
 
 use std::{rc::Rc, time::Duration};
 
-use super::channel::Channel;
+use super::{
+    channel::Channel,
+    launch::{Launch, Packed},
+};
 use crate::{plan::Plan, step::Step};
 
 /// How many kinds are kept; with one more, what was made of the kind that was not launched for longest is ended.
@@ -31,13 +34,18 @@ pub(super) struct Pool {
 /// A kind of which some are to stand ready.
 struct Wanted {
     kind: Kind,
+    of: Packed,
     plan: Rc<Plan>,
     count: usize,
 }
 
 /// What stands for all plans of a kind, which are long to compare.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Kind(u64);
+pub(super) struct Kind {
+    number: u64,
+    /// Whether it has layers which all share.
+    pub(super) shares: bool,
+}
 
 /// One that is to be made.
 pub(super) struct Order {
@@ -57,35 +65,51 @@ struct Standing {
 }
 
 impl Pool {
-    /// Takes note of a launch that wants `plan.ahead` more of its kind to be there. Gives its kind, where any of that was
+    /// Takes note of a launch that wants `ahead` more of its kind to be there. Gives its kind, where any of that was
     /// wanted, and the ids of those that nobody is likely to want any more.
-    pub(super) fn note(&mut self, plan: &Plan) -> (Option<Kind>, Vec<u64>) {
-        let known = self.wanted.iter().position(|it| it.plan.is_of_kind(plan));
-        if plan.ahead == 0 {
+    pub(super) fn note(&mut self, launch: &Launch) -> (Option<Kind>, Vec<u64>) {
+        let known = self.wanted.iter().position(|it| it.of == launch.kind);
+        if launch.ahead == 0 {
             return (known.map(|at| self.wanted[at].kind), Vec::new());
         }
         let known = known.map(|at| self.wanted.remove(at));
-        let mut wanted = known.unwrap_or_else(|| {
-            self.last_kind += 1;
-            Wanted {
-                kind: Kind(self.last_kind),
-                plan: Rc::new(plan.clone()),
-                count: 0,
-            }
-        });
-        wanted.count = plan.ahead;
+        let Some(mut wanted) = known.or_else(|| self.new_kind(launch)) else {
+            return (None, Vec::new());
+        };
+        wanted.count = launch.ahead;
         let kind = wanted.kind;
         self.wanted.push(wanted);
         if self.wanted.len() <= MAX_KINDS {
             return (Some(kind), Vec::new());
         }
         let oldest = self.wanted.remove(0).kind;
+        (Some(kind), self.take_all(|it| it == oldest))
+    }
+
+    /// `None` for what is no plan.
+    fn new_kind(&mut self, launch: &Launch) -> Option<Wanted> {
+        let plan = launch.plan().ok()?;
+        self.last_kind += 1;
+        let shares = |step: &Step| matches!(step, Step::Shared { .. });
+        Some(Wanted {
+            kind: Kind {
+                number: self.last_kind,
+                shares: plan.steps.iter().any(shares),
+            },
+            of: launch.kind.clone(),
+            plan: Rc::new(plan),
+            count: 0,
+        })
+    }
+
+    /// The ids of those of certain kinds, which are given to nobody any more.
+    fn take_all(&mut self, is_meant: impl Fn(Kind) -> bool) -> Vec<u64> {
         let (gone, kept) = std::mem::take(&mut self.standing)
             .into_iter()
-            .partition(|it: &Standing| it.kind == oldest);
+            .partition(|it: &Standing| is_meant(it.kind));
         self.standing = kept;
         let gone = gone.into_iter().map(|it: Standing| it.id);
-        (Some(kind), gone.collect())
+        gone.collect()
     }
 
     /// What to make next: what is needed soonest, and of that what was launched last.
@@ -135,22 +159,7 @@ impl Pool {
 
     /// The ids of those that have layers which all share: others are made in their place.
     pub(super) fn take_all_that_share(&mut self) -> Vec<u64> {
-        let shares = |it: &&Wanted| {
-            let mut steps = it.plan.steps.iter();
-            steps.any(|step| matches!(step, Step::Shared { .. }))
-        };
-        let kinds: Vec<Kind> = self
-            .wanted
-            .iter()
-            .filter(shares)
-            .map(|it| it.kind)
-            .collect();
-        let (gone, kept) = std::mem::take(&mut self.standing)
-            .into_iter()
-            .partition(|it: &Standing| kinds.contains(&it.kind));
-        self.standing = kept;
-        let gone = gone.into_iter().map(|it: Standing| it.id);
-        gone.collect()
+        self.take_all(|kind| kind.shares)
     }
 
     /// The init `id` has ended and was given to nobody. Where it could not even be made, no other is tried before the
@@ -199,13 +208,18 @@ mod tests {
 
     /// What a launch of `plan` is given.
     fn take(pool: &mut Pool, plan: &Plan) -> Option<u64> {
-        let kind = pool.wanted.iter().find(|it| it.plan.is_of_kind(plan))?.kind;
+        let kind = launch(plan).kind;
+        let kind = pool.wanted.iter().find(|it| it.of == kind)?.kind;
         pool.take(kind).map(|(id, _)| id)
     }
 
     /// Which are let go as one is launched.
     fn note(pool: &mut Pool, plan: &Plan) -> Vec<u64> {
-        pool.note(plan).1
+        pool.note(&launch(plan)).1
+    }
+
+    fn launch(plan: &Plan) -> Launch {
+        Launch::of(plan).expect("a plan can be written")
     }
 
     #[test]
@@ -253,7 +267,7 @@ mod tests {
     #[test]
     fn few_are_made_at_a_time() {
         let mut pool = Pool::default();
-        pool.note(&kind("web", 8));
+        note(&mut pool, &kind("web", 8));
         let mut inits = Vec::new();
         for id in 0..MAX_MAKING as u64 {
             let (post, init) = Channel::pair().expect("a pair of sockets");
@@ -270,7 +284,7 @@ mod tests {
     fn one_that_is_not_ready_is_given_to_nobody() {
         let mut pool = Pool::default();
         let plan = kind("web", 1);
-        pool.note(&plan);
+        pool.note(&launch(&plan));
         let (post, init) = Channel::pair().expect("a pair of sockets");
         pool.add(1, pool.next().expect("one is wanted").kind, post);
         assert!(take(&mut pool, &plan).is_none());
@@ -279,7 +293,7 @@ mod tests {
         assert!(take(&mut pool, &plan).is_none(), "it has ended");
         pool.lose(1);
         assert!(pool.next().is_none(), "not again before the next launch");
-        pool.note(&plan);
+        pool.note(&launch(&plan));
         assert!(pool.next().is_some());
     }
 
@@ -310,9 +324,9 @@ mod tests {
     #[test]
     fn the_last_launch_takes_one_and_wants_no_other() {
         let mut pool = Pool::default();
-        pool.note(&kind("web", 1));
+        note(&mut pool, &kind("web", 1));
         make(&mut pool, 1);
-        let (of, _) = pool.note(&kind("web", 0));
+        let (of, _) = pool.note(&launch(&kind("web", 0)));
         assert_eq!(pool.take(of.expect("it is known")).map(|it| it.0), Some(1));
     }
 
@@ -320,7 +334,7 @@ mod tests {
     fn what_is_not_needed_soon_waits_until_nothing_happens() {
         let mut pool = Pool::default();
         let after = |pool: &Pool| pool.next().map(|order| order.after);
-        pool.note(&kind("web", 3));
+        note(&mut pool, &kind("web", 3));
         for (id, rest) in [(1, Duration::ZERO), (2, Duration::ZERO), (3, REST)] {
             assert_eq!(after(&pool), Some(rest));
             make(&mut pool, id);
@@ -331,10 +345,12 @@ mod tests {
     #[test]
     fn what_is_needed_soon_goes_before_what_was_launched_last() {
         let mut pool = Pool::default();
-        pool.note(&kind("older", 2));
-        pool.note(&kind("newer", 2));
+        note(&mut pool, &kind("older", 2));
+        note(&mut pool, &kind("newer", 2));
         make(&mut pool, 1);
         let order = pool.next().expect("both lack some");
-        assert!(order.after.is_zero() && order.plan.is_of_kind(&kind("older", 2)));
+        assert!(
+            order.after.is_zero() && launch(&order.plan).kind == launch(&kind("older", 2)).kind
+        );
     }
 }

@@ -70,14 +70,19 @@ impl Channel {
     /// EPIPE where the other end is closed.
     pub(crate) fn send(&self, message: &impl Serialize, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         let bytes = postcard::to_stdvec(message).map_err(io::Error::other)?;
+        self.send_written(&bytes, fds)
+    }
+
+    /// As [`Self::send`], for a message that was written before.
+    pub(super) fn send_written(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         if bytes.len() <= INLINE_BYTES {
-            return self.send_bytes(&[&[INLINE], &bytes], fds);
+            return self.send_bytes(&[&[INLINE], bytes], fds);
         }
         let mut file = File::from(rustix::fs::memfd_create(
             "orbit-message",
             MemfdFlags::CLOEXEC,
         )?);
-        file.write_all(&bytes)?;
+        file.write_all(bytes)?;
         file.rewind()?;
         let mut with_file = vec![file.as_fd()];
         with_file.extend_from_slice(fds);

@@ -21,6 +21,7 @@ use super::{
     channel::Channel,
     early,
     host_mounts::{self, Share},
+    launch::Launch,
     protocol::{
         Answer, ExecOrder, FileJob, Hello, Mapping, Request, StartFailure, StartStep, Welcome,
     },
@@ -171,16 +172,18 @@ impl Supervisor {
     pub(crate) fn launch(
         &self,
         key: u64,
-        plan: Plan,
+        plan: &Plan,
         stdio: [BorrowedFd<'_>; 3],
         cgroup: Option<BorrowedFd<'_>>,
         networks: &[Channel],
     ) -> Result<Channel, SupervisorError> {
-        self.show_late_mounts(&plan)?;
+        self.show_late_mounts(plan)?;
         let networks = networks.iter().map(Channel::as_fd);
         let fds: Vec<BorrowedFd<'_>> = stdio.into_iter().chain(cgroup).chain(networks).collect();
-        let plan = Box::new(plan);
-        self.ask(&Request::Launch { key, plan }, &fds)
+        let launch =
+            Launch::of(plan).map_err(|error| SupervisorError::Lost(io::Error::other(error)))?;
+        let launch = Box::new(launch);
+        self.ask(&Request::Launch { key, launch }, &fds)
     }
 
     /// Hands over what mounts of the host come late, where `plan` is the first that may show some.

@@ -6,12 +6,16 @@
 //! [late](Share::Late): when a plan may show one of them.
 
 use std::{
+    borrow::Cow,
     fs, io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
-use rustix::mount::{MoveMountFlags, OpenTreeFlags};
+use rustix::{
+    fs::{CWD, Mode, OFlags, ResolveFlags, openat2},
+    mount::{MoveMountFlags, OpenTreeFlags},
+};
 
 use super::{
     channel::MAX_FDS,
@@ -99,7 +103,7 @@ fn open_one(path: &Path, namespace: BorrowedFd<'_>) -> Result<Option<OwnedFd>, S
         ..StartFailure::new(StartStep::HostView, &error)
     };
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let tree = match rustix::mount::open_tree(rustix::fs::CWD, path, flags) {
+    let tree = match rustix::mount::open_tree(CWD, path, flags) {
         Ok(tree) => tree,
         // The second: who asks has given up the privilege.
         Err(errno) if is_lack(errno.raw_os_error()) || errno == rustix::io::Errno::PERM => {
@@ -122,7 +126,7 @@ fn open_one(path: &Path, namespace: BorrowedFd<'_>) -> Result<Option<OwnedFd>, S
 /// Puts what the host has at `path` at `target`, in the supervisor.
 pub(super) fn attach(path: &Path, target: &Path, mount: &OwnedFd) -> Result<(), StartFailure> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    match rustix::mount::move_mount(mount, "", rustix::fs::CWD, target, flags) {
+    match rustix::mount::move_mount(mount, "", CWD, target, flags) {
         Ok(()) => Ok(()),
         // Its place lies in a directory that the container's root may not enter, or is gone: then nothing in
         // a sandbox could be asked for below it either.
@@ -149,7 +153,7 @@ pub(super) fn wants_late(plan: &Plan) -> bool {
     plan.steps.iter().any(|step| match step {
         // A program of the host's, over all its files.
         Step::Egress { .. } | Step::Sys { fresh: false } => true,
-        Step::Bind { source, .. } => is_late(source) || has_late_below(source),
+        Step::Bind { source, .. } => real(source).is_ok_and(|it| shows_late(&it)),
         // These show nothing of what is mounted below.
         Step::Overlay { source, .. } => is_late(source),
         Step::OverlaySealed { source, .. } => source.as_deref().is_some_and(is_late),
@@ -161,15 +165,29 @@ pub(super) fn wants_late(plan: &Plan) -> bool {
     })
 }
 
-/// Whether `source` of the host is in a mount that comes late. Links are followed, as they are when it is shown. What is not
-/// there shows nothing.
+/// Whether `source` of the host is in a mount that comes late.
 fn is_late(source: &Path) -> bool {
-    fs::canonicalize(source).is_ok_and(|real| Share::of(&real) == Share::Late)
+    real(source).is_ok_and(|it| Share::of(&it) == Share::Late)
 }
 
-fn has_late_below(source: &Path) -> bool {
+/// Whether what is really at `path` is in such a mount, or has one below it.
+fn shows_late(path: &Path) -> bool {
     let mut late = LATE.iter().chain([&LATE_WITHIN]).map(Path::new);
-    fs::canonicalize(source).is_ok_and(|real| late.any(|late| late.starts_with(&real)))
+    Share::of(path) == Share::Late || late.any(|late| late.starts_with(path))
+}
+
+/// Where `source` leads. Links are followed, as they are when it is shown. What is not there shows nothing.
+fn real(source: &Path) -> io::Result<Cow<'_, Path>> {
+    let is_plain = |part| matches!(part, Component::RootDir | Component::Normal(_));
+    if source.is_absolute() && source.components().all(is_plain) {
+        // Most have no links in them, which takes two calls to see, where each part of a path takes one to be looked at.
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let no_links = ResolveFlags::NO_SYMLINKS;
+        if openat2(CWD, source, flags, Mode::empty(), no_links).is_ok() {
+            return Ok(source.into());
+        }
+    }
+    fs::canonicalize(source).map(Cow::Owned)
 }
 
 #[cfg(test)]
@@ -206,7 +224,7 @@ mod tests {
     }
 
     fn shows_late(source: &Path) -> bool {
-        is_late(source) || has_late_below(source)
+        real(source).is_ok_and(|it| super::shows_late(&it))
     }
 
     #[test]
@@ -228,6 +246,7 @@ mod tests {
         let link = directory.path().join("link");
         std::os::unix::fs::symlink("/sys/fs", &link).unwrap();
         assert!(is_late(&link) && !shows_late(directory.path()));
+        assert!(is_late(&link.join("kernel/..")) && is_late(Path::new("/usr/../proc")));
         assert!(!is_late(Path::new("/")) && !is_late(Path::new("/sys")));
     }
 }

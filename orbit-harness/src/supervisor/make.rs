@@ -173,7 +173,10 @@ impl Maker {
             Step::Dev { shm, console } => self.dev(*shm, *console),
             Step::PivotRoot => self.pivot_root(),
             Step::Mask(paths) => {
-                paths.iter().try_for_each(|path| self.mask(path))?;
+                let mut empty = None;
+                paths
+                    .iter()
+                    .try_for_each(|path| self.mask(path, &mut empty))?;
                 Ok(rustix::process::chdir("/")?)
             }
             Step::ReadOnlyPaths(paths) => paths.iter().try_for_each(|path| covers::read_only(path)),

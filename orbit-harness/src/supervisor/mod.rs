@@ -25,6 +25,7 @@ mod filters;
 mod home;
 mod host_mounts;
 mod init;
+mod launch;
 mod make;
 mod prepared;
 mod program;

@@ -5,58 +5,25 @@
 //! another is wanted, the child ends, and the program is started as any other.
 
 use std::{
-    borrow::Cow,
     cell::OnceCell,
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
-    time::{Duration, Instant},
+    time::Instant,
 };
-
-use serde::{Deserialize, Serialize};
 
 use super::{
     channel::Channel,
     filters::Filters,
     init::{self, Running},
+    launch::Gift,
     program::{Bearing, Common, Words},
 };
 use crate::{
-    net::ports::Published,
     plan::{Plan, ProgramPlan},
     spec::Init,
     sys::{self, ExecFailure, SingleThreaded},
 };
 
-/// What a sandbox that was made ahead is given: that in which its plan may differ from the one it was made by.
-///
-/// With it come descriptors: the event channel, then standard input, output and error.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Gift<'a> {
-    program: Cow<'a, ProgramPlan>,
-    /// These two are lines of the plan.
-    publish: Cow<'a, [Published]>,
-    timeout: Option<Duration>,
-    stays: bool,
-}
-
-impl<'a> Gift<'a> {
-    pub(super) fn of(plan: &'a Plan) -> Self {
-        Self {
-            program: Cow::Borrowed(&plan.program),
-            publish: Cow::Borrowed(&plan.publish),
-            timeout: plan.timeout,
-            stays: plan.stays,
-        }
-    }
-
-    fn put_into(self, plan: &mut Plan) {
-        plan.program = self.program.into_owned();
-        plan.publish = self.publish.into_owned();
-        plan.timeout = self.timeout;
-        plan.stays = self.stays;
-    }
-}
-
-/// A gift, with what came with it.
+/// A gift, with what came with it: the event channel, then standard input, output and error.
 struct Received {
     gift: Gift<'static>,
     events: Channel,
@@ -197,7 +164,9 @@ fn rehearse(plan: &Plan, common: &Common, filters: &mut Filters) {
     if let Ok(filter) = filters.of(&plan.program)
         && let Ok(bearing) = Bearing::new(&plan.program, common, filter)
     {
-        drop(std::hint::black_box(Words::new(&plan.program, &bearing)));
+        let words = Words::new(&plan.program, &bearing);
+        // An overlay looks into all its layers for a name that it is asked for the first time.
+        words.iter().for_each(Words::look_up);
     }
 }
 

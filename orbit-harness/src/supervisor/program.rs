@@ -166,6 +166,12 @@ impl Words {
         })
     }
 
+    /// Has the kernel look where the program is.
+    pub(super) fn look_up(&self) {
+        let is_there = |path: &CString| rustix::fs::access(path, rustix::fs::Access::EXEC_OK);
+        self.candidates.iter().any(|path| is_there(path).is_ok());
+    }
+
     /// The program that these are the words of; its streams are `stdio`, or `terminal` where there is one.
     pub(super) fn program<'a>(
         &'a self,

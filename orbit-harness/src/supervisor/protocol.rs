@@ -9,10 +9,11 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use super::launch::Launch;
 use crate::{
     layer::Writable,
     outcome::{LeakedProcess, Status, Usage},
-    plan::{Plan, ProgramPlan},
+    plan::ProgramPlan,
     security::idmap::IdMapPair,
     spec::SpecFault,
     sys::ExecFailure,
@@ -75,7 +76,7 @@ pub(crate) enum StartStep {
 pub(crate) enum Request {
     /// Make a sandbox, which later requests know by `key`. Descriptors: its event channel, then standard input, output and error, then the directory
     /// of its control group where the plan has one, then for each link of the plan a channel to who makes it.
-    Launch { key: u64, plan: Box<Plan> },
+    Launch { key: u64, launch: Box<Launch> },
     /// Run a further program in a sandbox. Descriptors: the channel on which it is told and asked, then standard
     /// input, output and error, then the directory of its control group where it has one, then the namespaces that
     /// its init gave ([`Control::Handles`]), in that order; none where the program is process 1 itself.

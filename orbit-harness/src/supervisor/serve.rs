@@ -18,6 +18,7 @@ use super::{
     enter, files,
     filters::Filters,
     host_mounts, init,
+    launch::Launch,
     make::SharedLayers,
     prepared,
     program::Common,
@@ -164,7 +165,7 @@ impl Supervisor {
             Err(_) => return Ok(true),
         };
         match request {
-            Request::Launch { key, plan } => self.launch(key, &plan, fds)?,
+            Request::Launch { key, launch } => self.launch(key, &launch, fds)?,
             Request::Exec(order) => self.exec(&order, fds)?,
             Request::Files {
                 sandbox,
@@ -207,10 +208,24 @@ impl Supervisor {
         Ok(true)
     }
 
-    fn launch(&mut self, key: u64, plan: &Plan, mut fds: Vec<OwnedFd>) -> io::Result<()> {
+    fn launch(&mut self, key: u64, launch: &Launch, mut fds: Vec<OwnedFd>) -> io::Result<()> {
+        let (kind, outdated) = self.pool.note(launch);
+        for id in outdated {
+            self.let_go(id);
+        }
+        // Not one that brings more than its streams.
+        let kind = kind.filter(|_| fds.len() == 4);
+        if let Some(kind) = kind.filter(|kind| !kind.shares)
+            && self.launch_prepared(key, launch, kind, &mut fds)
+        {
+            return Ok(());
+        }
+        let Ok(plan) = launch.plan() else {
+            return Ok(()); // As an invalid message.
+        };
         let first_network = 4 + usize::from(plan.cgroup.is_some());
         if fds.len() < first_network {
-            return Ok(()); // As an invalid message.
+            return Ok(()); // Likewise.
         }
         match self.shared.make(&plan.steps) {
             Ok(false) => {}
@@ -229,15 +244,22 @@ impl Supervisor {
                 return Ok(());
             }
         }
-        let (kind, outdated) = self.pool.note(plan);
-        for id in outdated {
-            self.let_go(id);
-        }
-        if let Some(kind) = kind.filter(|_| fds.len() == 4)
-            && self.launch_prepared(key, plan, kind, &mut fds)
+        if let Some(kind) = kind.filter(|kind| kind.shares)
+            && self.launch_prepared(key, launch, kind, &mut fds)
         {
             return Ok(());
         }
+        self.launch_fresh(key, &plan, fds, first_network)
+    }
+
+    /// Makes a sandbox, in a process of its own.
+    fn launch_fresh(
+        &mut self,
+        key: u64,
+        plan: &Plan,
+        mut fds: Vec<OwnedFd>,
+        first_network: usize,
+    ) -> io::Result<()> {
         let networks = fds.split_off(first_network);
         let networks = networks.into_iter().map(Channel::from_fd).collect();
         let cgroup = plan.cgroup.as_ref().and_then(|_| fds.pop());
@@ -313,7 +335,7 @@ impl Supervisor {
     fn launch_prepared(
         &mut self,
         key: u64,
-        plan: &Plan,
+        launch: &Launch,
         kind: Kind,
         fds: &mut Vec<OwnedFd>,
     ) -> bool {
@@ -322,8 +344,8 @@ impl Supervisor {
         };
         let _ = epoll::delete(&self.epoll, &post);
         let given: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-        let gift = prepared::Gift::of(plan);
-        if self.children.get(id).is_none() || post.send(&gift, &given).is_err() {
+        let sent = post.send_written(&launch.gift.0, &given);
+        if self.children.get(id).is_none() || sent.is_err() {
             return false; // It has ended meanwhile, and is reaped as others are.
         }
         let events = Channel::from_fd(fds.remove(0));
@@ -333,7 +355,7 @@ impl Supervisor {
             say_failed(&events, &errno.into());
             return true;
         }
-        self.children.give(id, key, events, plan.timeout);
+        self.children.give(id, key, events, launch.timeout);
         true
     }
 

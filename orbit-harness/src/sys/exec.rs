@@ -5,7 +5,7 @@
 //! make system calls: it allocates nothing, takes no lock and calls no function of the C library that keeps
 //! state. All that it needs is prepared by [`Program::spawn`].
 //!
-//! Where it is known who the program will be, but not what, the child can wait for that: [`Attributes::poise`].
+//! Where it is known who the program will be, but not what, a child can wait for that: [`poise`](super::poise).
 
 use std::{
     ffi::{CStr, CString, c_char, c_void},
@@ -13,10 +13,8 @@ use std::{
     mem::MaybeUninit,
     os::fd::{AsRawFd, BorrowedFd, RawFd},
     ptr,
-    sync::atomic::{AtomicU32, Ordering},
 };
 
-use rustix::thread::futex;
 use serde::{Deserialize, Serialize};
 
 use super::{SingleThreaded, seccomp};
@@ -88,7 +86,7 @@ pub(crate) struct ExecFailure {
 }
 
 /// What the child reads, as it needs it: pointers and numbers.
-struct Prepared<'a> {
+pub(super) struct Prepared<'a> {
     program: &'a Program<'a>,
     candidates: &'a [*const c_char],
     argv: &'a [*const c_char],
@@ -154,7 +152,7 @@ impl Program<'_> {
         })
     }
 
-    fn with_prepared<T>(&self, act: impl FnOnce(&Prepared<'_>) -> T) -> T {
+    pub(super) fn with_prepared<T>(&self, act: impl FnOnce(&Prepared<'_>) -> T) -> T {
         let pointers = |strings: &[CString]| -> Vec<*const c_char> {
             strings
                 .iter()
@@ -178,12 +176,12 @@ impl Program<'_> {
 }
 
 /// Not set to zero: each page of it that is touched is a fault, and a child needs few.
-fn stack(bytes: usize) -> Box<[MaybeUninit<u128>]> {
+pub(super) fn stack(bytes: usize) -> Box<[MaybeUninit<u128>]> {
     Box::new_uninit_slice(bytes / size_of::<u128>())
 }
 
 /// A child that ended on its own; what waitpid answers changes nothing.
-fn reap(pid: i32) {
+pub(super) fn reap(pid: i32) {
     let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None);
 }
 
@@ -198,138 +196,10 @@ extern "C" fn child(spawned: *mut c_void) -> i32 {
 }
 
 /// Ends a child that shares its parent's memory: this process only, as CLONE_THREAD was not given.
-fn exit_child() -> i32 {
+pub(super) fn exit_child() -> i32 {
     // SAFETY: exit_group has no preconditions.
     unsafe { libc::syscall(libc::SYS_exit_group, 127) };
     127
-}
-
-/// What a poised child is given, and says.
-struct Poised<'a, F> {
-    attributes: &'a Attributes<'a>,
-    /// Taken when it is called.
-    next: Option<F>,
-    end: PoisedEnd,
-}
-
-/// What became of a poised child, as far as it could say.
-enum PoisedEnd {
-    /// It was ended before it came to anything.
-    Killed,
-    Declined,
-    Executes,
-    Failed(ExecFailure),
-}
-
-impl Attributes<'_> {
-    /// Starts a child that takes on these attributes at once, and then calls `next` for the program that it is to become.
-    /// Returns the child's number once that executes; `None` where `next` gave none, or the child was ended from elsewhere.
-    ///
-    /// `next` runs in the child, as who the program will be, and behind its filter. Memory and descriptors are this
-    /// process's, which waits meanwhile: what `next` keeps is here afterwards, and what it opens is open.
-    ///
-    /// This process sleeps as who waits for a message does. With `CLONE_VFORK` it would count as one that waits for a disk,
-    /// and each poised program as a load of 1 on the machine.
-    ///
-    /// # Errors
-    /// The step that failed. The child is gone then, and was reaped.
-    ///
-    /// Source: Linux, kernel/fork.c, `mm_release`: a process that leaves memory it shares, by executing or ending, sets
-    /// the word of CLONE_CHILD_CLEARTID to 0, and wakes who waits for that.
-    pub(crate) fn poise<'p, F>(
-        &self,
-        _: SingleThreaded,
-        next: F,
-    ) -> Result<Option<i32>, ExecFailure>
-    where
-        F: FnOnce() -> Option<Program<'p>>,
-    {
-        /// For what any function may need that reads a message.
-        const STACK_BYTES: usize = 256 * 1024;
-
-        let mut stack = stack(STACK_BYTES);
-        let mut poised = Poised {
-            attributes: self,
-            next: Some(next),
-            end: PoisedEnd::Killed,
-        };
-        let shares_memory = AtomicU32::new(1);
-        let flags = libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_CHILD_CLEARTID | libc::SIGCHLD;
-        let no_pointer = ptr::null_mut::<c_void>();
-        // SAFETY: the stack is aligned to 16, grows down from its end and lives until the child does not share this memory any
-        // more, for which is waited below; so do `poised` and the word that then becomes 0. Until then this thread, as the
-        // caller proves the only one, makes one system call after the other, which use neither `poised` nor what the C
-        // library keeps for a thread: `rustix` makes them itself, so not even `errno` is written.
-        let pid = unsafe {
-            libc::clone(
-                poised_child::<F>,
-                stack.as_mut_ptr_range().end.cast(),
-                flags,
-                ptr::from_mut(&mut poised).cast(),
-                no_pointer,
-                no_pointer,
-                shares_memory.as_ptr(),
-            )
-        };
-        if pid == -1 {
-            return Err(failed(ExecStep::Fork));
-        }
-        while shares_memory.load(Ordering::Acquire) != 0 {
-            // Whatever it answers, the word says.
-            let _ = futex::wait(&shares_memory, futex::Flags::empty(), 1, None);
-        }
-        match poised.end {
-            PoisedEnd::Executes => Ok(Some(pid)),
-            PoisedEnd::Killed | PoisedEnd::Declined => {
-                reap(pid);
-                Ok(None)
-            }
-            PoisedEnd::Failed(failure) => {
-                reap(pid);
-                Err(failure)
-            }
-        }
-    }
-}
-
-/// The first function of a child of [`Attributes::poise`], on its own stack.
-extern "C" fn poised_child<'p, F>(poised: *mut c_void) -> i32
-where
-    F: FnOnce() -> Option<Program<'p>>,
-{
-    // SAFETY: `poise` passes a pointer to a `Poised` that outlives this process's use of its memory.
-    let poised = unsafe { &mut *poised.cast::<Poised<'_, F>>() };
-    let failure = match get_ready(poised.attributes) {
-        Err(failure) => failure,
-        Ok(()) => {
-            let Some(program) = poised.next.take().and_then(|next| next()) else {
-                poised.end = PoisedEnd::Declined;
-                return exit_child();
-            };
-            poised.end = PoisedEnd::Executes;
-            program.with_prepared(|prepared| {
-                // SAFETY: this is the child of `poise`.
-                let changed = unsafe {
-                    // From here on its descriptors are its own.
-                    take_streams(&program, libc::CLOSE_RANGE_UNSHARE)
-                };
-                // It may be gone, where somebody else can remove it.
-                changed
-                    .and_then(|()| find_working_dir())
-                    .err()
-                    .unwrap_or_else(|| execute(prepared))
-            })
-        }
-    };
-    poised.end = PoisedEnd::Failed(failure);
-    exit_child()
-}
-
-/// What a poised child does before it knows what it will be.
-fn get_ready(attributes: &Attributes<'_>) -> Result<(), ExecFailure> {
-    new_session()?;
-    // SAFETY: this is the child of `poise`.
-    unsafe { take_on(attributes) }
 }
 
 /// Takes on everything the program is to have, in the one order that works, and executes it.
@@ -362,7 +232,7 @@ macro_rules! step {
     };
 }
 
-fn new_session() -> Result<(), ExecFailure> {
+pub(super) fn new_session() -> Result<(), ExecFailure> {
     step!(NewSession, libc::syscall(libc::SYS_setsid));
     Ok(())
 }
@@ -372,7 +242,7 @@ fn new_session() -> Result<(), ExecFailure> {
 ///
 /// # Safety
 /// As [`become_program`].
-unsafe fn take_streams(program: &Program<'_>, flags: u32) -> Result<(), ExecFailure> {
+pub(super) unsafe fn take_streams(program: &Program<'_>, flags: u32) -> Result<(), ExecFailure> {
     step!(
         CloseDescriptors,
         libc::syscall(
@@ -406,7 +276,7 @@ unsafe fn take_streams(program: &Program<'_>, flags: u32) -> Result<(), ExecFail
 ///
 /// # Safety
 /// As [`become_program`].
-unsafe fn take_on(attributes: &Attributes<'_>) -> Result<(), ExecFailure> {
+pub(super) unsafe fn take_on(attributes: &Attributes<'_>) -> Result<(), ExecFailure> {
     for (resource, soft, hard) in attributes.rlimits {
         let limit = libc::rlimit64 {
             rlim_cur: *soft,
@@ -492,7 +362,7 @@ unsafe fn take_on(attributes: &Attributes<'_>) -> Result<(), ExecFailure> {
 }
 
 /// A working directory outside of the root, reached through a leaked descriptor, has no name (CVE-2024-21626).
-fn find_working_dir() -> Result<(), ExecFailure> {
+pub(super) fn find_working_dir() -> Result<(), ExecFailure> {
     let mut path = [0u8; libc::PATH_MAX as usize];
     step!(
         WorkingDir,
@@ -508,7 +378,7 @@ fn find_working_dir() -> Result<(), ExecFailure> {
 }
 
 /// As execvp(3): goes on past what is not there, and prefers to report what was there and refused.
-fn execute(prepared: &Prepared<'_>) -> ExecFailure {
+pub(super) fn execute(prepared: &Prepared<'_>) -> ExecFailure {
     let mut errno = libc::ENOENT;
     for candidate in prepared.candidates {
         // SAFETY: the path and the members of both lists are C strings that outlive the call, and both lists
@@ -527,7 +397,7 @@ fn execute(prepared: &Prepared<'_>) -> ExecFailure {
 }
 
 /// The failure of the system call that was made last.
-fn failed(step: ExecStep) -> ExecFailure {
+pub(super) fn failed(step: ExecStep) -> ExecFailure {
     ExecFailure {
         step,
         errno: last_errno(),

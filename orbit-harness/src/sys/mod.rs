@@ -13,6 +13,7 @@ mod link;
 mod mount;
 mod network;
 mod packet;
+mod poise;
 mod process;
 #[cfg(feature = "tokio")]
 mod runtime;

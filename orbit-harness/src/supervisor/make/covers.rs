@@ -8,7 +8,7 @@ use super::{
     Done, Maker,
     syscalls::{
         INERT, INERT_READ_ONLY, clone_tree, detached, fd_path, is_directory, mount, move_onto,
-        open_if_there,
+        open_if_there, with_path,
     },
 };
 use crate::{supervisor::protocol::Cause, sys};
@@ -62,19 +62,27 @@ impl Maker {
     }
 
     /// Covers `path`. Called after `pivot_root`, when no path leads out of the sandbox any more.
-    pub(super) fn mask(&self, path: &Path) -> Done {
+    pub(super) fn mask<'a>(&self, path: &'a Path, empty: &mut Option<&'a Path>) -> Done {
         let Some(target) = open_if_there(path)? else {
             return Ok(());
         };
         if is_directory(&target)? {
+            if let Some(empty) = *empty {
+                // What covers the first covers all, with its flags: each filesystem takes its time to be made and to go.
+                return Ok(with_path(&target, |path| {
+                    rustix::mount::mount_bind(empty, path)
+                })?);
+            }
             let flags = INERT.union(MountFlags::RDONLY);
-            return Ok(mount(
+            mount(
                 Some("tmpfs"),
                 &target,
                 "tmpfs",
                 flags,
                 "size=0,nr_inodes=1,mode=755",
-            )?);
+            )?;
+            *empty = Some(path);
+            return Ok(());
         }
         let null = self.null.as_ref().ok_or(Cause::Errno(libc::EINVAL))?;
         Ok(rustix::mount::mount_bind(fd_path(null), fd_path(&target))?)

@@ -1,17 +1,28 @@
-//! `/dev`: a tmpfs with a few of the host's devices, and this sandbox's own terminals and shared memory.
+//! `/dev`: a few of the host's devices, and this sandbox's own terminals and shared memory.
+//!
+//! It is a directory beside the writable layers, in their filesystem: one of its own would take a thirtieth of a sandbox's
+//! time to be made and to go, and what is written here counts as what is written elsewhere.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use rustix::{
-    fs::{FileType, Mode, OFlags},
-    mount::MountFlags,
+    fs::{CWD, FileType, Mode, OFlags},
+    mount::{MountFlags, OpenTreeFlags},
 };
 
 use super::{
     Done, Maker,
-    syscalls::{INERT, PATH, c_string, fd_path, mount, tmpfs_options},
+    syscalls::{INERT, PATH, c_string, fd_path, move_onto, tmpfs_options},
 };
-use crate::{step::DEVICES, supervisor::home::HOST, units::Bytes};
+use crate::{
+    step::DEVICES,
+    supervisor::{
+        home::{HOST, STAGE},
+        protocol::Cause,
+    },
+    sys,
+    units::Bytes,
+};
 
 /// A terminal of the sandbox.
 pub(in crate::supervisor) struct TerminalPair {
@@ -22,9 +33,14 @@ pub(in crate::supervisor) struct TerminalPair {
 impl Maker {
     pub(super) fn dev(&mut self, shm: Bytes, console: bool) -> Done {
         let target = self.own_directory("dev")?;
-        let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
-        mount(Some("tmpfs"), &target, "tmpfs", flags, "size=64k,mode=755")?;
-        let dev = self.own_directory("dev")?;
+        let own = format!("{STAGE}/dev");
+        rustix::fs::mkdir(&own, Mode::from_raw_mode(0o755))?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let dev = rustix::mount::open_tree(CWD, own, flags)?;
+        let attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+        sys::set_mount_attributes(dev.as_fd(), attributes, None, false)
+            .map_err(|error| Cause::Errno(error.raw_os_error().unwrap_or(0)))?;
+        move_onto(&dev, &target)?;
         rustix::process::fchdir(&dev)?;
         for name in DEVICES {
             // One call, where to open it would need another to close it.
