@@ -31,9 +31,10 @@ use super::{
     attempt::Ground,
     binary::TestBinary,
     doctests::{self, Doctests},
-    event::{Attempt, Ending, Event, Summary, TestId, TestResult, Verdict},
+    event::{Attempt, BinaryId, Ending, Event, Summary, TestId, TestResult, Verdict},
     history::History,
     libtest::Said,
+    lists::Stamp,
     schedule::{Queue, Room, Size},
     select::Selection,
 };
@@ -137,6 +138,8 @@ pub(crate) struct Engine<'a> {
     last_group: u64,
     doctests: Option<Doctests>,
     listing: usize,
+    /// What those binaries were that are being asked for their tests.
+    asked: BTreeMap<BinaryId, Stamp>,
     build: Option<bool>,
     was_build_told: bool,
     tests: usize,
@@ -171,6 +174,7 @@ impl<'a> Engine<'a> {
             last_group: 0,
             doctests: None,
             listing: 0,
+            asked: BTreeMap::new(),
             build: None,
             was_build_told: false,
             tests: 0,
@@ -377,6 +381,13 @@ impl<'a> Engine<'a> {
     fn take(&mut self, message: Message, stop_build: &dyn Fn()) {
         match message {
             Message::Built(binary) => {
+                let stamp = Stamp::of(&binary.path).ok();
+                if let Some(stamp) = stamp.filter(|_| self.lists_stay(&binary)) {
+                    if let Some(tests) = self.ended.history.lists.of(&binary.path, stamp) {
+                        return self.listed(&binary, Some(tests));
+                    }
+                    self.asked.insert(binary.id.clone(), stamp);
+                }
                 self.listing += 1;
                 let size = Size {
                     expected: None,
@@ -417,6 +428,11 @@ impl<'a> Engine<'a> {
         }
     }
 
+    /// Whether what this binary lists is told by its file alone: words for the binary may choose among its tests.
+    fn lists_stay(&self, binary: &TestBinary) -> bool {
+        binary.has_harness && self.options.arguments.is_empty()
+    }
+
     fn tell_build_finished(&mut self) {
         if self.build.is_some() && self.listing == 0 && !self.was_build_told {
             self.was_build_told = true;
@@ -427,8 +443,15 @@ impl<'a> Engine<'a> {
 
     fn take_done(&mut self, done: Done) {
         match done {
-            Done::Listed(binary, Ok(tests)) => {
-                self.listed(&binary, tests);
+            Done::Listed(binary, Ok(listed)) => {
+                let asked = self.asked.remove(&binary.id);
+                if let (Some(listed), Some(stamp)) = (&listed, asked)
+                    && listed.is_whole
+                {
+                    let tests = listed.tests.clone();
+                    self.ended.history.lists.learn(&binary.path, stamp, tests);
+                }
+                self.listed(&binary, listed.map(|listed| listed.tests));
                 self.listing -= 1;
                 self.tell_build_finished();
             }

@@ -1,6 +1,7 @@
-//! What is remembered from run to run, in the target directory: how long tests took, and which failed.
+//! What is remembered from run to run, in the target directory: how long tests took, which failed, and which there are.
 //!
-//! Nothing depends on it but the order of tests and `--failed`: what cannot be read is as good as nothing.
+//! Nothing depends on it but the order of tests, `--failed`, and whether a binary is asked for its tests again: what cannot
+//! be read is as good as nothing.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,10 +12,13 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::event::{BinaryId, Class, TestId, TestResult};
+use super::{
+    event::{BinaryId, Class, TestId, TestResult},
+    lists::Lists,
+};
 
 /// Read another version as nothing.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// What earlier runs have shown.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +28,7 @@ pub(crate) struct History {
     took_us: BTreeMap<BinaryId, BTreeMap<String, u64>>,
     /// Whose last attempt in the last run that had them failed. Without a name: a binary that failed as a whole.
     failed: BTreeSet<TestId>,
+    pub(crate) lists: Lists,
     /// What this run has shown by now.
     #[serde(skip)]
     now: BTreeMap<BinaryId, Now>,
@@ -62,6 +67,7 @@ impl History {
         let mut file = tempfile::NamedTempFile::new_in(directory)?;
         let mut kept = self.clone();
         kept.format = FORMAT;
+        kept.lists.forget_gone();
         serde_json::to_writer(&mut file, &kept)?;
         file.persist(path)?;
         Ok(())

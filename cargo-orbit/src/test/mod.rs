@@ -19,6 +19,7 @@ pub(crate) mod event;
 mod history;
 pub(crate) mod isolate;
 pub(crate) mod libtest;
+mod lists;
 mod memory;
 mod schedule;
 mod select;

@@ -19,6 +19,7 @@ mod inside;
 mod keeper;
 mod kit;
 mod library;
+mod listed;
 mod output;
 mod policies;
 mod postgres;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
             host_mounts::cases(),
             host_view::cases(),
             library::cases(),
+            listed::cases(),
             ahead::cases(),
             output::cases(),
             changes::cases(),

@@ -125,9 +125,7 @@ fn limits(figures: &Figures) -> String {
         let _ = writeln!(
             text,
             "- The C floor itself takes {ratio:.2} plain spawns here: nothing that makes a sandbox when it is asked for takes less. \
-             A test binary takes two, of which one lists its tests, twice: the floor of what `--isolate binary` adds is {:.1} plain \
-             spawns, on one processor.",
-            2.0 * ratio
+             A test binary takes one: which tests it has is known from the run before, as long as it is the same file."
         );
     }
     if let Some(ratio) = pair("prepared floor", "plain spawn after a pause") {

@@ -20,6 +20,7 @@ use crate::{
         doctests::Doctests,
         event::{Attempt, TestId, TestResult, Used, Verdict},
         libtest,
+        lists::Tests,
         schedule::Room,
         select::RunIgnored,
         together::{Gone, Group, Heard, Span},
@@ -50,13 +51,18 @@ pub(super) enum Job {
 
 /// What came of a job.
 pub(crate) enum Done {
-    Listed(
-        Arc<TestBinary>,
-        Result<Option<Vec<(String, bool)>>, Box<Attempt>>,
-    ),
+    /// `None`: it is no binary that lists its tests.
+    Listed(Arc<TestBinary>, Result<Option<Listed>, Box<Attempt>>),
     Alone(Box<Task>, Box<Attempt>),
     Together(Vec<Task>, Box<Gone>),
     Doctests(Vec<TestResult>, Option<Box<Attempt>>),
+}
+
+/// What a binary said when it was asked for its tests.
+pub(crate) struct Listed {
+    pub(super) tests: Tests,
+    /// Whether it said so, too, which are ignored.
+    pub(super) is_whole: bool,
 }
 
 /// A job with its room, on the way to its thread. Where that never comes to be, it is told as not run: whoever waits for it
@@ -170,7 +176,7 @@ fn list(
     options: &Options,
     binary: &Arc<TestBinary>,
     settings: &Settings,
-) -> Result<Option<Vec<(String, bool)>>, Box<Attempt>> {
+) -> Result<Option<Listed>, Box<Attempt>> {
     const PATIENCE: Duration = Duration::from_secs(60);
     let words = |more: &[&str]| -> Vec<OsString> {
         let words = ["--list", "--format", "terse"].iter().chain(more);
@@ -194,7 +200,10 @@ fn list(
     };
     if names.is_empty() {
         // A `main` of its own may say nothing, whatever it is asked.
-        return Ok(binary.has_harness.then(Vec::new));
+        return Ok(binary.has_harness.then(|| Listed {
+            tests: Vec::new(),
+            is_whole: true,
+        }));
     }
     let ignored = ignored.unwrap_or_else(|| {
         // Not a second time in one sandbox: as in the first place, then.
@@ -202,16 +211,17 @@ fn list(
         let sandbox = sandbox.timeout(PATIENCE);
         attempt::run(ground, &binary.id.0, sandbox, Streams::Captured).stdout
     });
-    let ignored = libtest::listed(&ignored).unwrap_or_default();
-    Ok(Some(
-        names
-            .into_iter()
-            .map(|name| {
-                let is_ignored = ignored.contains(&name);
-                (name, is_ignored)
-            })
-            .collect(),
-    ))
+    let ignored = libtest::listed(&ignored);
+    let is_whole = ignored.is_some();
+    let ignored = ignored.unwrap_or_default();
+    let tests = names.into_iter().map(|name| {
+        let is_ignored = ignored.contains(&name);
+        (name, is_ignored)
+    });
+    Ok(Some(Listed {
+        tests: tests.collect(),
+        is_whole,
+    }))
 }
 
 /// Runs one test in a sandbox of its own. While it runs, sandboxes for those that follow it are made.

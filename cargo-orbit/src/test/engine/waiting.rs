@@ -11,6 +11,7 @@ use crate::{
     test::{
         binary::TestBinary,
         event::{BinaryListed, Event, Skipped, TestId, TestResult},
+        lists::Tests,
         schedule::Size,
         select::Chosen,
         together::Group,
@@ -38,7 +39,7 @@ impl Engine<'_> {
         }
     }
 
-    pub(super) fn listed(&mut self, binary: &Arc<TestBinary>, tests: Option<Vec<(String, bool)>>) {
+    pub(super) fn listed(&mut self, binary: &Arc<TestBinary>, tests: Option<Tests>) {
         let Some(tests) = tests else {
             let chosen = self
                 .options

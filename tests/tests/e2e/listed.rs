@@ -1,0 +1,114 @@
+//! Which tests a binary has: it is asked once, and again when it is another.
+
+use std::{fs, path::Path};
+
+use anyhow::{Result, ensure};
+use orbit_tests::{Case, Context, Who};
+
+use crate::told::{self, Told, package};
+
+pub(crate) fn cases() -> Vec<Case> {
+    let case = |name: &str, run: fn(&Context) -> Result<()>| {
+        Case::new(format!("listed::{name}"), run)
+            .who(Who::RANGED)
+            .needs_toolchain()
+            .deadline(std::time::Duration::from_secs(600))
+    };
+    vec![
+        case("what_is_the_same_is_asked_once", same),
+        case("what_is_built_anew_is_asked_again", anew),
+        case("a_main_of_its_own_is_asked_each_time", own_main),
+    ]
+}
+
+/// Before `main`: where it is told to, the binary says nothing when it is asked for its tests, and is then run as a whole.
+const MUTE: &str = r#"
+    extern "C" fn before_main() {
+        let is_asked = std::env::args_os().any(|word| word == "--list");
+        if is_asked && std::env::var_os("MUTE").is_some() {
+            std::process::exit(3);
+        }
+    }
+    #[used]
+    #[unsafe(link_section = ".init_array")]
+    static BEFORE_MAIN: extern "C" fn() = before_main;
+"#;
+
+/// The tests of a run, in their order.
+fn run(context: &Context, package: &Path, words: &[&str]) -> Result<Vec<String>> {
+    let mut command = told::command(context, package)?;
+    command.args(["--tests", "--test", "asked"]).args(words);
+    let told = Told::of(&command.output()?)?;
+    ensure!(told.code == Some(0), "{:?}: {}", told.code, told.stderr);
+    let mut names = told.names("test-finished");
+    names.sort();
+    Ok(names)
+}
+
+const IS_MUTE: [&str; 2] = ["--env", "MUTE=1"];
+const AS_A_WHOLE: [&str; 1] = ["package::asked "];
+
+fn text(tests: &[&str]) -> String {
+    let tests = tests.iter().map(|words| format!("#[test] {words} {{}}\n"));
+    tests.fold(MUTE.to_owned(), |text, test| text + &test)
+}
+
+fn same(context: &Context) -> Result<()> {
+    let text = text(&["fn one()", "#[ignore] fn two()"]);
+    let package = package(context, &[("asked", &text)])?;
+    let both = ["package::asked one", "package::asked two"];
+    for isolation in ["binary", "test"] {
+        let isolation = ["--isolate", isolation];
+        let first = run(context, &package, &isolation)?;
+        ensure!(first == both, "{first:?}");
+        let again = run(context, &package, &[isolation, IS_MUTE].concat())?;
+        ensure!(again == both, "it was asked again: {again:?}");
+    }
+    // Words for the binary may choose among its tests.
+    let chosen = run(context, &package, &["--", "--skip", "one"])?;
+    ensure!(chosen == both[1..], "{chosen:?}");
+    let asked = [&IS_MUTE[..], &["--", "--skip", "one"]].concat();
+    let asked = run(context, &package, &asked)?;
+    ensure!(asked == AS_A_WHOLE, "it was not asked: {asked:?}");
+    Ok(())
+}
+
+fn anew(context: &Context) -> Result<()> {
+    let package = package(context, &[("asked", &text(&["fn one()"]))])?;
+    let first = run(context, &package, &[])?;
+    ensure!(first == ["package::asked one"], "{first:?}");
+    fs::write(
+        package.join("tests/asked.rs"),
+        text(&["fn one()", "fn three()"]),
+    )?;
+    let asked = run(context, &package, &IS_MUTE)?;
+    ensure!(asked == AS_A_WHOLE, "it was not asked: {asked:?}");
+    let all = run(context, &package, &[])?;
+    ensure!(
+        all == ["package::asked one", "package::asked three"],
+        "{all:?}"
+    );
+    Ok(())
+}
+
+/// What it says may come from a file, or from anywhere.
+fn own_main(context: &Context) -> Result<()> {
+    let text = r#"
+        fn main() {
+            let is_asked = |word: &str| std::env::args().any(|it| it == word);
+            if is_asked("--list") && !is_asked("--ignored") {
+                println!("{}: test", std::env::var("NAME").unwrap());
+            }
+        }
+    "#;
+    let package = package(context, &[("asked", text)])?;
+    let manifest = package.join("Cargo.toml");
+    let own = "\n[[test]]\nname = \"asked\"\nharness = false\n";
+    fs::write(&manifest, fs::read_to_string(&manifest)? + own)?;
+    for name in ["spring", "summer"] {
+        let words = ["--isolate", "test", "--env", &format!("NAME={name}")];
+        let told = run(context, &package, &words)?;
+        ensure!(told == [format!("package::asked {name}")], "{told:?}");
+    }
+    Ok(())
+}
