@@ -21,6 +21,7 @@ pub(crate) fn cases() -> Vec<Case> {
     };
     vec![
         case("it_was_there_before_it_was_asked_for", it_was_there_before),
+        case("the_wrong_one_is_not_kept", the_wrong_one_is_not_kept).who(&[Who::Root, Who::User]),
         case("each_is_used_once", each_is_used_once),
         case("many_at_once", many_at_once),
         case("programs_differ", programs_differ).who(&[Who::Root, Who::User]),
@@ -37,30 +38,65 @@ fn sh(view: View, script: &str) -> Result<SandboxBuilder> {
     Ok(view.sh(script)?.prepare_ahead(2))
 }
 
-/// How much older process 1 is than the program, in clock ticks, of which a second has 100. Source: proc_pid_stat(5),
-/// `starttime`; of a name without spaces.
-fn age_of_init(view: View) -> Result<u64> {
-    let script = "read -r a < /proc/1/stat; read -r b < /proc/self/stat; echo \"$a\"; echo \"$b\"";
-    let text = printed(sh(view, script)?)?;
+/// For how long process 1 and the program have been there, in clock ticks, of which a second has 100. Source:
+/// proc_pid_stat(5), `starttime`; of a name without spaces.
+fn ages(sandbox: SandboxBuilder) -> Result<(u64, u64)> {
+    let text = printed(sandbox)?;
     let started = |line: Option<&str>| -> Result<u64> {
         let field = line.and_then(|line| line.rsplit_once(')')?.1.split_whitespace().nth(19));
         Ok(field.context(text.clone())?.parse()?)
     };
     let mut lines = text.lines();
-    let init = started(lines.next())?;
-    Ok(started(lines.next())? - init)
+    let (init, program) = (started(lines.next())?, started(lines.next())?);
+    let up = lines.next().and_then(|line| line.split(' ').next());
+    let up: u64 = up.context(text.clone())?.replace('.', "").parse()?;
+    Ok((up.saturating_sub(init), up.saturating_sub(program)))
 }
+
+/// By the shell alone, which would else have a child to be asked for.
+const TELL_AGES: &str = "read -r a < /proc/1/stat; read -r b < /proc/self/stat; read -r c < /proc/uptime; echo \"$a\"; \
+                         echo \"$b\"; echo \"$c\"";
 
 fn it_was_there_before(_: &Context) -> Result<()> {
     for view in VIEWS {
-        let first = age_of_init(view)?;
+        let (first, _) = ages(sh(view, TELL_AGES)?)?;
         thread::sleep(2 * A_WHILE);
-        let second = age_of_init(view)?;
+        let (second, program) = ages(sh(view, TELL_AGES)?)?;
         ensure!(
             first < 50 && second >= 50,
             "{view:?}: process 1 was {first} ticks old, and then {second}"
         );
+        ensure!(
+            program >= 50,
+            "{view:?}: the program was not poised, but {program} ticks old"
+        );
     }
+    Ok(())
+}
+
+/// Who is poised is who the program before was: for another it is not kept, and nothing of it is left.
+fn the_wrong_one_is_not_kept(_: &Context) -> Result<()> {
+    const TELL_PROCESSES: &str = "cd /proc && echo [0-9]*";
+
+    let image = |script| sh(View::Image, script);
+    for other in [
+        image(TELL_AGES)?.user("1"),
+        image(TELL_AGES)?.cap_drop("ALL"),
+    ] {
+        printed(image("true")?)?;
+        thread::sleep(2 * A_WHILE);
+        let (init, program) = ages(other)?;
+        ensure!(init >= 50, "process 1 was {init} ticks old");
+        ensure!(program < 50, "the program was {program} ticks old");
+    }
+    printed(image("true")?)?;
+    thread::sleep(A_WHILE);
+    let processes = printed(image(TELL_PROCESSES)?.user("1"))?;
+    let count = processes.split_whitespace().count();
+    ensure!(
+        count == 2,
+        "process 1, the program, and who else? {processes}"
+    );
     Ok(())
 }
 

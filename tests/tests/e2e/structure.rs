@@ -14,9 +14,9 @@ use orbit_tests::{Case, Context, Program, Who};
 use crate::kit::{ROLE, VIEWS, View};
 
 /// System calls of one sandbox over an image, of whoever asks for it, the supervisor, the init and the program.
-const MAX_CALLS_OF_IMAGE: usize = 270;
+const MAX_CALLS_OF_IMAGE: usize = 256;
 /// The same over the host's files. A host with more mounts takes more: see [`MAX_CALLS_OF_MOUNT`].
-const MAX_CALLS_OF_HOST: usize = 390;
+const MAX_CALLS_OF_HOST: usize = 384;
 /// A directory of `/` with mounts in it is bound by itself.
 const MAX_CALLS_OF_MOUNT: usize = 12;
 /// The init, the program, and who opens a network namespace for the next.
