@@ -13,6 +13,7 @@ use std::{
 
 use rustix::{
     io::ioctl_fionbio,
+    process::{Signal, getpid, kill_process},
     termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize},
 };
 use signal_hook::{consts::SIGWINCH, iterator::Signals};
@@ -44,7 +45,13 @@ impl Connection {
         if interactive {
             connection.before = Some(make_raw()?);
             // Never joined: it waits for a key, which may never come. It ends with this process.
-            thread::spawn(move || copy(stdin().lock(), File::from(typed)));
+            thread::spawn(move || {
+                // A raw terminal has no end but its own. Whose it is not the controlling terminal of is told of that by nobody:
+                // so the program is, as by any other signal to this process.
+                if copy(stdin().lock(), File::from(typed)) == Gone::From {
+                    let _ = kill_process(getpid(), Signal::HUP);
+                }
+            });
         }
         connection.shown = Some(thread::spawn(move || {
             copy(File::from(program), stdout().lock());
@@ -88,23 +95,30 @@ fn copy_size(program: impl AsFd) {
     }
 }
 
+/// Which side of a copy is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Gone {
+    From,
+    To,
+}
+
 /// Copies as it comes, until one side is gone: for a terminal that is an error, EIO, and no fault.
-fn copy(mut from: impl io::Read, mut to: impl io::Write) {
+fn copy(mut from: impl io::Read, mut to: impl io::Write) -> Gone {
     let mut buffer = [0; 4096];
     loop {
         match from.read(&mut buffer) {
-            Ok(0) => return,
+            Ok(0) => return Gone::From,
             Ok(count) => {
                 if to
                     .write_all(&buffer[..count])
                     .and_then(|()| to.flush())
                     .is_err()
                 {
-                    return;
+                    return Gone::To;
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return,
+            Err(_) => return Gone::From,
         }
     }
 }

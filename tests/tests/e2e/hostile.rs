@@ -2,7 +2,15 @@
 //!
 //! Each case first makes sure that what it tries would be seen if it worked.
 
+mod bombs;
+mod descriptors;
+mod full;
+mod layouts;
+mod libraries;
 mod paths;
+mod registries;
+mod signals;
+mod words;
 
 use std::{
     collections::BTreeMap,
@@ -60,6 +68,13 @@ pub(crate) fn cases() -> Vec<Case> {
         .deadline(Duration::from_secs(90)),
     ];
     cases.extend(paths::cases());
+    cases.extend(descriptors::cases());
+    cases.extend(signals::cases());
+    cases.extend(libraries::cases());
+    cases.extend(bombs::cases());
+    cases.extend(full::cases());
+    cases.extend(registries::cases());
+    cases.extend(words::cases());
     cases
 }
 
@@ -506,7 +521,7 @@ fn a_full_disk_is_the_sandboxes_own(_: &Context) -> Result<()> {
         // Twice what there is, to every place that can be written to.
         let script = "for d in /tmp $HOME . /dev/shm /run; do [ -w $d ] || continue; \
                       head -c 200000000 /dev/zero 2>/dev/null >$d/fill && echo $d took it; rm -f $d/fill; done; \
-                      [ ! -w /dev ] || head -c 1000000 /dev/zero 2>/dev/null >/dev/fill && echo /dev took it; true";
+                      [ ! -w /dev ] || { head -c 200000000 /dev/zero 2>/dev/null >/dev/fill && echo /dev took it; }; true";
         let found = printed(view.sh(script)?.disk("16M"))?;
         ensure!(!found.contains("took it"), "{view:?}: {found}");
         let small = Mount::tmpfs("/t").size(orbit::Bytes::mib(1));

@@ -62,6 +62,8 @@ pub(crate) enum Reason {
     System,
     /// The compressed stream is damaged or ends early.
     Damaged,
+    /// zstd refuses it.
+    WindowTooLarge,
     /// The archive, or its compressed stream, ends in the middle of an entry.
     Truncated,
     /// A header's checksum is wrong: this is no tar archive, or not any more.
@@ -169,6 +171,10 @@ impl UnpackError {
             None if error.kind() == io::ErrorKind::UnexpectedEof => {
                 Self::new(step, entry, Reason::Truncated)
             }
+            // Of zstd there is no more than its words.
+            None if error.to_string().contains("too much memory") => {
+                Self::new(step, entry, Reason::WindowTooLarge)
+            }
             None => Self::new(step, entry, Reason::Damaged),
         }
     }
@@ -189,6 +195,9 @@ impl fmt::Display for UnpackError {
         f.write_str(": ")?;
         match &self.reason {
             Reason::System => write!(f, "{}", io::Error::from_raw_os_error(self.errno)),
+            Reason::WindowTooLarge => f.write_str(
+                "its compression needs more than 128 MiB of memory to be undone; compress it without --long",
+            ),
             Reason::Damaged => f.write_str("the compressed data is damaged"),
             Reason::Truncated => f.write_str("the data ends in the middle of an entry"),
             Reason::BadChecksum => {

@@ -8,6 +8,8 @@
 //! 1.5 s and hashing 0.5 s. A thread for those would help one layer alone, but layers come several at a time.
 
 mod apply;
+#[cfg(test)]
+mod bombs;
 mod decode;
 mod error;
 mod member;
