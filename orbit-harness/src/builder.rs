@@ -255,7 +255,8 @@ impl SandboxBuilder {
         self
     }
 
-    /// Makes the root filesystem read-only. Mounts keep the mode they were asked with.
+    /// Makes the root filesystem read-only. Mounts keep the mode they were asked with; what root writes to `/dev` is still
+    /// bounded by [`disk`](Self::disk).
     pub fn read_only(mut self, read_only: bool) -> Self {
         self.spec.read_only = read_only;
         self
@@ -475,7 +476,7 @@ impl SandboxBuilder {
         self
     }
 
-    /// Bounds what the sandbox writes outside of its mounts: `256M`. By default it is 4 GiB, all in memory.
+    /// Bounds what the sandbox writes outside of its mounts, also to `/dev`: `256M`. By default it is 4 GiB, all in memory.
     pub fn disk(mut self, limit: &str) -> Self {
         self.spec.disk = self.parse_as::<Bytes>("disk", limit).or(self.spec.disk);
         self
@@ -586,13 +587,15 @@ impl SandboxBuilder {
     }
 
     /// From the first that is started, keeps `count` sandboxes like this one prepared: with namespaces, init, root
-    /// filesystem, `/proc` and `/dev`, and without a program. A start then takes one of them, which saves more than half of
-    /// its time. Each is used once, and replaced when the supervisor has nothing else to do. They take
-    /// a small process each (at most 64 of a kind, and four kinds), and end with the test process.
+    /// filesystem, `/proc` and `/dev`, and with a process that is all but the program. A start then takes one of them, which
+    /// saves half of its time. Each is used once, and replaced when the supervisor has nothing else to do. They take
+    /// two small processes each (at most 64 of a kind, and four kinds), and end with the test process.
     ///
     /// A sandbox is like another where they differ in the program alone: its arguments, environment, user, working
     /// directory, streams, capabilities, ports and timeout. The files under it (`dir:`, the host's, bound directories)
-    /// are those that were there when it was prepared: do not replace them meanwhile. With limits of a control group, on a
+    /// are those that were there when it was prepared: do not replace them meanwhile. Where user, working directory or
+    /// capabilities differ from those before, a little of what is saved is lost. That process counts as one of its user's, is as old as it
+    /// is, and has looked up the user in the sandbox's accounts by then. With limits of a control group, on a
     /// network, and with egress, this is an error.
     ///
     /// ```

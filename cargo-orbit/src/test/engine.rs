@@ -20,7 +20,7 @@ use std::{
         mpsc::{Receiver, RecvTimeoutError, Sender},
     },
     thread::{self, Scope},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use self::{
@@ -34,7 +34,7 @@ use super::{
     event::{Attempt, BinaryId, Ending, Event, Summary, TestId, TestResult, Verdict},
     history::History,
     libtest::Said,
-    lists::Stamp,
+    lists::{Stamp, Tests},
     schedule::{Queue, Room, Size},
     select::Selection,
 };
@@ -42,6 +42,10 @@ use crate::{config::settings::Settings, report::Reports};
 
 /// How often a progress line moves.
 const TICK: Duration = Duration::from_millis(100);
+
+/// How long binaries are waited for that are built already, of which cargo tells one after the other: the longest test of all
+/// is to be the first.
+const GATHERING: Duration = Duration::from_millis(3);
 
 /// How long tests have to end after they were asked to.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -138,6 +142,9 @@ pub(crate) struct Engine<'a> {
     last_group: u64,
     doctests: Option<Doctests>,
     listing: usize,
+    /// Binaries of which it is known what tests they have, and since when there are some that wait here.
+    known: Vec<(Arc<TestBinary>, Tests)>,
+    known_since: Option<Instant>,
     /// What those binaries were that are being asked for their tests.
     asked: BTreeMap<BinaryId, Stamp>,
     build: Option<bool>,
@@ -174,6 +181,8 @@ impl<'a> Engine<'a> {
             last_group: 0,
             doctests: None,
             listing: 0,
+            known: Vec::new(),
+            known_since: None,
             asked: BTreeMap::new(),
             build: None,
             was_build_told: false,
@@ -218,6 +227,12 @@ impl<'a> Engine<'a> {
                     // We hold a sender ourselves.
                     Err(RecvTimeoutError::Disconnected) => break,
                 }
+                if self
+                    .known_since
+                    .is_some_and(|since| since.elapsed() >= GATHERING)
+                {
+                    self.take_known();
+                }
                 self.look_at_the_clock();
             }
         });
@@ -250,8 +265,19 @@ impl<'a> Engine<'a> {
         idle && self.build.is_some() && (nothing_waits || self.ending.is_some())
     }
 
+    /// Takes the lists of binaries that need not be asked.
+    fn take_known(&mut self) {
+        self.known_since = None;
+        for (binary, tests) in std::mem::take(&mut self.known) {
+            self.listed(&binary, Some(tests));
+        }
+    }
+
     /// How long to wait for a message.
     fn patience(&self) -> Duration {
+        if self.known_since.is_some() {
+            return GATHERING;
+        }
         let now = self.now();
         let delayed = self.delayed.iter().map(|(at, _)| at.saturating_sub(now));
         delayed.min().unwrap_or(TICK).min(TICK)
@@ -384,7 +410,8 @@ impl<'a> Engine<'a> {
                 let stamp = Stamp::of(&binary.path).ok();
                 if let Some(stamp) = stamp.filter(|_| self.lists_stay(&binary)) {
                     if let Some(tests) = self.ended.history.lists.of(&binary.path, stamp) {
-                        return self.listed(&binary, Some(tests));
+                        self.known_since.get_or_insert_with(Instant::now);
+                        return self.known.push((binary, tests));
                     }
                     self.asked.insert(binary.id.clone(), stamp);
                 }
@@ -397,6 +424,7 @@ impl<'a> Engine<'a> {
                 self.lists.push(size, binary);
             }
             Message::BuildEnded(well) => {
+                self.take_known();
                 self.build = Some(well);
                 self.ended.build_failed = !well;
                 self.tell_build_finished();

@@ -1,7 +1,8 @@
 //! Which tests a binary has, as it said when it was asked last: as long as it is the same file, it has the same.
 //!
 //! That holds for the standard test harness, whose list is compiled into the binary, and not for a `main` of its own,
-//! which may read its tests from files.
+//! which may read its tests from files. Who replaces the harness by `#![test_runner]`, which is unstable, has to have a
+//! list that is compiled in, too.
 
 use std::{collections::BTreeMap, fs, io, os::unix::fs::MetadataExt as _, path::Path};
 
@@ -20,7 +21,7 @@ struct Known {
     tests: Tests,
 }
 
-/// What a file has no more once it is another, or was written to: the time of its last change can be set by nobody.
+/// What a file has no more once it is another, or was written to: the time of its last change is the system's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Stamp {
     device: u64,

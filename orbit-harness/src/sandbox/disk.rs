@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Faults of the disk: of what the sandbox writes outside of its mounts, and which [`disk`](crate::SandboxBuilder::disk)
-/// bounds. Mounts of the host, and other filesystems in memory (`/dev/shm`), are as they were.
+/// bounds: also in `/dev`. Mounts of the host, and other filesystems in memory (`/dev/shm`), are as they were; so are devices.
 impl Sandbox {
     /// Leaves no room on the disk from now on: what would write more fails with ENOSPC, as on a disk that somebody else
     /// has filled. It takes no memory, and no moment in which there is some room.
@@ -174,6 +174,8 @@ fn writable_mounts(steps: &[Step]) -> Vec<PathBuf> {
             Step::Overlay { at, .. } | Step::OverlaySealed { at, .. } | Step::Fresh { at, .. } => {
                 (&**at, true)
             }
+            // A directory beside the layers, on their disk. What is mounted in it stays as it is.
+            Step::Dev { .. } => (Path::new("/dev"), true),
             Step::Bind { at, .. } | Step::Shared { at, .. } | Step::Tmpfs { at, .. } => {
                 (&**at, false)
             }
@@ -214,9 +216,14 @@ mod tests {
             bind("/home/me"),
             bind("/srv"),
             overlay("/srv/inner"),
+            Step::Dev {
+                shm: Bytes::mib(64),
+                console: false,
+            },
         ];
         let found = writable_mounts(&steps);
-        assert_eq!(found, ["/", "/home", "/srv/inner"].map(PathBuf::from));
+        let expected = ["/", "/home", "/srv/inner", "/dev"];
+        assert_eq!(found, expected.map(PathBuf::from));
         let last = [&steps[..], &[Step::ReadOnlyRoot]].concat();
         assert_eq!(writable_mounts(&last), found[1..]);
     }

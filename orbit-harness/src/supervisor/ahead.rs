@@ -1,9 +1,9 @@
 //! Sandboxes made ahead: which are wanted, and which stand ready. Knows of processes nothing but their numbers.
 //!
-//! A sandbox is made for a *kind*, see [`Launch`]. One that
-//! stands ready is given away once, to a launch of its kind, and another is made when the supervisor has nothing else to
-//! do: at once where fewer than half of those wanted are there, else after [`REST`], so that it is not made at the very
-//! moment at which the one that was given away needs the processors.
+//! A sandbox is made for a *kind*, see [`Launch`]. One that stands ready is given away once, to a launch of its kind, and
+//! another, for a program like that, is made when the supervisor has nothing else to do: at once where fewer than half of
+//! those wanted are there, else after [`REST`], so that it is not made at the very moment at which the one that was given
+//! away needs the processors.
 
 use std::{rc::Rc, time::Duration};
 
@@ -34,8 +34,12 @@ pub(super) struct Pool {
 /// A kind of which some are to stand ready.
 struct Wanted {
     kind: Kind,
-    of: Packed,
+    packed: Packed,
+    /// What was asked for last.
+    gift: Packed,
+    /// It, but for its program, which is put into it when one is made.
     plan: Rc<Plan>,
+    is_current: bool,
     count: usize,
 }
 
@@ -64,11 +68,22 @@ struct Standing {
     is_ready: bool,
 }
 
+impl Wanted {
+    /// The plan, with the program that was launched last.
+    fn plan_of_last(&mut self) -> Rc<Plan> {
+        if !self.is_current {
+            self.is_current = true;
+            self.gift.put_into(Rc::make_mut(&mut self.plan));
+        }
+        Rc::clone(&self.plan)
+    }
+}
+
 impl Pool {
     /// Takes note of a launch that wants `ahead` more of its kind to be there. Gives its kind, where any of that was
     /// wanted, and the ids of those that nobody is likely to want any more.
     pub(super) fn note(&mut self, launch: &Launch) -> (Option<Kind>, Vec<u64>) {
-        let known = self.wanted.iter().position(|it| it.of == launch.kind);
+        let known = self.wanted.iter().position(|it| it.packed == launch.kind);
         if launch.ahead == 0 {
             return (known.map(|at| self.wanted[at].kind), Vec::new());
         }
@@ -77,6 +92,10 @@ impl Pool {
             return (None, Vec::new());
         };
         wanted.count = launch.ahead;
+        if wanted.gift != launch.gift {
+            wanted.gift.clone_from(&launch.gift);
+            wanted.is_current = false;
+        }
         let kind = wanted.kind;
         self.wanted.push(wanted);
         if self.wanted.len() <= MAX_KINDS {
@@ -96,8 +115,10 @@ impl Pool {
                 number: self.last_kind,
                 shares: plan.steps.iter().any(shares),
             },
-            of: launch.kind.clone(),
+            packed: launch.kind.clone(),
+            gift: launch.gift.clone(),
             plan: Rc::new(plan),
+            is_current: true,
             count: 0,
         })
     }
@@ -113,24 +134,24 @@ impl Pool {
     }
 
     /// What to make next: what is needed soonest, and of that what was launched last.
-    pub(super) fn next(&self) -> Option<Order> {
+    pub(super) fn next(&mut self) -> Option<Order> {
         if self.standing.iter().filter(|it| !it.is_ready).count() >= MAX_MAKING {
             return None;
         }
-        let orders = self.wanted.iter().rev().filter_map(|wanted| {
-            let of_kind = self.standing.iter().filter(|it| it.kind == wanted.kind);
+        let standing = &self.standing;
+        let lacking = self.wanted.iter_mut().rev().filter_map(|wanted| {
+            let of_kind = standing.iter().filter(|it| it.kind == wanted.kind);
             let there = of_kind.count();
-            (there < wanted.count).then(|| Order {
-                kind: wanted.kind,
-                plan: Rc::clone(&wanted.plan),
-                after: if there * 2 < wanted.count {
-                    Duration::ZERO
-                } else {
-                    REST
-                },
-            })
+            let is_soon = there * 2 < wanted.count;
+            let after = if is_soon { Duration::ZERO } else { REST };
+            (there < wanted.count).then_some((after, wanted))
         });
-        orders.min_by_key(|order| order.after)
+        let (after, wanted) = lacking.min_by_key(|(after, _)| *after)?;
+        Some(Order {
+            kind: wanted.kind,
+            plan: wanted.plan_of_last(),
+            after,
+        })
     }
 
     pub(super) fn add(&mut self, id: u64, kind: Kind, post: Channel) {
@@ -209,7 +230,7 @@ mod tests {
     /// What a launch of `plan` is given.
     fn take(pool: &mut Pool, plan: &Plan) -> Option<u64> {
         let kind = launch(plan).kind;
-        let kind = pool.wanted.iter().find(|it| it.of == kind)?.kind;
+        let kind = pool.wanted.iter().find(|it| it.packed == kind)?.kind;
         pool.take(kind).map(|(id, _)| id)
     }
 
@@ -265,13 +286,27 @@ mod tests {
     }
 
     #[test]
+    fn one_is_made_for_a_program_like_the_last() {
+        let mut pool = Pool::default();
+        let mut plan = kind("web", 2);
+        note(&mut pool, &plan);
+        make(&mut pool, 1);
+        plan.program.argv = vec!["other".into()];
+        note(&mut pool, &plan);
+        let order = pool.next().expect("one is wanted");
+        assert_eq!(order.plan.program, plan.program);
+        assert_eq!(order.plan.steps, plan.steps);
+    }
+
+    #[test]
     fn few_are_made_at_a_time() {
         let mut pool = Pool::default();
         note(&mut pool, &kind("web", 8));
         let mut inits = Vec::new();
         for id in 0..MAX_MAKING as u64 {
             let (post, init) = Channel::pair().expect("a pair of sockets");
-            pool.add(id, pool.next().expect("one is wanted").kind, post);
+            let kind = pool.next().expect("one is wanted").kind;
+            pool.add(id, kind, post);
             inits.push(init);
         }
         assert!(pool.next().is_none());
@@ -286,7 +321,8 @@ mod tests {
         let plan = kind("web", 1);
         pool.note(&launch(&plan));
         let (post, init) = Channel::pair().expect("a pair of sockets");
-        pool.add(1, pool.next().expect("one is wanted").kind, post);
+        let order = pool.next().expect("one is wanted");
+        pool.add(1, order.kind, post);
         assert!(take(&mut pool, &plan).is_none());
         drop(init);
         pool.hear(1);
@@ -333,13 +369,13 @@ mod tests {
     #[test]
     fn what_is_not_needed_soon_waits_until_nothing_happens() {
         let mut pool = Pool::default();
-        let after = |pool: &Pool| pool.next().map(|order| order.after);
+        let after = |pool: &mut Pool| pool.next().map(|order| order.after);
         note(&mut pool, &kind("web", 3));
         for (id, rest) in [(1, Duration::ZERO), (2, Duration::ZERO), (3, REST)] {
-            assert_eq!(after(&pool), Some(rest));
+            assert_eq!(after(&mut pool), Some(rest));
             make(&mut pool, id);
         }
-        assert_eq!(after(&pool), None);
+        assert_eq!(after(&mut pool), None);
     }
 
     #[test]

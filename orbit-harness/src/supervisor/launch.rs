@@ -107,6 +107,15 @@ impl Launch {
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Packed(pub(super) Vec<u8>);
 
+impl Packed {
+    /// Puts a gift into a plan of its kind. What is none changes nothing: whoever is given it says so.
+    pub(super) fn put_into(&self, plan: &mut Plan) {
+        if let Ok(gift) = postcard::from_bytes::<Gift<'static>>(&self.0) {
+            gift.put_into(plan);
+        }
+    }
+}
+
 impl fmt::Debug for Packed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} bytes", self.0.len())

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     plan::{Plan, ProgramPlan},
     spec::Init,
-    sys::{self, ExecFailure, SingleThreaded},
+    sys::{self, ExecFailure, ExecStep, SingleThreaded},
 };
 
 /// A gift, with what came with it: the event channel, then standard input, output and error.
@@ -69,8 +69,7 @@ pub(super) fn run(
     rehearse(&plan, common, filters);
     let received = OnceCell::new();
     let poised = poise(single_threaded, &plan, &post, common, filters, &received);
-    // Where no child has waited for it, this process does.
-    let was_received = received.get().is_some();
+    // Where no child has waited for it, this process does. What a child has waited for in vain does not come any more.
     let received = received.into_inner().unwrap_or_else(|| receive(&post));
     let Some(Received {
         gift,
@@ -94,8 +93,10 @@ pub(super) fn run(
             };
             init::see_to(running, &plan, made.shown(), &events)
         }
-        Err(failure) if was_received => Err(init::exec_failure(&plan, failure)),
-        // Else it says again what keeps it from being started.
+        Err(failure) if failure.step == ExecStep::Execute => {
+            Err(init::exec_failure(&plan, failure))
+        }
+        // All else is done once more, as for any other, and what keeps it from being started is said then.
         Ok(None) | Err(_) => filters
             .of(&plan.program)
             .map_err(|error| init::no_filter(&plan, &error))
@@ -143,14 +144,26 @@ fn is_poised(program: &ProgramPlan) -> bool {
 
 /// Whether two programs differ at most in what is executed.
 fn has_attributes_of(one: &ProgramPlan, other: &ProgramPlan) -> bool {
-    one.init == other.init
-        && one.working_dir == other.working_dir
-        && one.user == other.user
-        && one.umask == other.umask
-        && one.capabilities == other.capabilities
-        && one.seccomp == other.seccomp
-        && one.tty == other.tty
-        && one.ulimits == other.ulimits
+    let ProgramPlan {
+        init,
+        argv: _,
+        env: _,
+        working_dir,
+        user,
+        umask,
+        capabilities,
+        seccomp,
+        tty,
+        ulimits,
+    } = one;
+    *init == other.init
+        && *working_dir == other.working_dir
+        && *user == other.user
+        && *umask == other.umask
+        && *capabilities == other.capabilities
+        && *seccomp == other.seccomp
+        && *tty == other.tty
+        && *ulimits == other.ulimits
 }
 
 /// Does once, without what comes of it, what is still to be done when a program is given: a process that has just been forked

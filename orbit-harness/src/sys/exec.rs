@@ -312,11 +312,7 @@ pub(super) unsafe fn take_on(attributes: &Attributes<'_>) -> Result<(), ExecFail
     let (uid, gid) = (attributes.uid, attributes.gid);
     step!(Ids, libc::syscall(libc::SYS_setresgid, gid, gid, gid));
     step!(Ids, libc::syscall(libc::SYS_setresuid, uid, uid, uid));
-    step!(
-        WorkingDir,
-        libc::syscall(libc::SYS_chdir, attributes.working_dir.as_ptr())
-    );
-    find_working_dir()?;
+    enter_working_dir(attributes.working_dir)?;
 
     // SAFETY: umask takes a number and cannot fail.
     unsafe { libc::syscall(libc::SYS_umask, attributes.umask) };
@@ -361,8 +357,9 @@ pub(super) unsafe fn take_on(attributes: &Attributes<'_>) -> Result<(), ExecFail
     })
 }
 
-/// A working directory outside of the root, reached through a leaked descriptor, has no name (CVE-2024-21626).
-pub(super) fn find_working_dir() -> Result<(), ExecFailure> {
+/// One outside of the root, reached through a leaked descriptor, has no name, and is refused (CVE-2024-21626).
+pub(super) fn enter_working_dir(path: &CStr) -> Result<(), ExecFailure> {
+    step!(WorkingDir, libc::syscall(libc::SYS_chdir, path.as_ptr()));
     let mut path = [0u8; libc::PATH_MAX as usize];
     step!(
         WorkingDir,

@@ -14,7 +14,7 @@ use rustix::thread::futex;
 use super::{
     SingleThreaded,
     exec::{
-        Attributes, ExecFailure, ExecStep, Program, execute, exit_child, failed, find_working_dir,
+        Attributes, ExecFailure, ExecStep, Program, enter_working_dir, execute, exit_child, failed,
         new_session, reap, stack, take_on, take_streams,
     },
 };
@@ -71,8 +71,8 @@ impl Attributes<'_> {
         let shares_memory = AtomicU32::new(1);
         let flags = libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_CHILD_CLEARTID | libc::SIGCHLD;
         let no_pointer = ptr::null_mut::<c_void>();
-        // SAFETY: the stack is aligned to 16, grows down from its end and lives until the child does not share this memory any
-        // more, for which is waited below; so do `poised` and the word that then becomes 0. Until then this thread, as the
+        // SAFETY: the stack is aligned to 16, grows down from its end, is many times what a message takes to be read, and lives
+        // until the child does not share this memory any more, for which is waited below; so do `poised` and the word that then becomes 0. Until then this thread, as the
         // caller proves the only one, makes one system call after the other, which use neither `poised` nor what the C
         // library keeps for a thread: `rustix` makes them itself, so not even `errno` is written.
         let pid = unsafe {
@@ -127,8 +127,8 @@ where
             // From here on its descriptors are its own.
             // SAFETY: this is the child of `poise`.
             unsafe { take_streams(&program, libc::CLOSE_RANGE_UNSHARE) }
-                // It may be gone, where somebody else can remove it.
-                .and_then(|()| find_working_dir())
+                // Once more: what is there by now, where somebody else has removed or replaced it.
+                .and_then(|()| enter_working_dir(poised.attributes.working_dir))
                 .err()
                 .unwrap_or_else(|| execute(prepared))
         })

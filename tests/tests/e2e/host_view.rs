@@ -57,6 +57,7 @@ pub(crate) fn cases() -> Vec<Case> {
             "what_is_shown_and_hidden_is_what_was_asked",
             what_is_shown_and_hidden_is_what_was_asked,
         ),
+        case("what_is_in_another_is_hidden", what_is_in_another_is_hidden),
         case(
             "what_may_not_be_entered_can_be_hidden",
             what_may_not_be_entered_can_be_hidden,
@@ -343,6 +344,24 @@ fn what_is_shown_and_hidden_is_what_was_asked(context: &Context) -> Result<()> {
     let found = printed(sandbox)?;
     ensure!(found == "here\nhere\nead-only\nfixed\nshown\n", "{found}");
     ensure!(!shown.join("new").exists() && !fixed.join("new").exists());
+    Ok(())
+}
+
+/// In any order: what is hidden may lie in what is hidden after it.
+fn what_is_in_another_is_hidden(context: &Context) -> Result<()> {
+    let shown = context.home().join("nested");
+    for directory in ["a/b", "c/d"] {
+        fs::create_dir_all(shown.join(directory))?;
+        fs::write(shown.join(directory).join("secret"), "secret\n")?;
+    }
+    let script = format!("find {0}/a {0}/c -type f; ls {0}", shown.display());
+    let sandbox = ["a/b", "a", "c/d", "c"]
+        .into_iter()
+        .fold(View::Host.sh(&script)?.host_path(&shown), |sandbox, it| {
+            sandbox.hide(shown.join(it))
+        });
+    let found = printed(sandbox)?;
+    ensure!(found == "a\nc\n", "{found}");
     Ok(())
 }
 

@@ -16,16 +16,23 @@ pub(crate) fn cases() -> Vec<Case> {
     };
     vec![
         case("what_is_the_same_is_asked_once", same),
+        case("half_an_answer_is_not_remembered", half),
         case("what_is_built_anew_is_asked_again", anew),
         case("a_main_of_its_own_is_asked_each_time", own_main),
     ]
 }
 
-/// Before `main`: where it is told to, the binary says nothing when it is asked for its tests, and is then run as a whole.
+/// Before `main`: where it is told to, the binary says nothing when it is asked for its tests, and is then run as a whole; or
+/// when it is asked which it ignores.
 const MUTE: &str = r#"
     extern "C" fn before_main() {
-        let is_asked = std::env::args_os().any(|word| word == "--list");
-        if is_asked && std::env::var_os("MUTE").is_some() {
+        let has = |word: &str| std::env::args_os().any(|it| it == word);
+        let is_mute = match std::env::var("MUTE").as_deref() {
+            Ok("ignored") => has("--ignored"),
+            Ok(_) => true,
+            Err(_) => false,
+        };
+        if has("--list") && is_mute {
             std::process::exit(3);
         }
     }
@@ -71,6 +78,16 @@ fn same(context: &Context) -> Result<()> {
         &[&IS_MUTE[..], &["--", "--test"]].concat(),
     )?;
     ensure!(asked == AS_A_WHOLE, "it was not asked: {asked:?}");
+    Ok(())
+}
+
+/// Which tests there are, and not which are ignored.
+fn half(context: &Context) -> Result<()> {
+    let text = text(&["fn one()", "#[ignore] fn two()"]);
+    let package = package(context, &[("asked", &text)])?;
+    run(context, &package, &["--env", "MUTE=ignored"])?;
+    let told = run(context, &package, &["--", "--ignored"])?;
+    ensure!(told.contains(&"package::asked two".to_owned()), "{told:?}");
     Ok(())
 }
 

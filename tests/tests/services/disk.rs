@@ -146,6 +146,7 @@ fn read_only_at_a_moment(context: &Context) -> Result<()> {
                 // Again is no fault.
                 sandbox.set_read_only(true)?;
                 for script in [
+                    "echo y > /dev/file",
                     "echo y > /tmp/file",
                     "rm /tmp/file",
                     "echo y > /var/tmp/new",
@@ -165,6 +166,7 @@ fn read_only_at_a_moment(context: &Context) -> Result<()> {
                     "echo x > /dev/null; echo x > /dev/shm/x; echo x > /srv/x",
                 )?;
                 sandbox.set_read_only(false)?;
+                read(&sandbox, "echo x > /dev/file; rm /dev/file")?;
             }
         }
     }

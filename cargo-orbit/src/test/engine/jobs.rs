@@ -205,13 +205,14 @@ fn list(
             is_whole: true,
         }));
     }
-    let ignored = ignored.unwrap_or_else(|| {
+    let ignored = ignored.or_else(|| {
         // Not a second time in one sandbox: as in the first place, then.
         let sandbox = ground.sandbox(binary, settings, words(&["--ignored"]));
         let sandbox = sandbox.timeout(PATIENCE);
-        attempt::run(ground, &binary.id.0, sandbox, Streams::Captured).stdout
+        let attempt = attempt::run(ground, &binary.id.0, sandbox, Streams::Captured);
+        attempt.verdict.passed().then_some(attempt.stdout)
     });
-    let ignored = libtest::listed(&ignored);
+    let ignored = ignored.and_then(|stdout| libtest::listed(&stdout));
     let is_whole = ignored.is_some();
     let ignored = ignored.unwrap_or_default();
     let tests = names.into_iter().map(|name| {

@@ -1,6 +1,9 @@
 //! What shows something of the host, and what covers or closes something inside.
 
-use std::{os::fd::AsFd as _, path::Path};
+use std::{
+    os::fd::{AsFd as _, OwnedFd},
+    path::Path,
+};
 
 use rustix::mount::MountFlags;
 
@@ -61,16 +64,18 @@ impl Maker {
         Ok(move_onto(&tree, &target)?)
     }
 
-    /// Covers `path`. Called after `pivot_root`, when no path leads out of the sandbox any more.
-    pub(super) fn mask<'a>(&self, path: &'a Path, empty: &mut Option<&'a Path>) -> Done {
+    /// Covers `path`. Called after `pivot_root`, when no path leads out of the sandbox any more. `empty` is what covered a
+    /// directory before, where one was.
+    pub(super) fn mask(&self, path: &Path, empty: &mut Option<OwnedFd>) -> Done {
         let Some(target) = open_if_there(path)? else {
             return Ok(());
         };
         if is_directory(&target)? {
-            if let Some(empty) = *empty {
+            if let Some(empty) = empty {
                 // What covers the first covers all, with its flags: each filesystem takes its time to be made and to go.
+                // By its descriptor: the path may be below one that is covered by now.
                 return Ok(with_path(&target, |path| {
-                    rustix::mount::mount_bind(empty, path)
+                    rustix::mount::mount_bind(fd_path(empty), path)
                 })?);
             }
             let flags = INERT.union(MountFlags::RDONLY);
@@ -81,7 +86,8 @@ impl Maker {
                 flags,
                 "size=0,nr_inodes=1,mode=755",
             )?;
-            *empty = Some(path);
+            // Opened again: the descriptor is of what is covered.
+            *empty = open_if_there(path)?;
             return Ok(());
         }
         let null = self.null.as_ref().ok_or(Cause::Errno(libc::EINVAL))?;
