@@ -9,6 +9,7 @@ use std::{
     io::{self, stdin, stdout},
     os::fd::{AsFd, OwnedFd},
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use rustix::{
@@ -46,10 +47,9 @@ impl Connection {
             connection.before = Some(make_raw()?);
             // Never joined: it waits for a key, which may never come. It ends with this process.
             thread::spawn(move || {
-                // A raw terminal has no end but its own. Whose it is not the controlling terminal of is told of that by nobody:
-                // so the program is, as by any other signal to this process.
+                // A raw terminal has no end but its own.
                 if copy(stdin().lock(), File::from(typed)) == Gone::From {
-                    let _ = kill_process(getpid(), Signal::HUP);
+                    hang_up();
                 }
             });
         }
@@ -92,6 +92,18 @@ fn copy_size(program: impl AsFd) {
     if let Ok(size) = tcgetwinsize(stdout()) {
         // It fails only where the program's terminal is gone.
         let _ = tcsetwinsize(program, size);
+    }
+}
+
+/// Has the program be told that the terminal is gone, by a signal to this process, as by any other. Where that is not its
+/// session's own, nobody else says so.
+fn hang_up() {
+    // A shell that was just about to wait for a key when it was told has not noticed, and of its own terminal there is no end.
+    const AGAIN: Duration = Duration::from_secs(1);
+
+    for _ in 0..2 {
+        let _ = kill_process(getpid(), Signal::HUP);
+        thread::sleep(AGAIN);
     }
 }
 

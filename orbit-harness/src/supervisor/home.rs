@@ -23,6 +23,7 @@ use rustix::{
 
 use super::{
     channel::Channel,
+    code,
     filters::Filters,
     host_mounts,
     make::MASK,
@@ -55,6 +56,7 @@ pub(super) fn settle(
     hello: &Hello,
 ) -> ! {
     // The starter has more to do before this process can go on.
+    code::keep_for_forks();
     let filters = Filters::with_usual();
     let mut mounts = Vec::new();
     let pid = loop {

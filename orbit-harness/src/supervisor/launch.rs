@@ -28,7 +28,7 @@ pub(crate) struct Launch {
 
 /// What sandboxes of a kind have in common.
 #[derive(Debug, Serialize, Deserialize)]
-struct Kind<'a> {
+struct InCommon<'a> {
     network: Isolation,
     steps: Cow<'a, [Step]>,
     clock_offset: Option<Duration>,
@@ -67,7 +67,7 @@ impl Launch {
     /// # Errors
     /// Where it cannot be written, as what has no end.
     pub(crate) fn of(plan: &Plan) -> postcard::Result<Self> {
-        let kind = Kind {
+        let kind = InCommon {
             network: plan.network,
             steps: Cow::Borrowed(&plan.steps),
             clock_offset: plan.clock_offset,
@@ -86,7 +86,7 @@ impl Launch {
     /// # Errors
     /// What is no plan.
     pub(super) fn plan(&self) -> postcard::Result<Plan> {
-        let kind: Kind<'static> = postcard::from_bytes(&self.kind.0)?;
+        let kind: InCommon<'static> = postcard::from_bytes(&self.kind.0)?;
         let gift: Gift<'static> = postcard::from_bytes(&self.gift.0)?;
         Ok(Plan {
             network: kind.network,

@@ -17,6 +17,7 @@ mod broker;
 mod channel;
 mod children;
 mod client;
+mod code;
 mod disk;
 mod early;
 mod enter;

@@ -521,6 +521,8 @@ impl Supervisor {
             Ok(Fork::Child) => {
                 let mut keep: Vec<_> = rest.iter().map(AsRawFd::as_raw_fd).collect();
                 keep.push(reply.as_fd().as_raw_fd());
+                // It says what failed; and no program comes of it, which would have it so too.
+                sys::survive_file_size_limit();
                 if sys::close_inherited(&mut keep).is_ok() {
                     let _ = reply.send(&task(rest), &[]);
                 }

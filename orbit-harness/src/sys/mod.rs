@@ -28,7 +28,7 @@ pub(crate) use network::new_network_namespace;
 pub(crate) use packet::{packet_socket, send_by};
 pub(crate) use process::{
     Fork, SingleThreaded, Waited, close_inherited, exit_now, fork_as, reset_signals, signal_child,
-    signal_process, wait_any, wait_child, wait_for,
+    signal_process, survive_file_size_limit, wait_any, wait_child, wait_for,
 };
 
 #[cfg(feature = "tokio")]

@@ -71,10 +71,11 @@ impl Attributes<'_> {
         let shares_memory = AtomicU32::new(1);
         let flags = libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_CHILD_CLEARTID | libc::SIGCHLD;
         let no_pointer = ptr::null_mut::<c_void>();
-        // SAFETY: the stack is aligned to 16, grows down from its end, is many times what a message takes to be read, and lives
-        // until the child does not share this memory any more, for which is waited below; so do `poised` and the word that then becomes 0. Until then this thread, as the
-        // caller proves the only one, makes one system call after the other, which use neither `poised` nor what the C
-        // library keeps for a thread: `rustix` makes them itself, so not even `errno` is written.
+        // SAFETY: the stack is aligned to 16, grows down from its end, is many times what a message takes to be read, and
+        // lives until the child does not share this memory any more, for which is waited below; so do `poised` and the word
+        // that then becomes 0. Until then this thread, as the caller proves the only one, makes one system call after the
+        // other, which use neither `poised` nor what the C library keeps for a thread: `rustix` makes them itself, so not
+        // even `errno` is written.
         let pid = unsafe {
             libc::clone(
                 poised_child::<F>,

@@ -280,6 +280,14 @@ fn close_range(first: u32, last: u32) -> io::Result<()> {
     }
 }
 
+/// Has a write beyond the limit on the size of a file fail with EFBIG, where it would end this process.
+///
+/// C: `signal(SIGXFSZ, SIG_IGN)`. Source: setrlimit(2), `RLIMIT_FSIZE`.
+pub(crate) fn survive_file_size_limit() {
+    // SAFETY: SIG_IGN is a valid disposition for this signal.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
 /// Gives every signal its default effect and blocks none, whatever the process that started this one did.
 ///
 /// C: `rt_sigaction(n, SIG_DFL)` for each signal, then `rt_sigprocmask(SIG_SETMASK, {})`.

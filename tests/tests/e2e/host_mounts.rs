@@ -36,7 +36,8 @@ fn names(directory: &Path) -> Result<BTreeSet<String>> {
 /// The names in `source` of the host where a sandbox shows it, in `below` of it.
 fn names_inside(source: &Path, below: &str) -> Result<BTreeSet<String>> {
     let sandbox = View::Image
-        .sh(&format!("ls -A /shown{below}"))?
+        // Of a process that ends meanwhile ls tells.
+        .sh(&format!("ls -A /shown{below} 2>/dev/null; true"))?
         .mount(Mount::bind_read_only(source, "/shown"));
     Ok(printed(sandbox)?.lines().map(str::to_owned).collect())
 }

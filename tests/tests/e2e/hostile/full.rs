@@ -39,12 +39,12 @@ pub(super) fn cases() -> Vec<Case> {
     ]
 }
 
-/// A shell's words for `cargo orbit`, whose path is `$0`, where no file may be larger than `$1` bytes. Without the second
-/// half it would be ended by a signal.
+/// A shell's words for `cargo orbit`, whose path is `$0`, where no file may be larger than `$1` bytes, in blocks of 512. It
+/// ignores the signal by which it would be ended.
 pub(super) const LIMITED: &str =
-    "bytes=$1; shift; exec prlimit --fsize=$bytes env --ignore-signal=XFSZ \"$0\" orbit \"$@\"";
+    "ulimit -f $(($1 / 512)); shift; trap '' XFSZ; exec \"$0\" orbit \"$@\"";
 /// The same with that signal.
-const ENDED: &str = "bytes=$1; shift; exec prlimit --fsize=$bytes \"$0\" orbit \"$@\"";
+const ENDED: &str = "ulimit -f $(($1 / 512)); shift; exec \"$0\" orbit \"$@\"";
 
 /// A small disk, a tmpfs in the case's directory.
 pub(super) struct Disk {

@@ -28,7 +28,6 @@ use super::{case, layouts::Layout};
 use crate::kit::one_paragraph;
 
 pub(super) fn cases() -> Vec<Case> {
-    // openssl comes with it.
     let case = |name, run, needs| {
         case(name, run)
             .needs(needs)
@@ -38,12 +37,12 @@ pub(super) fn cases() -> Vec<Case> {
         case(
             "credentials_never_leave_tls",
             credentials_never_leave_tls,
-            &["ca-certificates"],
+            &["openssl"],
         ),
         case(
             "credentials_are_for_their_registry_alone",
             credentials_are_for_their_registry_alone,
-            &["ca-certificates"],
+            &["openssl"],
         ),
         case(
             "a_pinned_image_of_another_machine_is_told_as_such",

@@ -69,6 +69,24 @@ fn end_of(child: &mut Child) -> Result<ExitStatus> {
     bail!("it did not end")
 }
 
+/// The same, with the signal sent once more each second: a shell that was just about to wait for a key has not noticed it.
+fn end_by(child: &mut Child, signal: Option<Signal>) -> Result<ExitStatus> {
+    let pid = Pid::from_raw(child.id() as i32);
+    for _ in 0..10 {
+        let until = Instant::now() + Duration::from_secs(1);
+        while Instant::now() < until {
+            if let Some(status) = child.try_wait()? {
+                return Ok(status);
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+        if let Some(signal) = signal {
+            kill(pid, signal)?;
+        }
+    }
+    end_of(child)
+}
+
 /// The next look finds what the program left, and nothing of the look that was ended.
 fn check_as_it_was(context: &Context, id: &str) -> Result<()> {
     let script = "cat /tmp/log; ls /tmp/mess 2>/dev/null; true";
@@ -174,7 +192,7 @@ fn a_shell_whose_terminal_goes_leaves_nothing(context: &Context) -> Result<()> {
             // is the session's.
             let mut command = Command::new("setsid");
             command
-                .args((!way.contains("nobody")).then_some("--ctty"))
+                .args((!way.contains("nobody")).then_some("-c"))
                 .arg(orbit_cli::binary()?)
                 .args(["orbit", "shell", &id]);
             command.stdin(stream()?).stdout(stream()?).stderr(stream()?);
@@ -203,7 +221,7 @@ fn a_shell_whose_terminal_goes_leaves_nothing(context: &Context) -> Result<()> {
                 drop(terminal);
                 end_of(&mut child).context(way)?;
             } else {
-                end_of(&mut child).context(way)?;
+                end_by(&mut child, signal).context(way)?;
                 drop(terminal);
             }
             drop(child);
