@@ -53,6 +53,7 @@ mod tests {
 
     #[test]
     fn the_mapping_of_the_code_has_a_page_of_its_own() {
+        assert_eq!(private_kib(), 0);
         keep_for_forks();
         assert!(private_kib() > 0);
     }

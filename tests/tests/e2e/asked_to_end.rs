@@ -6,16 +6,17 @@ use std::{
     net::TcpListener,
     os::unix::process::ExitStatusExt as _,
     process::{Child, Command, ExitStatus, Stdio},
-    thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 use orbit_tests::{Case, Context, LeakAudit, images, orbit_cli};
+
+use crate::kit::end_of;
 
 pub(crate) fn cases() -> Vec<Case> {
     let case = |name: &str, run: fn(&Context) -> Result<()>| {
@@ -48,19 +49,6 @@ fn orbit(context: &Context, words: &[&str]) -> Result<Command> {
 fn ask(child: &Child, signal: Signal) -> Result<()> {
     kill(Pid::from_raw(child.id() as i32), signal)?;
     Ok(())
-}
-
-fn end_of(child: &mut Child) -> Result<ExitStatus> {
-    let until = Instant::now() + Duration::from_secs(10);
-    while Instant::now() < until {
-        if let Some(status) = child.try_wait()? {
-            return Ok(status);
-        }
-        thread::sleep(Duration::from_millis(2));
-    }
-    child.kill()?;
-    child.wait()?;
-    bail!("it did not end")
 }
 
 /// What a shell would say of it.

@@ -4,7 +4,9 @@
 use std::{
     env, fs,
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -66,4 +68,26 @@ pub(crate) fn own_status() -> Result<String> {
 /// Where this test binary lies.
 pub(crate) fn exe() -> Result<PathBuf> {
     Ok(env::current_exe()?)
+}
+
+/// How a child ends by itself, which it has ten seconds for.
+pub(crate) fn end_of(child: &mut Child) -> Result<ExitStatus> {
+    if let Some(status) = end_within(child, Duration::from_secs(10))? {
+        return Ok(status);
+    }
+    child.kill()?;
+    child.wait()?;
+    bail!("it did not end")
+}
+
+/// How a child ends by itself; `None` where it still runs after `limit`.
+pub(crate) fn end_within(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {
+    let until = Instant::now() + limit;
+    while Instant::now() < until {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    Ok(None)
 }

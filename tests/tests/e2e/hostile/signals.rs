@@ -6,10 +6,10 @@ use std::{
     os::unix::process::ExitStatusExt as _,
     process::{Child, Command, ExitStatus, Stdio},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use nix::{
     pty::openpty,
     sys::signal::{Signal, kill},
@@ -19,7 +19,7 @@ use orbit::kept;
 use orbit_tests::{Case, Context, LeakAudit, orbit_cli};
 
 use super::case;
-use crate::kit::{VIEWS, View};
+use crate::kit::{VIEWS, View, end_of, end_within};
 
 pub(super) fn cases() -> Vec<Case> {
     let case = |name, run| case(name, run).deadline(Duration::from_secs(90));
@@ -56,29 +56,12 @@ fn audit(context: &Context) -> LeakAudit {
     )
 }
 
-fn end_of(child: &mut Child) -> Result<ExitStatus> {
-    let until = Instant::now() + Duration::from_secs(10);
-    while Instant::now() < until {
-        if let Some(status) = child.try_wait()? {
-            return Ok(status);
-        }
-        thread::sleep(Duration::from_millis(2));
-    }
-    child.kill()?;
-    child.wait()?;
-    bail!("it did not end")
-}
-
-/// The same, with the signal sent once more each second: a shell that was just about to wait for a key has not noticed it.
+/// As [`end_of`], with the signal sent once more each second: a shell that was just about to wait for a key has not noticed it.
 fn end_by(child: &mut Child, signal: Option<Signal>) -> Result<ExitStatus> {
     let pid = Pid::from_raw(child.id() as i32);
     for _ in 0..10 {
-        let until = Instant::now() + Duration::from_secs(1);
-        while Instant::now() < until {
-            if let Some(status) = child.try_wait()? {
-                return Ok(status);
-            }
-            thread::sleep(Duration::from_millis(2));
+        if let Some(status) = end_within(child, Duration::from_secs(1))? {
+            return Ok(status);
         }
         if let Some(signal) = signal {
             kill(pid, signal)?;
