@@ -56,7 +56,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let program = program
         .to_str()
         .with_context(|| format!("the path {} is not UTF-8", program.display()))?;
-    print!("{}", text(args.format, program, &triples)?);
+    crate::write_out(&text(args.format, program, &triples)?)?;
     Ok(ExitCode::SUCCESS)
 }
 

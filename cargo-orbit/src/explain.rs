@@ -125,7 +125,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             text.push_str(&plan(&known, settings, members[0], test));
         }
     }
-    print!("{text}");
+    crate::write_out(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 

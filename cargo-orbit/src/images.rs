@@ -56,7 +56,10 @@ pub(crate) fn pull(args: &PullArgs) -> anyhow::Result<ExitCode> {
     let bars = Bars::new();
     let image = orbit::images::pull_telling(&args.image, policy, &|progress| bars.show(&progress))?;
     bars.finish();
-    println!("{} {} {}", image.reference, image.digest, image.platform);
+    crate::write_out(&format!(
+        "{} {} {}\n",
+        image.reference, image.digest, image.platform
+    ))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -71,10 +74,10 @@ pub(crate) fn images(args: &ImagesArgs) -> anyhow::Result<ExitCode> {
     }
     for image in orbit::images::list()? {
         let age = age(image.pulled, SystemTime::now());
-        println!(
-            "{} {} {} {age} ago",
+        crate::write_out(&format!(
+            "{} {} {} {age} ago\n",
             image.reference, image.digest, image.platform
-        );
+        ))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -88,15 +91,15 @@ pub(crate) fn gc(args: &GcArgs) -> anyhow::Result<ExitCode> {
     };
     let kept = orbit::kept::remove_older_than(age)?;
     let removed = orbit::images::remove_unused(args.unused_for)?;
-    println!(
-        "removed {} images and {} layers, {} bytes; {} in use",
+    crate::write_out(&format!(
+        "removed {} images and {} layers, {} bytes; {} in use\n",
         removed.images, removed.layers, removed.bytes, removed.in_use
-    );
+    ))?;
     if kept + removed.snapshots > 0 {
-        println!(
-            "removed {kept} kept sandboxes and {} snapshots",
+        crate::write_out(&format!(
+            "removed {kept} kept sandboxes and {} snapshots\n",
             removed.snapshots
-        );
+        ))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -26,6 +26,7 @@ mod images;
 mod report;
 mod run;
 mod runner;
+mod screen;
 mod services;
 mod shell;
 mod signals;
@@ -37,6 +38,8 @@ use std::{
     io::{IsTerminal as _, Write as _},
     process::ExitCode,
 };
+
+use anyhow::Context as _;
 
 use crate::{cli::Verb, report::colour};
 
@@ -74,6 +77,20 @@ fn main() -> ExitCode {
         tell!("orbit: {}", with_causes(&error));
         ExitCode::from(failed)
     })
+}
+
+/// Writes to standard output. Whoever reads it and is gone before its end, as `head` is, has read enough.
+///
+/// # Errors
+/// Where it cannot be written otherwise, as to a full disk.
+fn write_out(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(error).context("cannot write to standard output")
+        }
+        _ => Ok(()),
+    }
 }
 
 /// An error, and of its causes those that it does not tell of by itself.

@@ -85,13 +85,13 @@ fn list() -> anyhow::Result<ExitCode> {
     }
     for one in kept {
         let since = age(one.made, SystemTime::now());
-        println!(
-            "{} {} ({}), {since} ago, {} bytes",
+        crate::write_out(&format!(
+            "{} {} ({}), {since} ago, {} bytes\n",
             one.id,
             one.title.escape_debug(),
             one.image,
             one.bytes
-        );
+        ))?;
     }
     Ok(ExitCode::SUCCESS)
 }

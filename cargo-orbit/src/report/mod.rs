@@ -5,7 +5,7 @@
 //! | [`human`] | who sits before it | standard error, as cargo's own messages |
 //! | [`json`] | programs, while it runs | standard output, one object a line |
 //! | [`junit`] | CI systems | a file |
-//! | [`github`] | who reads a pull request | standard output, and the step's summary |
+//! | [`github`] | who reads a pull request | standard error, and the step's summary |
 //! | [`html`] | who wants to see where the time went | a directory |
 //!
 //! Nothing here starts or ends a test. A report that cannot be written never ends a run: it is dropped, and what

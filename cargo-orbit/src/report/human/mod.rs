@@ -11,11 +11,12 @@ use std::{
     time::Duration,
 };
 
-use indicatif::ProgressDrawTarget;
-
 use self::{lines::Lines, progress::Progress};
 use super::{Report, colour::Brush, github::Guard};
-use crate::test::event::{Class, Event, TestResult};
+use crate::{
+    screen::Screen,
+    test::event::{Class, Event, TestResult},
+};
 
 /// How much is said.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,18 +48,12 @@ struct Remarkable {
 impl Human<io::Stderr> {
     /// To standard error, with a progress line where that is a terminal.
     pub(crate) fn new(verbosity: Verbosity, colours: bool) -> Self {
-        // indicatif draws nothing where it is none.
-        Self::to(
-            io::stderr(),
-            ProgressDrawTarget::stderr(),
-            verbosity,
-            colours,
-        )
+        Self::to(io::stderr(), Screen::stderr(), verbosity, colours)
     }
 }
 
 impl<W: Write> Human<W> {
-    fn to(out: W, progress: ProgressDrawTarget, verbosity: Verbosity, colours: bool) -> Self {
+    fn to(out: W, screen: Screen, verbosity: Verbosity, colours: bool) -> Self {
         let brush = Brush { colours };
         Self {
             out,
@@ -68,7 +63,7 @@ impl<W: Write> Human<W> {
                 verbose: verbosity == Verbosity::Verbose,
                 guard: None,
             },
-            progress: Progress::new(progress, brush),
+            progress: Progress::new(screen, brush),
             remarkable: Vec::new(),
         }
     }
@@ -157,7 +152,7 @@ mod tests {
 
     fn told(verbosity: Verbosity, colours: bool) -> String {
         let mut out = Vec::new();
-        let mut human = Human::to(&mut out, ProgressDrawTarget::hidden(), verbosity, colours);
+        let mut human = Human::to(&mut out, Screen::hidden(), verbosity, colours);
         for event in sample::run() {
             human.on(&event).unwrap();
         }
@@ -183,8 +178,8 @@ mod tests {
     #[test]
     fn on_github_no_line_of_a_test_is_a_command() {
         let mut out = Vec::new();
-        let target = ProgressDrawTarget::hidden();
-        let mut human = Human::to(&mut out, target, Verbosity::Normal, false).guarded(Guard::new());
+        let mut human =
+            Human::to(&mut out, Screen::hidden(), Verbosity::Normal, false).guarded(Guard::new());
         for event in sample::run() {
             human.on(&event).unwrap();
         }

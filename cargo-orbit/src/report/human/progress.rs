@@ -2,13 +2,12 @@
 
 use std::{collections::HashMap, fmt::Write as _, io, time::Duration};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-
 use crate::{
     report::{
         colour::{BAD, Brush, DIM, GOOD},
         text,
     },
+    screen::Screen,
     test::event::{Class, Event, TestId},
 };
 
@@ -17,7 +16,9 @@ const SHOWN_MOST: usize = 4;
 
 /// The line.
 pub(super) struct Progress {
-    bar: ProgressBar,
+    screen: Screen,
+    /// Whether the run is: it is not shown again.
+    over: bool,
     state: State,
 }
 
@@ -36,13 +37,10 @@ struct State {
 }
 
 impl Progress {
-    pub(super) fn new(target: ProgressDrawTarget, brush: Brush) -> Self {
-        let bar = ProgressBar::with_draw_target(None, target);
-        if let Ok(style) = ProgressStyle::with_template("{wide_msg}") {
-            bar.set_style(style);
-        }
+    pub(super) fn new(screen: Screen, brush: Brush) -> Self {
         Self {
-            bar,
+            screen,
+            over: false,
             state: State {
                 brush,
                 now: Duration::ZERO,
@@ -58,20 +56,33 @@ impl Progress {
     pub(super) fn on(&mut self, event: &Event) {
         self.state.on(event);
         if matches!(event, Event::RunFinished(_)) {
-            self.bar.finish_and_clear();
+            self.over = true;
+            self.screen.clear();
         }
     }
 
     pub(super) fn tick(&mut self, now: Duration) {
-        self.state.now = now;
-        if !self.bar.is_hidden() && !self.bar.is_finished() {
-            self.bar.set_message(self.state.line());
+        let Self { screen, state, .. } = self;
+        state.now = now;
+        if !self.over {
+            screen.show(|| vec![state.line()]);
         }
     }
 
     /// Does `write` with the line off the screen.
-    pub(super) fn aside(&self, write: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-        self.bar.suspend(write)
+    pub(super) fn aside(&mut self, write: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let Self {
+            screen,
+            over,
+            state,
+        } = self;
+        screen.aside(write, || {
+            if *over {
+                Vec::new()
+            } else {
+                vec![state.line()]
+            }
+        })
     }
 }
 
@@ -144,7 +155,7 @@ mod tests {
 
     #[test]
     fn the_line_says_what_is_running_for_how_long() {
-        let mut progress = Progress::new(ProgressDrawTarget::hidden(), Brush { colours: false });
+        let mut progress = Progress::new(Screen::hidden(), Brush { colours: false });
         let mut lines = Vec::new();
         for event in sample::run() {
             progress.on(&event);
@@ -155,6 +166,6 @@ mod tests {
         }
         insta::assert_snapshot!(lines.join("\n"));
         assert!(progress.state.running.is_empty());
-        assert!(progress.bar.is_finished());
+        assert!(progress.over);
     }
 }
