@@ -71,10 +71,24 @@ pub(crate) fn targets(
             for word in std::iter::once(runner.path.into_os_string()).chain(runner.args) {
                 through.push(text(Path::new(&word))?.to_owned());
             }
+            if let Some(theirs) = through_of_ours(&through) {
+                through = theirs;
+            }
         }
         targets.push((target.triple().to_owned(), through));
     }
     Ok(targets)
+}
+
+/// What this program's own runner, as `cargo orbit env` sets it, starts programs through; `None` where `words` are another's.
+/// Each program has its sandbox here already.
+fn through_of_ours(words: &[String]) -> Option<Through> {
+    let ours = words
+        .windows(2)
+        .position(|pair| pair == ["orbit", "runner"])?;
+    let options = words[ours + 2..].iter().take_while(|word| *word != "--");
+    let theirs = options.filter_map(|word| word.strip_prefix("--through="));
+    Some(theirs.map(str::to_owned).collect())
 }
 
 /// `cargo test --doc` with a runner before each program.
@@ -329,6 +343,21 @@ mod tests {
             runner_setting("x86_64-unknown-linux-gnu", "/a \"b\"/cargo-orbit", &through),
             r#"target."x86_64-unknown-linux-gnu".runner=["/a \"b\"/cargo-orbit","orbit","runner","--through=sudo","--through=-E","--"]"#
         );
+    }
+
+    #[test]
+    fn our_own_runner_is_not_run_through() {
+        let of = |line: &str| {
+            let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+            through_of_ours(&words)
+        };
+        assert_eq!(of("/b/cargo-orbit orbit runner --"), Some(Vec::new()));
+        let with_theirs = "/b/cargo-orbit orbit runner --through=qemu --through=-L -- --through=x";
+        assert_eq!(
+            of(with_theirs),
+            Some(vec!["qemu".to_owned(), "-L".to_owned()])
+        );
+        assert_eq!(of("qemu -L /usr"), None);
     }
 
     #[test]

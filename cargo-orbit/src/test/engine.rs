@@ -36,7 +36,7 @@ use super::{
     libtest::Said,
     lists::{Stamp, Tests},
     schedule::{Queue, Room, Size},
-    select::Selection,
+    select::{Chosen, Selection},
 };
 use crate::{config::settings::Settings, report::Reports};
 
@@ -78,6 +78,8 @@ pub(crate) trait Choice: Sync {
     fn settings(&self, binary: &TestBinary, test: &str) -> Arc<Settings>;
     /// Whether the filtersets have it.
     fn has(&self, binary: &TestBinary, test: &str) -> bool;
+    /// Whether they may have a test of it.
+    fn may_have(&self, binary: &TestBinary) -> bool;
 }
 
 /// What reaches the deciding thread.
@@ -456,6 +458,18 @@ impl<'a> Engine<'a> {
         }
     }
 
+    /// Whether some of this binary's tests may have been asked for and others not, which nobody can tell without their names.
+    fn needs_its_list(&self, binary: &TestBinary) -> bool {
+        let selection = Selection {
+            partition: None,
+            ..self.options.selection.clone()
+        };
+        let has = |name: &str| self.choice.has(binary, name);
+        selection.choose(&binary.id, [("", false)], has) != [Chosen::Run]
+            && selection.may_run_in(&binary.id)
+            && self.choice.may_have(binary)
+    }
+
     /// Whether what this binary lists is told by its file alone: words for the binary may choose among its tests.
     fn lists_stay(&self, binary: &TestBinary) -> bool {
         binary.has_harness && self.options.arguments.is_empty()
@@ -485,14 +499,23 @@ impl<'a> Engine<'a> {
             }
             Done::Listed(binary, Err(attempt)) => {
                 self.listing -= 1;
-                let mut task = self.whole(&binary);
-                let why = format!("its tests cannot be listed: it {}", attempt.verdict);
                 let mut attempt = *attempt;
-                if !matches!(attempt.verdict, Verdict::SetupFailed { .. }) {
+                let has_run = !matches!(
+                    attempt.verdict,
+                    Verdict::SetupFailed { .. } | Verdict::Interrupted
+                );
+                if has_run && !self.options.list && !self.needs_its_list(&binary) {
+                    self.listed(&binary, None);
+                    return self.tell_build_finished();
+                }
+                let why = format!("its tests cannot be listed: it {}", attempt.verdict);
+                if self.options.list {
+                    let stderr = String::from_utf8_lossy(&attempt.stderr);
+                    tell!("orbit: {}: {why}\n{}", binary.id, stderr.trim_end());
+                } else if has_run {
                     attempt.notes.push(why);
                 }
-                task.attempts.clear();
-                self.finish(task, attempt);
+                self.finish_binary(&binary, attempt);
                 self.tell_build_finished();
             }
             Done::Alone(task, attempt) => self.finish(*task, *attempt),

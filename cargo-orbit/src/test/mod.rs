@@ -39,7 +39,7 @@ use std::{
         mpsc::{self, Sender},
     },
     thread,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context as _, bail};
@@ -206,12 +206,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
         engine.run(&messages, doctests, &stop_build)
     });
-    signals.close();
     if let Some(doctests) = listed_doctests
         && ended.signal.is_none()
     {
-        match doctests.names(&ground) {
+        let (names, signal) = while_heard(&messages, &ground, || doctests.names(&ground));
+        ended.signal = signal;
+        match names {
             Ok(names) => ended.listed.extend(names),
+            Err(_) if signal.is_some() => {}
             Err(fault) => bail!(
                 "the doctests cannot be listed: cargo {}\n{}",
                 fault.verdict,
@@ -219,6 +221,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             ),
         }
     }
+    signals.close();
     for found in of_doctests.try_iter() {
         match found {
             Found::All(binary, names) => ended.history.keep(&binary, &names),
@@ -237,10 +240,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         })
         .collect();
     if !not_run.is_empty() {
-        eprint!("{}", not_run_text(&not_run));
+        tell!("{}", not_run_text(&not_run).trim_end());
     }
     let not_run = not_run.len() + ended.not_run;
-    Ok(conclude(ended, &target_directory, not_run).into())
+    Ok(conclude(ended, options.list, &target_directory, not_run)?.into())
 }
 
 /// `cargo test --no-run`: nothing is run, so nothing needs isolation.
@@ -331,6 +334,15 @@ impl Choice for Chosen {
     fn has(&self, binary: &TestBinary, test: &str) -> bool {
         let facts = facts(binary, test);
         self.filters.is_empty() || self.filters.iter().any(|filter| filter.matches(&facts))
+    }
+
+    fn may_have(&self, binary: &TestBinary) -> bool {
+        let facts = TestFacts {
+            test: None,
+            ..facts(binary, "")
+        };
+        let may = |filter: &Filter| filter.may_match_in(&facts);
+        self.filters.is_empty() || self.filters.iter().any(may)
     }
 }
 
@@ -431,7 +443,9 @@ fn run_started(
         jobs: options.jobs,
         shuffle: options.shuffle,
         profile,
-        command_line: env::args().collect(),
+        command_line: env::args_os()
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect(),
     }
 }
 
@@ -474,14 +488,45 @@ fn signals(sender: Sender<Message>) -> io::Result<signal_hook::iterator::Handle>
     Ok(handle)
 }
 
+/// What `work` gives, which this process's signals reach meanwhile: the last of them.
+fn while_heard<T: Send>(
+    messages: &mpsc::Receiver<Message>,
+    ground: &Ground,
+    work: impl FnOnce() -> T + Send,
+) -> (T, Option<i32>) {
+    const TICK: Duration = Duration::from_millis(20);
+
+    thread::scope(|scope| {
+        let mut signal = None;
+        let working = scope.spawn(work);
+        while !working.is_finished() {
+            if let Ok(Message::Signal(number)) = messages.recv_timeout(TICK) {
+                match signal.replace(number) {
+                    None => ground.running.signal(number),
+                    Some(_) => ground.running.kill(),
+                }
+            }
+        }
+        let done = working.join();
+        (
+            done.unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            signal,
+        )
+    })
+}
+
 /// Says what is left to say, and chooses the exit code.
-fn conclude(ended: Ended, target_directory: &Path, not_run: usize) -> u8 {
-    for id in &ended.listed {
-        println!("{id}");
+fn conclude(
+    ended: Ended,
+    is_list: bool,
+    target_directory: &Path,
+    not_run: usize,
+) -> anyhow::Result<u8> {
+    if !ended.listed.is_empty() {
+        let listed: Vec<String> = ended.listed.iter().map(ToString::to_string).collect();
+        crate::write_out(&(listed.join("\n") + "\n"))?;
     }
-    if ended.listed.is_empty()
-        && let Err(error) = ended.history.save(target_directory)
-    {
+    if !is_list && let Err(error) = ended.history.save(target_directory) {
         tell!(
             "orbit: cannot remember this run in {}: {error}",
             target_directory.display()
@@ -491,15 +536,15 @@ fn conclude(ended: Ended, target_directory: &Path, not_run: usize) -> u8 {
         tell!("orbit: {:#}", anyhow::Error::from(fault));
     }
     if let Some(signal) = ended.signal {
-        return exit::of_number(128 + signal);
+        return Ok(exit::of_number(128 + signal));
     }
     if not_run > 0 {
-        return exit::SETUP_FAILED;
+        return Ok(exit::SETUP_FAILED);
     }
     if ended.build_failed || ended.summary.failed > 0 {
-        return exit::CARGO_FAILED;
+        return Ok(exit::CARGO_FAILED);
     }
-    0
+    Ok(0)
 }
 
 /// Doctests that a runner could not start: each reason once, however many tests it hit.

@@ -73,6 +73,12 @@ impl Selection {
             .collect()
     }
 
+    /// Whether any test of `binary` may be asked for.
+    pub(crate) fn may_run_in(&self, binary: &BinaryId) -> bool {
+        let failed = self.failed.as_ref();
+        failed.is_none_or(|failed| failed.iter().any(|id| id.binary == *binary))
+    }
+
     /// The same, but where `whole` failed, of which nobody knows what belongs to it, everything has failed.
     pub(crate) fn of_all_if_lost(&self, whole: &BinaryId) -> Self {
         let failed = self.failed.clone();

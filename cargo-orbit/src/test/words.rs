@@ -71,6 +71,11 @@ impl Words {
                 "--format" | "--color" => {
                     value(given)?;
                 }
+                // Theirs is the next word, which is no name.
+                "-Z" | "--logfile" | "--shuffle-seed" if given.is_none() => {
+                    let value = value(None)?;
+                    parsed.others.extend([text.into(), value.into()]);
+                }
                 _ => parsed.others.push(word.clone()),
             }
         }
@@ -99,6 +104,20 @@ mod tests {
         assert_eq!(words.ignored, RunIgnored::Include);
         assert!(words.exact && words.nocapture && !words.list);
         assert_eq!(words.others, ["--bench"]);
+        let words = parse("-Z unstable-options --report-time a --logfile=b --shuffle-seed 5");
+        let words = words.unwrap();
+        assert_eq!(words.names, ["a"]);
+        assert_eq!(
+            words.others,
+            [
+                "-Z",
+                "unstable-options",
+                "--report-time",
+                "--logfile=b",
+                "--shuffle-seed",
+                "5"
+            ]
+        );
         assert!(parse("--list --format terse").unwrap().list);
         assert_eq!(parse("-- --list").unwrap().names, ["--list"]);
     }

@@ -194,6 +194,9 @@ fn list(
     ) {
         return Err(Box::new(all));
     }
+    if binary.has_harness && !all.verdict.passed() {
+        return Err(Box::new(all));
+    }
     // A program with a `main` of its own may take the question for a reason to fail, or to run.
     let Some(names) = libtest::listed(&all.stdout).filter(|_| all.verdict.passed()) else {
         return Ok(None);

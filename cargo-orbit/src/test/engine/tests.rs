@@ -29,6 +29,10 @@ impl Choice for AsTheyAre {
     fn has(&self, _: &TestBinary, _: &str) -> bool {
         true
     }
+
+    fn may_have(&self, _: &TestBinary) -> bool {
+        true
+    }
 }
 
 /// Holds what is told, a line each.

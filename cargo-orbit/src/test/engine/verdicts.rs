@@ -112,7 +112,7 @@ impl Engine<'_> {
         self.running.remove(&result.id);
         self.ended.history.learn(&result);
         self.tell(&Event::TestFinished(result));
-        if class == Class::Failed && self.options.fail_fast {
+        if class == Class::Failed && self.options.fail_fast && !self.options.list {
             self.end(Ending::Failure);
         }
     }

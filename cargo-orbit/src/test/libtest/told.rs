@@ -61,6 +61,8 @@ pub(crate) struct Reader {
     pending: Option<String>,
     /// Whose captured output is being read.
     section: Option<String>,
+    /// What may be the list of what failed, which ends the sections, or a part of this one: of a test that runs other tests.
+    list: Option<Vec<u8>>,
     outputs: BTreeMap<String, Ends>,
     /// By the sections that are over.
     outputs_bytes: usize,
@@ -139,11 +141,13 @@ impl Reader {
     }
 
     fn say(&mut self, bytes: &[u8]) {
+        let list = self.list.take();
         if let Some(output) = self
             .section
             .as_ref()
             .and_then(|name| self.outputs.get_mut(name))
         {
+            output.push(&list.unwrap_or_default());
             output.push(bytes);
         }
     }
@@ -159,6 +163,7 @@ impl Reader {
     }
 
     fn leave(&mut self) {
+        self.list = None;
         if let Some(name) = self.section.take()
             && let Some(output) = self.outputs.get(&name)
         {
@@ -178,19 +183,36 @@ impl Reader {
             return;
         }
         if text.starts_with("test result: ") {
+            // The last one counts.
             self.counts = Some(["passed", "failed", "ignored"].map(|word| counted(text, word)));
-            self.leave();
+            if self.list.is_some() {
+                self.leave();
+            } else {
+                self.say(line);
+            }
             return;
         }
         let found = verdict(text).filter(|(name, _)| is_known(name));
         if self.section.is_some() {
+            let is_heading = text == "failures:" || text == "successes:";
+            let is_of_list = || line == b"\n" || text.strip_prefix("    ").is_some_and(is_known);
+            match &mut self.list {
+                Some(list) if is_heading || is_of_list() => {
+                    list.extend_from_slice(line);
+                    if list.len() > LINE_MOST_BYTES {
+                        self.leave();
+                    }
+                    return;
+                }
+                None if is_heading => {
+                    self.list = Some(line.to_vec());
+                    return;
+                }
+                _ => {}
+            }
             // Only the list of what failed follows the sections, when all verdicts are there: what still lacks one has not
             // ended, and this is no section but what a test wrote.
             let is_new = found.is_some_and(|(name, _)| !self.verdicts.contains_key(name));
-            if text == "failures:" || text == "successes:" {
-                self.leave();
-                return;
-            }
             if !is_new {
                 self.say(line);
                 return;
@@ -282,6 +304,23 @@ mod tests {
     fn what_looks_like_a_section_hides_no_verdict() {
         let stdout = b"---- a stdout ----\ntest a ... ok\ntest b ... ok\n";
         assert_eq!(told(stdout, |_| true).verdicts.len(), 2);
+    }
+
+    #[test]
+    fn what_a_test_says_of_other_tests_is_its_own() {
+        let nested = "test c ... FAILED\n\nfailures:\n\n---- c stdout ----\nlost\n\nfailures:\n    c\n\n\
+                      test result: FAILED. 0 passed; 1 failed; 0 ignored\n\nit failed\n";
+        let stdout = format!(
+            "test a ... FAILED\ntest b ... FAILED\n\nfailures:\n\n---- a stdout ----\n{nested}\n---- b stdout ----\nsaid\n\n\
+             \nfailures:\n    a\n    b\n\ntest result: FAILED. 0 passed; 2 failed; 1 ignored\n"
+        );
+        let told = told(stdout.as_bytes(), |name| name != "c");
+        let output = |name: &str| String::from_utf8(told.outputs[name].clone()).unwrap();
+        assert_eq!(
+            (output("a").as_str(), output("b").as_str()),
+            (nested, "said\n")
+        );
+        assert_eq!(told.counts, Some([0, 2, 1]));
     }
 
     proptest::proptest! {
