@@ -443,7 +443,8 @@ impl SandboxBuilder {
     }
 
     /// A limit of setrlimit(2) for the program and what it starts: `nofile`, `core`, `as`, and the others of
-    /// prlimit(1). `u64::MAX` is no limit. Hard limits above this process's own cannot be given.
+    /// prlimit(1). `u64::MAX` is no limit. Hard limits above this process's own cannot be given. With `nproc` the
+    /// kernel also counts what Orbit has running as that user, some of which comes and goes: [`pids`](Self::pids) does not.
     pub fn ulimit(mut self, name: &str, soft: u64, hard: u64) -> Self {
         match Ulimit::new(name, soft, hard) {
             Ok(limit) => self.spec.limits.ulimits.push(limit),
@@ -573,7 +574,8 @@ impl SandboxBuilder {
     /// until a time of one of them.
     ///
     /// The time of day is not changed: Linux has no namespace for `CLOCK_REALTIME`, so dates, the times of files and
-    /// certificates are the host's. It cannot be changed while the sandbox runs, nor be set back. Needs Linux 6.1.
+    /// certificates are the host's. It cannot be changed while the sandbox runs, nor be set back. A hundred years are the most.
+    /// Needs Linux 6.1.
     pub fn clock_offset(mut self, ahead: Duration) -> Self {
         self.spec.clock_offset = Some(ahead);
         self

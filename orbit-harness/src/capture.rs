@@ -1,9 +1,11 @@
 //! The standard streams of a program: where they come from, where they go, and what is kept of them.
 
 use std::{
+    cell::OnceCell,
     fs::File,
     io::{self, Read as _, Seek as _, Write as _},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    rc::Rc,
 };
 
 use rustix::{
@@ -21,6 +23,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) enum Stream {
     Owned(OwnedFd),
+    Nowhere(Rc<OwnedFd>),
     Input,
     Output,
     Error,
@@ -30,6 +33,7 @@ impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Owned(fd) => fd.as_fd(),
+            Self::Nowhere(fd) => fd.as_fd(),
             // SAFETY-free: these borrow the process's own streams for as long as it lives.
             Self::Input => rustix::stdio::stdin(),
             Self::Output => rustix::stdio::stdout(),
@@ -38,12 +42,29 @@ impl AsFd for Stream {
     }
 }
 
+/// `/dev/null`, opened once for all streams of a program that want it.
+#[derive(Debug, Default)]
+pub(crate) struct Nowhere(OnceCell<Rc<OwnedFd>>);
+
+impl Nowhere {
+    fn stream(&self) -> io::Result<Stream> {
+        if let Some(known) = self.0.get() {
+            return Ok(Stream::Nowhere(Rc::clone(known)));
+        }
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        let opened = rustix::fs::open("/dev/null", flags, Mode::empty())?;
+        Ok(Stream::Nowhere(Rc::clone(
+            self.0.get_or_init(|| Rc::new(opened)),
+        )))
+    }
+}
+
 /// What a program reads.
-pub(crate) fn input(stdin: Stdin) -> io::Result<Stream> {
+pub(crate) fn input(stdin: Stdin, nowhere: &Nowhere) -> io::Result<Stream> {
     Ok(match stdin {
         Stdin::Inherit => Stream::Input,
         Stdin::Fd(fd) => Stream::Owned(fd),
-        Stdin::Null => Stream::Owned(null(OFlags::RDONLY)?),
+        Stdin::Null => nowhere.stream()?,
         Stdin::Bytes(bytes) => {
             // A file in memory: nobody has to feed a pipe, and a program that does not read it harms nobody.
             let mut file = File::from(rustix::fs::memfd_create(
@@ -63,11 +84,12 @@ pub(crate) fn output(
     output: Output,
     inherited: Stream,
     limit: Bytes,
+    nowhere: &Nowhere,
 ) -> io::Result<(Stream, Option<Capture>)> {
     Ok(match output {
         Output::Inherit => (inherited, None),
         Output::Fd(fd) => (Stream::Owned(fd), None),
-        Output::Null => (Stream::Owned(null(OFlags::WRONLY)?), None),
+        Output::Null => (nowhere.stream()?, None),
         Output::Capture => {
             let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
             // Whoever the program runs as may open /dev/stdout anew, as servers do for their logs. It is reached
@@ -76,14 +98,6 @@ pub(crate) fn output(
             (Stream::Owned(writer), Some(Capture::new(reader, limit)?))
         }
     })
-}
-
-fn null(flags: OFlags) -> io::Result<OwnedFd> {
-    Ok(rustix::fs::open(
-        "/dev/null",
-        flags | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?)
 }
 
 /// What is read of one stream.

@@ -32,6 +32,10 @@ mod image;
 mod cache;
 
 #[cfg(feature = "images")]
+#[cfg_attr(
+    not(feature = "registry"),
+    expect(dead_code, reason = "some of it is for pulled images alone")
+)]
 mod store;
 
 mod changes;

@@ -3,6 +3,7 @@
 use std::{
     fs,
     os::fd::{AsFd as _, BorrowedFd},
+    sync::Arc,
     time::Duration,
 };
 
@@ -120,17 +121,21 @@ impl Limited {
     /// # Errors
     /// The first limit that cannot be kept here.
     pub(crate) fn make(
-        plan: &mut Plan,
+        plan: &mut Arc<Plan>,
         host: &Host,
         supervisor: i32,
         best_effort: bool,
     ) -> Result<Self, Error> {
         let mut limited = Self {
             directory: None,
-            warnings: std::mem::take(&mut plan.warnings),
+            warnings: plan.warnings.clone(),
             program: ProcessName::of_program(&plan.program.argv[0]),
             init: plan.program.init,
         };
+        if plan.cgroup.is_none() {
+            return Ok(limited);
+        }
+        let plan = Arc::make_mut(plan);
         // What is only counted is counted by other means where it must.
         let below = plan.is_below_its_cgroup();
         let only_counted = plan.cgroup.as_ref().is_some_and(Vec::is_empty);

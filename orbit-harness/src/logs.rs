@@ -372,7 +372,7 @@ impl Logs {
     /// As [`follow`](Self::follow), for at most this long from now.
     #[must_use]
     pub fn follow_for(mut self, patience: Duration) -> Self {
-        self.until = Some(Instant::now() + patience);
+        self.until = Instant::now().checked_add(patience);
         self.follow()
     }
 

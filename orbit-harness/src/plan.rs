@@ -100,6 +100,15 @@ pub(crate) enum SeccompPlan {
     Nested,
 }
 
+/// What the filter of a program's system calls depends on.
+pub(crate) type FilterPlan = (CapabilitySet, SeccompPlan);
+
+impl ProgramPlan {
+    pub(crate) fn filter(&self) -> FilterPlan {
+        (self.capabilities, self.seccomp)
+    }
+}
+
 /// What every container engine starts a program with.
 const DEFAULT_UMASK: u32 = 0o022;
 

@@ -12,6 +12,7 @@ mod http;
 mod inspect;
 mod launch;
 mod pause;
+mod planned;
 mod reader;
 mod ready;
 mod restart;
@@ -308,7 +309,7 @@ impl Sandbox {
     /// As [`wait`](Self::wait).
     pub fn stop(&mut self, patience: Duration) -> Result<Outcome, Error> {
         self.signal(self.stop_signal)?;
-        if self.collect(Some(Instant::now() + patience))? {
+        if self.collect(Instant::now().checked_add(patience))? {
             return self.wait();
         }
         self.kill();

@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// Everything that was asked of one sandbox.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Spec {
     pub(crate) name: Option<String>,

@@ -138,7 +138,7 @@ impl Sandbox {
     /// As [`stop`](Self::stop).
     pub async fn stop_async(&mut self, patience: Duration) -> Result<Outcome, Error> {
         self.signal(self.stop_signal)?;
-        if !self.end(Some(Instant::now() + patience)).await? {
+        if !self.end(Instant::now().checked_add(patience)).await? {
             self.kill();
         }
         self.wait_async().await
@@ -246,7 +246,7 @@ impl Sandbox {
     /// As [`restart`](Self::restart).
     pub async fn restart_async(&mut self, patience: Duration) -> Result<(), Error> {
         self.begin_restart()?;
-        if !self.stay(Some(Instant::now() + patience)).await? {
+        if !self.stay(Instant::now().checked_add(patience)).await? {
             self.signal(libc::SIGKILL)?;
             self.stay(None).await?;
         }

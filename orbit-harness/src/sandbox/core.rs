@@ -24,7 +24,7 @@ pub(super) struct Core {
     pub(super) key: u64,
     pub(super) events: Channel,
     /// What was done.
-    pub(super) plan: Plan,
+    pub(super) plan: Arc<Plan>,
     /// Why this host has few ids to give, where it has.
     pub(super) few_ids: Option<String>,
     /// The directory of its control group, where it has one.
@@ -47,7 +47,7 @@ impl Core {
     pub(super) fn new(
         key: u64,
         events: Channel,
-        plan: Plan,
+        plan: Arc<Plan>,
         few_ids: Option<String>,
         cgroup: Option<OwnedFd>,
     ) -> Self {

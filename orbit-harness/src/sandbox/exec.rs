@@ -19,13 +19,13 @@ use super::{Sandbox, core::Core};
 use crate::{
     bounded::DEFAULT_LIMIT,
     builder::{Output, Stdin},
-    capture::{self, Capture, Stream},
+    capture::{self, Capture, Nowhere, Stream},
     error::{Error, Kind},
     outcome::{Note, Outcome, OutputStream, Status, Usage},
-    plan::{ProgramPlan, UserPlan},
+    plan::{Isolation, ProgramPlan, UserPlan},
     security::user::UserSpec,
     spec::SpecFault,
-    supervisor::{Cause, Channel, Control, ExecEvent, ExecOrder, Failure},
+    supervisor::{Cause, Channel, Control, ExecEvent, ExecOrder, Failure, Own},
 };
 
 /// A further program for a running sandbox; made by [`Sandbox::exec`].
@@ -187,11 +187,14 @@ impl ExecBuilder {
             return Err(Error::spec(self.faults));
         }
         let cannot_open = |error| Error::io("cannot open the program's standard streams", error);
-        let input = capture::input(self.stdin).map_err(cannot_open)?;
+        let nowhere = Nowhere::default();
+        let input = capture::input(self.stdin, &nowhere).map_err(cannot_open)?;
         let (output, stdout) =
-            capture::output(self.stdout, Stream::Output, DEFAULT_LIMIT).map_err(cannot_open)?;
+            capture::output(self.stdout, Stream::Output, DEFAULT_LIMIT, &nowhere)
+                .map_err(cannot_open)?;
         let (error_output, stderr) =
-            capture::output(self.stderr, Stream::Error, DEFAULT_LIMIT).map_err(cannot_open)?;
+            capture::output(self.stderr, Stream::Error, DEFAULT_LIMIT, &nowhere)
+                .map_err(cannot_open)?;
         let name = self.program.argv[0].to_string_lossy().into_owned();
         self.core.check_thawed(&format!("run `{name}`"))?;
         let handles = self.core.handles(&format!("run `{name}`"))?;
@@ -202,6 +205,10 @@ impl ExecBuilder {
                 sandbox: self.core.key,
                 program: self.program,
                 in_cgroup: self.core.cgroup.is_some(),
+                own: Own {
+                    network: self.core.plan.network == Isolation::Own,
+                    clock: self.core.plan.clock_offset.is_some(),
+                },
             },
             [input.as_fd(), output.as_fd(), error_output.as_fd()],
             self.core.cgroup.as_ref().map(|fd| fd.as_fd()),
@@ -361,7 +368,7 @@ impl Exec {
     /// # Errors
     /// As [`wait`](Self::wait).
     pub fn wait_timeout(&mut self, patience: Duration) -> Result<Option<Outcome>, Error> {
-        if self.collect(Some(Instant::now() + patience))? {
+        if self.collect(Instant::now().checked_add(patience))? {
             self.conclude().map(Some)
         } else {
             Ok(None)
@@ -410,7 +417,7 @@ impl Exec {
         while self.exited.is_none() {
             let now = Instant::now();
             let limit = self.timeout.filter(|_| !self.timed_out);
-            let limit = limit.map(|limit| self.started + limit);
+            let limit = limit.and_then(|limit| self.started.checked_add(limit));
             if limit.is_some_and(|at| at <= now) {
                 self.timed_out = true;
                 self.kill();
@@ -494,7 +501,7 @@ impl Exec {
     #[cfg(feature = "tokio")]
     pub(super) fn limit(&self) -> Option<Instant> {
         let limit = self.timeout.filter(|_| !self.timed_out)?;
-        Some(self.started + limit)
+        self.started.checked_add(limit)
     }
 
     pub(super) fn started(&self) -> Instant {

@@ -16,6 +16,7 @@ use std::{
 use super::{
     Killer, Origin, Outputs, Sandbox,
     core::{Core, next_key},
+    planned::planned,
     random_id,
     reader::Reader,
 };
@@ -23,7 +24,7 @@ use crate::{
     bounded::DEFAULT_LIMIT,
     bridge::{self, Place},
     builder::{Consumers, Output, SandboxBuilder},
-    capture::{self, Stream},
+    capture::{self, Nowhere, Stream},
     error::Error,
     host::Host,
     image::{Held, Image},
@@ -32,7 +33,7 @@ use crate::{
     names::{self, Claim},
     network::{Address, Membership, Network},
     outcome::Outcome,
-    plan::{Plan, asks_beyond, plan},
+    plan::asks_beyond,
     publish::{self, Ports},
     rootfs::host_view::{self, Surroundings},
     security::idmap::plan::Writer,
@@ -85,7 +86,7 @@ impl SandboxBuilder {
         let host =
             Host::get().map_err(|e| Error::io("cannot read the facts of this machine", e))?;
         let around = surroundings(&spec.image);
-        anchor(&mut spec, &around.working_dir, &mut faults);
+        anchor(&mut spec, &mut faults);
         limited::look_up(&mut spec.limits, &mut faults);
         look_at_files(&spec, host)?;
         let (image, _held) = resolve(&spec, host, &mut faults)?;
@@ -134,11 +135,12 @@ impl SandboxBuilder {
         let host =
             Host::get().map_err(|e| Error::io("cannot read the facts of this machine", e))?;
         let around = surroundings(&spec.image);
-        anchor(&mut spec, &around.working_dir, &mut faults);
+        anchor(&mut spec, &mut faults);
         limited::look_up(&mut spec.limits, &mut faults);
         look_at_files(&spec, host)?;
         check_clock(&spec, &mut faults);
         way_out::look_up(&mut spec, &mut faults);
+        let is_clone = base.is_some();
         let (image, held) = match base {
             Some(base) => {
                 let current = (base.current)(&base.held);
@@ -170,13 +172,14 @@ impl SandboxBuilder {
             _ => Ports::default(),
         };
         let cannot_open = |error| Error::io("cannot open the program's standard streams", error);
-        let input = capture::input(stdin).map_err(cannot_open)?;
+        let nowhere = Nowhere::default();
+        let input = capture::input(stdin, &nowhere).map_err(cannot_open)?;
         let outputs = [Outputs::of(&stdout), Outputs::of(&stderr)];
         let keep = capture_limit.unwrap_or(DEFAULT_LIMIT);
         let (output, stdout) =
-            capture::output(stdout, Stream::Output, keep).map_err(cannot_open)?;
+            capture::output(stdout, Stream::Output, keep, &nowhere).map_err(cannot_open)?;
         let (error_output, stderr) =
-            capture::output(stderr, Stream::Error, keep).map_err(cannot_open)?;
+            capture::output(stderr, Stream::Error, keep, &nowhere).map_err(cannot_open)?;
         crate::cgroup::reap(host);
         let supervisor = Supervisor::get(host)?;
         let limited = Limited::make(&mut plan, host, supervisor.pid(), spec.limits.best_effort)?;
@@ -188,7 +191,8 @@ impl SandboxBuilder {
             connectors.push(init);
             on_bridge = Some((place, ours));
         }
-        if spec.ahead > 0 {
+        // Whoever has a snapshot holds its layers, and without it nobody asks for its clones.
+        if spec.ahead > 0 && !is_clone {
             keep_image(&spec.image, &held);
         }
         let key = next_key();
@@ -353,8 +357,11 @@ fn signal_number(text: &str) -> Option<i32> {
     Some(signal as i32)
 }
 
-/// That this kernel lets a program have a clock of its own when it is executed: before Linux 6.1 it would have the
-/// host's, and nobody would say so.
+/// How far the clocks of a sandbox can be set ahead. They end before they are 147 years ahead, and what is more than they can count
+/// would set them back. Source: Linux, kernel/time/namespace.c, `proc_timens_set_offset`.
+const FARTHEST_AHEAD: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+/// That this kernel is one of those on which it was seen that programs have the clocks that their sandbox was given.
 fn check_clock(spec: &Spec, faults: &mut Vec<SpecFault>) {
     let Some(ahead) = spec.clock_offset else {
         return;
@@ -366,15 +373,17 @@ fn check_clock(spec: &Spec, faults: &mut Vec<SpecFault>) {
     let mut numbers = release.split('.').map(|part| part.parse().unwrap_or(0_u32));
     let version = (numbers.next(), numbers.next());
     if version < (Some(6), Some(1)) {
-        let why = format!(
-            "this kernel is {release}, and programs have clocks of their own since Linux 6.1"
-        );
+        let why = format!("this kernel is {release}, and it needs Linux 6.1 or newer");
+        faults.push(SpecFault::new("clock_offset", format!("{ahead:?}"), why));
+    }
+    if ahead > FARTHEST_AHEAD {
+        let why = "clocks can be set ahead by a hundred years at most";
         faults.push(SpecFault::new("clock_offset", format!("{ahead:?}"), why));
     }
 }
 
 /// Makes the host's paths in a spec absolute, and says which are not there, or not what they have to be.
-fn anchor(spec: &mut Spec, here: &Path, faults: &mut Vec<SpecFault>) {
+fn anchor(spec: &mut Spec, faults: &mut Vec<SpecFault>) {
     const IMAGE_DIR: &str = "image dir";
 
     let mut sources: Vec<(&str, &mut PathBuf)> = Vec::new();
@@ -395,35 +404,19 @@ fn anchor(spec: &mut Spec, here: &Path, faults: &mut Vec<SpecFault>) {
         sources.push(("host path", path));
     }
     for (field, path) in sources {
-        let absolute = here.join(&*path);
-        let why = match fs::metadata(&absolute) {
+        let found = std::path::absolute(&*path).and_then(|it| Ok((fs::metadata(&it)?, it)));
+        let why = match found {
             Err(error) => Some(format!("on this host: {error}")),
-            Ok(found) if field == IMAGE_DIR && !found.is_dir() => {
+            Ok((found, _)) if field == IMAGE_DIR && !found.is_dir() => {
                 Some("it is not a directory".to_owned())
             }
-            Ok(_) => None,
+            Ok((_, absolute)) => {
+                *path = absolute;
+                None
+            }
         };
         if let Some(why) = why {
             faults.push(SpecFault::new(field, path.display().to_string(), why));
-        }
-        *path = absolute;
-    }
-}
-
-/// The plan, or everything that is wrong: `faults` first, which were found before.
-fn planned(
-    spec: &Spec,
-    image: &Image,
-    host: &Host,
-    around: &Surroundings,
-    mut faults: Vec<SpecFault>,
-) -> Result<Plan, Error> {
-    match plan(spec, image, host, around) {
-        Ok(plan) if faults.is_empty() => Ok(plan),
-        Ok(_) => Err(Error::spec(faults)),
-        Err(found) => {
-            faults.extend(found);
-            Err(Error::spec(faults))
         }
     }
 }
@@ -520,6 +513,9 @@ fn look_at_files(spec: &Spec, host: &Host) -> Result<(), Error> {
 fn keep_image(image: &ImageRef, held: &Held) {
     static KEPT: Mutex<BTreeMap<String, Held>> = Mutex::new(BTreeMap::new());
 
+    if held.is_none() {
+        return;
+    }
     let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
     kept.insert(image.to_string(), held.clone());
 }
@@ -579,13 +575,10 @@ fn resolve(
 /// Of this process; what only a program over the host's files has of it is looked up for none else.
 pub(crate) fn surroundings(image: &ImageRef) -> Surroundings {
     static EXECUTABLE: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let working_dir = std::env::current_dir().unwrap_or_else(|_| "/".into());
     if *image != ImageRef::Host {
-        return Surroundings {
-            working_dir,
-            ..Surroundings::default()
-        };
+        return Surroundings::default();
     }
+    let working_dir = std::env::current_dir().unwrap_or_else(|_| "/".into());
     let executable = EXECUTABLE.get_or_init(|| std::env::current_exe().ok());
     let directory = executable.as_deref().and_then(Path::parent);
     Surroundings {

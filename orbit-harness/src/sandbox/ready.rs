@@ -35,6 +35,8 @@ const HTTP_PATIENCE: Duration = Duration::from_secs(5);
 const EXEC_PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
 /// Between two looks for a file that cannot be watched, and for one that is.
 const FILE_PAUSES: (Duration, Duration) = (Duration::from_millis(25), Duration::from_millis(500));
+/// As good as for ever, and no more than can be added to the time.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 impl Sandbox {
     /// Waits until this came true, for at most `patience`: as
@@ -210,7 +212,7 @@ impl Readiness {
     fn new(waits: &[Wait], limit: Duration, sandbox: &Sandbox) -> Self {
         Self {
             started: Instant::now(),
-            limit,
+            limit: limit.min(LONGEST),
             nodes: waits.iter().map(|wait| Node::new(wait, sandbox)).collect(),
             pid: sandbox.pid(),
         }

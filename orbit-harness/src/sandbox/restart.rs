@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use super::{ExecBuilder, Outputs, Sandbox, reader::Reader};
 use crate::{
     builder::Output,
-    capture::{self, Capture, Stream},
+    capture::{self, Capture, Nowhere, Stream},
     error::{Error, Kind},
     spec::Init,
     supervisor::Control,
@@ -40,7 +40,7 @@ impl Sandbox {
     /// given; where it does not start again, and then the sandbox has no program.
     pub fn restart(&mut self, patience: Duration) -> Result<(), Error> {
         self.begin_restart()?;
-        if !self.collect_to_stay(Some(Instant::now() + patience))? {
+        if !self.collect_to_stay(Instant::now().checked_add(patience))? {
             self.signal(libc::SIGKILL)?;
             self.collect_to_stay(None)?;
         }
@@ -105,8 +105,9 @@ impl Sandbox {
                 Outputs::Null | Outputs::Given => Output::Null,
                 Outputs::Captured => {
                     let keep = self.capture_limit;
-                    let made =
-                        capture::output(Output::Capture, Stream::Output, keep).map_err(cannot)?;
+                    let nowhere = Nowhere::default();
+                    let made = capture::output(Output::Capture, Stream::Output, keep, &nowhere);
+                    let made = made.map_err(cannot)?;
                     streams[number] = made.1;
                     match made.0 {
                         Stream::Owned(fd) => Output::Fd(fd),

@@ -11,7 +11,7 @@ use super::{
     channel::Channel,
     launch::{Launch, Packed},
 };
-use crate::{plan::Plan, step::Step};
+use crate::plan::Plan;
 
 /// How many kinds are kept; with one more, what was made of the kind that was not launched for longest is ended.
 const MAX_KINDS: usize = 4;
@@ -48,7 +48,7 @@ struct Wanted {
 pub(super) struct Kind {
     number: u64,
     /// Whether it has layers which all share.
-    pub(super) shares: bool,
+    shares: bool,
 }
 
 /// One that is to be made.
@@ -109,11 +109,10 @@ impl Pool {
     fn new_kind(&mut self, launch: &Launch) -> Option<Wanted> {
         let plan = launch.plan().ok()?;
         self.last_kind += 1;
-        let shares = |step: &Step| matches!(step, Step::Shared { .. });
         Some(Wanted {
             kind: Kind {
                 number: self.last_kind,
-                shares: plan.steps.iter().any(shares),
+                shares: launch.shares,
             },
             packed: launch.kind.clone(),
             gift: launch.gift.clone(),
@@ -205,7 +204,7 @@ impl Pool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::tests::planned;
+    use crate::{plan::tests::planned, step::Step};
 
     fn kind(name: &str, ahead: usize) -> Plan {
         planned(

@@ -63,6 +63,8 @@ pub(crate) struct Supervisor {
     sees_all: AtomicBool,
     /// Held by who hands over the rest.
     showing: Mutex<()>,
+    /// What it was asked for last of what is made ahead.
+    last: Mutex<Option<(Arc<Plan>, Box<Launch>)>>,
     /// Of the test process that started it: a fork of that process is not its owner.
     owner: u32,
 }
@@ -138,6 +140,7 @@ impl Supervisor {
                 // Others are in a copy of the caller's mount namespace.
                 sees_all: AtomicBool::new(host.ids.writer != Writer::Privileged),
                 showing: Mutex::new(()),
+                last: Mutex::new(None),
                 owner: std::process::id(),
             }),
             (Some(Welcome::Failed(failure)), _) => Err(Start(failure)),
@@ -172,7 +175,7 @@ impl Supervisor {
     pub(crate) fn launch(
         &self,
         key: u64,
-        plan: &Plan,
+        plan: &Arc<Plan>,
         stdio: [BorrowedFd<'_>; 3],
         cgroup: Option<BorrowedFd<'_>>,
         networks: &[Channel],
@@ -180,10 +183,26 @@ impl Supervisor {
         self.show_late_mounts(plan)?;
         let networks = networks.iter().map(Channel::as_fd);
         let fds: Vec<BorrowedFd<'_>> = stdio.into_iter().chain(cgroup).chain(networks).collect();
-        let launch =
-            Launch::of(plan).map_err(|error| SupervisorError::Lost(io::Error::other(error)))?;
-        let launch = Box::new(launch);
+        let launch = self.written(plan)?;
         self.ask(&Request::Launch { key, launch }, &fds)
+    }
+
+    /// `plan` as it is sent. That of one which sandboxes are made ahead of is kept: it is most often wanted again.
+    fn written(&self, plan: &Arc<Plan>) -> Result<Box<Launch>, SupervisorError> {
+        // Locked to be looked at: threads do not wait for each other's plans.
+        let last = || self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_kept = plan.ahead > 0;
+        if is_kept
+            && let Some((_, launch)) = last().as_ref().filter(|(it, _)| Arc::ptr_eq(it, plan))
+        {
+            return Ok(launch.clone());
+        }
+        let launch = Launch::of(plan).map_err(io::Error::other);
+        let launch = Box::new(launch.map_err(SupervisorError::Lost)?);
+        if is_kept {
+            *last() = Some((Arc::clone(plan), launch.clone()));
+        }
+        Ok(launch)
     }
 
     /// Hands over what mounts of the host come late, where `plan` is the first that may show some.

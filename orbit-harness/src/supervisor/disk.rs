@@ -40,8 +40,9 @@ pub(super) fn resize(scratch: Option<OwnedFd>, room: Room) -> Result<(), i32> {
 fn leave_none(scratch: &OwnedFd) -> rustix::io::Result<()> {
     for _ in 0..TRIES {
         let found = rustix::fs::fstatvfs(scratch)?;
-        // None at all would mean that nothing bounds it.
-        let taken = (found.f_blocks - found.f_bfree).max(1);
+        // None at all would mean that nothing bounds it. The kernel sums the counts of all CPUs while programs go from
+        // one to another: there may seem to be more free than there is room.
+        let taken = found.f_blocks.saturating_sub(found.f_bfree).max(1);
         match reconfigure(scratch, taken * found.f_frsize) {
             // A program wrote more meanwhile.
             Err(Errno::INVAL) => {}

@@ -25,9 +25,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     channel::Channel,
+    init,
     make::TerminalPair,
     program::{Common, Ready, Shown},
-    protocol::{Cause, Control, ExecEvent, ExecOrder},
+    protocol::{Cause, Control, ExecEvent, ExecOrder, Own},
 };
 use crate::{
     outcome::{Status, Usage},
@@ -107,8 +108,9 @@ fn start_and_watch(
     order: &ExecOrder,
     given: Given<'_>,
 ) -> Result<(), Cause> {
+    enter(&given, order.own).map_err(|errno| Cause::Errno(errno as i32))?;
+    // By the clock that it will be compared with.
     let started = Instant::now();
-    enter(&given).map_err(|errno| Cause::Errno(errno as i32))?;
     let (birth, theirs) = Channel::pair().map_err(|error| cause(&error))?;
     let born_in = given.cgroup.as_ref().map(|fd| fd.as_fd());
     let (pid, pidfd) = match single_threaded.fork(0, born_in) {
@@ -147,22 +149,24 @@ fn start_and_watch(
 }
 
 /// Takes this process into the sandbox's namespaces; what it forks from now on is in its pid namespace too.
-fn enter(given: &Given<'_>) -> nix::Result<()> {
+fn enter(given: &Given<'_>, own: Own) -> nix::Result<()> {
     match &given.namespaces[..] {
-        [] => setns(
-            given.init,
-            CloneFlags::CLONE_NEWPID
+        [] => {
+            let mut all = CloneFlags::CLONE_NEWPID
                 | CloneFlags::CLONE_NEWIPC
                 | CloneFlags::CLONE_NEWUTS
-                | CloneFlags::CLONE_NEWNET
-                | CloneFlags::CLONE_NEWNS,
-        ),
-        [mount, pid, ipc, uts, _, network @ ..] => {
+                | CloneFlags::CLONE_NEWNS;
+            // Those of the host nobody may enter who is not root there.
+            all.set(CloneFlags::CLONE_NEWNET, own.network);
+            all.set(init::NEW_TIME, own.clock);
+            setns(given.init, all)
+        }
+        [mount, pid, ipc, uts, _, others @ ..] => {
             setns(pid, CloneFlags::CLONE_NEWPID)?;
             setns(ipc, CloneFlags::CLONE_NEWIPC)?;
             setns(uts, CloneFlags::CLONE_NEWUTS)?;
-            for network in network {
-                setns(network, CloneFlags::CLONE_NEWNET)?;
+            for other in others {
+                setns(other, CloneFlags::empty())?;
             }
             // Last: from then on, every path is the sandbox's.
             setns(mount, CloneFlags::CLONE_NEWNS)

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, hash_map::Entry};
 
 use crate::{
-    plan::{ProgramPlan, SeccompPlan},
+    plan::{FilterPlan, SeccompPlan},
     security::{
         capabilities::CapabilitySet,
         seccomp::{
@@ -13,12 +13,9 @@ use crate::{
     },
 };
 
-/// What a filter depends on.
-type Key = (CapabilitySet, SeccompPlan);
-
 /// Compiled filters.
 #[derive(Default)]
-pub(super) struct Filters(HashMap<Key, Program>);
+pub(super) struct Filters(HashMap<FilterPlan, Program>);
 
 /// Why there is no filter: a sandbox without one is not started.
 #[derive(Debug, thiserror::Error)]
@@ -35,21 +32,17 @@ impl Filters {
         let mut filters = Self::default();
         let usual = (CapabilitySet::docker_default(u8::MAX), SeccompPlan::Default);
         // Whose program needs it is told.
-        let _ = filters.get(usual);
+        let _ = filters.of(usual);
         filters
     }
 
-    /// The filter of the program `plan`, compiled with the first that needs it.
-    pub(super) fn of(&mut self, plan: &ProgramPlan) -> Result<&[SockFilter], FilterError> {
-        self.get((plan.capabilities, plan.seccomp))
-    }
-
-    fn get(&mut self, key: Key) -> Result<&[SockFilter], FilterError> {
-        let program = match self.0.entry(key) {
+    /// The filter of a program, compiled with the first that needs it.
+    pub(super) fn of(&mut self, plan: FilterPlan) -> Result<&[SockFilter], FilterError> {
+        let program = match self.0.entry(plan) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(new) => {
                 let arch = Arch::native().ok_or(FilterError::Architecture)?;
-                let (capabilities, seccomp) = key;
+                let (capabilities, seccomp) = plan;
                 let policy = Policy::new(arch, capabilities, seccomp == SeccompPlan::Nested);
                 new.insert(compile(&policy)?)
             }

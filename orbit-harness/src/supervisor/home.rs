@@ -30,6 +30,7 @@ use super::{
     program::Common,
     protocol::{Hello, Mapping, StartFailure, StartStep, Welcome},
     serve,
+    spare::INIT,
     start::Handover,
 };
 use crate::{
@@ -240,7 +241,7 @@ pub(super) fn write_maps(directory: &str, ids: &IdMapPair) -> io::Result<()> {
 /// Lets go of the caller's session, and closes this process and its copies to the programs they start.
 fn isolate() -> io::Result<()> {
     rustix::process::setsid()?;
-    rustix::thread::set_name(c"orbit")?;
+    rustix::thread::set_name(INIT)?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(MASK));
     // An init is a copy of this process until it has dropped its privileges, and stays one in memory: no
     // program may look into it, or reach this binary through its /proc/1/exe (CVE-2019-5736).

@@ -6,9 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::{
-    signal::{SigSet, Signal},
-    signalfd::{SfdFlags, SignalFd},
+use nix::{
+    sched::{CloneFlags, setns, unshare},
+    sys::{
+        signal::{SigSet, Signal},
+        signalfd::{SfdFlags, SignalFd},
+    },
 };
 use rustix::{
     event::{PollFd, PollFlags},
@@ -20,7 +23,7 @@ use rustix::{
 use super::{
     channel::Channel,
     filters::FilterError,
-    make::{Helper, Maker},
+    make::{Helper, LOOPBACK, Maker},
     program::{Common, Ready, Shown},
     protocol::{Answer, Cause, Control, Event, Exit, Failure},
 };
@@ -87,9 +90,10 @@ pub(super) fn run(single_threaded: SingleThreaded, plan: &Plan, given: Given<'_>
     } = given;
     let ran = sys::close_inherited(&mut keep)
         .and_then(|()| enter_network(network))
-        .map_err(|error| failure(0, &error))
-        .and_then(|()| {
-            let made = make(plan, networks, helper)?;
+        .and_then(|()| Ground::of(plan.network))
+        .map_err(|error| no_ground(&error))
+        .and_then(|ground| {
+            let made = make(plan, ground, networks, helper)?;
             let program = made.ready(plan, stdio, given.common, given.filter)?;
             begin(single_threaded, plan, program, &events)
         });
@@ -126,6 +130,39 @@ pub(super) fn end(ran: Result<(), Failure>, events: &Channel) -> ! {
     sys::exit_now(0)
 }
 
+/// What the steps of a plan begin with: the network that this process is in, where that is the sandbox's own.
+pub(super) struct Ground {
+    socket: Option<OwnedFd>,
+    /// For the test process: no program has it.
+    network: Option<OwnedFd>,
+}
+
+impl Ground {
+    pub(super) fn of(network: Isolation) -> io::Result<Self> {
+        let socket = match network {
+            Isolation::Own => Some(sys::network_socket()?),
+            Isolation::Host => None,
+        };
+        let network = socket.as_ref().map(sys::namespace_of).transpose()?;
+        Ok(Self { socket, network })
+    }
+
+    pub(super) fn network(&self) -> Option<BorrowedFd<'_>> {
+        self.network.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Does what the first step of every plan with a network of its own does, which finds it done. What fails now fails
+    /// then, and is told.
+    pub(super) fn tread(&self) {
+        let _ = self.socket.as_ref().map(|it| sys::bring_up(it, LOOPBACK));
+    }
+}
+
+/// A failure to make the namespaces of a sandbox, or to be in them.
+pub(super) fn no_ground(error: &io::Error) -> Failure {
+    failure(0, error)
+}
+
 /// A sandbox without a program.
 pub(super) struct Made {
     maker: Maker,
@@ -135,19 +172,11 @@ pub(super) struct Made {
 /// Carries out the steps of the plan.
 pub(super) fn make(
     plan: &Plan,
+    ground: Ground,
     networks: Vec<Channel>,
     helper: Option<Helper>,
 ) -> Result<Made, Failure> {
-    let socket = match plan.network {
-        Isolation::Own => Some(sys::network_socket().map_err(|error| failure(0, &error))?),
-        Isolation::Host => None,
-    };
-    // For the test process: no program has it.
-    let network = socket
-        .as_ref()
-        .map(sys::namespace_of)
-        .transpose()
-        .map_err(|error| failure(0, &error))?;
+    let Ground { socket, network } = ground;
     if let (Some(network), Some(helper)) = (&network, &helper) {
         let handed = helper.network.send(&(), &[network.as_fd()]);
         // Where it is gone already, what it wrote says more.
@@ -157,8 +186,7 @@ pub(super) fn make(
         Maker::new(socket, networks, helper).map_err(|error| failure(0, &error.into()))?;
     if plan.cgroup.is_some() {
         // Born in its control group, which only now becomes the root of what it sees.
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP)
-            .map_err(|error| failure(0, &error.into()))?;
+        unshare(CloneFlags::CLONE_NEWCGROUP).map_err(|error| failure(0, &error.into()))?;
     }
     if let Some(ahead) = plan.clock_offset {
         set_clocks(ahead).map_err(|error| failure(0, &error))?;
@@ -209,18 +237,24 @@ pub(super) fn no_filter(plan: &Plan, error: &FilterError) -> Failure {
     }
 }
 
-/// Sets the clocks ahead that what this process executes will see. Source: time_namespaces(7).
+/// A time namespace; nix has no name for it.
+pub(super) const NEW_TIME: CloneFlags = CloneFlags::from_bits_retain(libc::CLONE_NEWTIME);
+
+/// Sets the clocks ahead, for this process and all that it starts. Source: time_namespaces(7).
+///
+/// What only its children had would be refused to one that shares its memory, as the program does until it executes: Linux
+/// before 6.3, kernel/fork.c, `copy_process`.
 fn set_clocks(ahead: Duration) -> io::Result<()> {
-    let namespace = nix::sched::CloneFlags::from_bits_retain(libc::CLONE_NEWTIME);
-    nix::sched::unshare(namespace)?;
+    unshare(NEW_TIME)?;
     let (seconds, nanos) = (ahead.as_secs(), ahead.subsec_nanos());
     let offsets = format!("monotonic {seconds} {nanos}\nboottime {seconds} {nanos}\n");
     // As long as nobody may look into this process, its own files in /proc are not its own. Nobody can see it yet, and
     // no program runs; and where this is not undone, none will.
     rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)?;
-    let written = fs::write("/proc/self/timens_offsets", offsets);
+    let set = fs::write("/proc/self/timens_offsets", offsets)
+        .and_then(|()| fs::File::open("/proc/self/ns/time_for_children"));
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    written
+    Ok(setns(set?, NEW_TIME)?)
 }
 
 /// The program as process 1: this process becomes it.
@@ -289,7 +323,7 @@ pub(super) fn see_to(
     let mut post = Post {
         signals,
         events,
-        network: plan.network,
+        namespaces: own_namespaces(plan),
         is_held: plan.stays,
     };
     let Some(end) = post.supervise(pid) else {
@@ -375,7 +409,8 @@ pub(super) fn watch_signals() -> nix::Result<SignalFd> {
 struct Post<'a> {
     signals: SignalFd,
     events: &'a Channel,
-    network: Isolation,
+    /// The names of those that are not the host's.
+    namespaces: Vec<&'static str>,
     /// Whether the sandbox outlives its program.
     is_held: bool,
 }
@@ -440,7 +475,7 @@ impl Post<'_> {
                         }
                     }
                     Control::Handles => {
-                        let found = handles(self.network);
+                        let found = handles(&self.namespaces);
                         let fds = found.as_deref().unwrap_or_default();
                         answer(reply, found.as_ref().map(|_| ()), fds);
                     }
@@ -480,12 +515,20 @@ fn answer(reply: Option<Channel>, done: Result<(), &io::Error>, fds: &[OwnedFd])
     let _ = reply.map(|reply| reply.send(&answer, &fds));
 }
 
+/// The namespaces that a sandbox has of its own, in the order in which [`Control::Handles`] brings them.
+fn own_namespaces(plan: &Plan) -> Vec<&'static str> {
+    let mut names = vec!["mnt", "pid", "ipc", "uts", "cgroup"];
+    names.extend(plan.clock_offset.map(|_| "time"));
+    names.extend((plan.network == Isolation::Own).then_some("net"));
+    names
+}
+
 /// The root directory and the namespaces of this process, for a further program to get in by.
 ///
 /// Opened when they are asked for: most sandboxes never need them. From outside, nobody could open them: this process
 /// is a copy of the supervisor, into which nobody may look. A program with privileges over mounts may have covered
 /// `/proc`: only this process's own files in a real one are taken.
-fn handles(network: Isolation) -> io::Result<Vec<OwnedFd>> {
+fn handles(namespaces: &[&str]) -> io::Result<Vec<OwnedFd>> {
     let path = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open("/", path, Mode::empty())?;
     let proc = rustix::fs::open("/proc", path | OFlags::NOFOLLOW, Mode::empty())?;
@@ -494,10 +537,8 @@ fn handles(network: Isolation) -> io::Result<Vec<OwnedFd>> {
     }
     let within = ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS | ResolveFlags::BENEATH;
     let own = rustix::fs::openat2(&proc, "self/ns", path, Mode::empty(), within)?;
-    let names = ["mnt", "pid", "ipc", "uts", "cgroup", "net"];
-    let count = if network == Isolation::Own { 6 } else { 5 };
     let mut found = vec![root];
-    for name in &names[..count] {
+    for name in namespaces {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         found.push(rustix::fs::openat(&own, *name, flags, Mode::empty())?);
     }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Visitor};
 use crate::{
     cgroup::Setting,
     net::ports::Published,
-    plan::{Isolation, Plan, ProgramPlan},
+    plan::{FilterPlan, Isolation, Plan, ProgramPlan},
     step::Step,
 };
 
@@ -21,6 +21,13 @@ pub(crate) struct Launch {
     /// How many more of its kind are made before they are asked for.
     pub(super) ahead: usize,
     pub(super) timeout: Option<Duration>,
+    pub(super) network: Isolation,
+    /// Whether an init can make it that was there before it was asked for: not one that is born in a control group, nor one
+    /// for which the supervisor starts a program that leads out.
+    pub(super) fits_spare: bool,
+    /// Whether it has layers which all share, that may have to be made anew before.
+    pub(super) shares: bool,
+    pub(super) filter: FilterPlan,
     pub(super) kind: Packed,
     /// A [`Gift`].
     pub(super) gift: Packed,
@@ -67,6 +74,7 @@ impl Launch {
     /// # Errors
     /// Where it cannot be written, as what has no end.
     pub(crate) fn of(plan: &Plan) -> postcard::Result<Self> {
+        let has = |is_one: fn(&Step) -> bool| plan.steps.iter().any(is_one);
         let kind = InCommon {
             network: plan.network,
             steps: Cow::Borrowed(&plan.steps),
@@ -76,9 +84,20 @@ impl Launch {
         Ok(Self {
             ahead: plan.ahead,
             timeout: plan.timeout,
+            network: plan.network,
+            fits_spare: plan.network == Isolation::Own
+                && plan.cgroup.is_none()
+                && !has(|step| matches!(step, Step::Egress { .. })),
+            shares: has(|step| matches!(step, Step::Shared { .. })),
+            filter: plan.program.filter(),
             kind: Packed(postcard::to_stdvec(&kind)?),
             gift: Packed(postcard::to_stdvec(&Gift::of(plan))?),
         })
+    }
+
+    /// How long its pieces are.
+    pub(super) fn size_bytes(&self) -> usize {
+        self.kind.0.len() + self.gift.0.len()
     }
 
     /// The plan, but for its warnings, which are for who asked.

@@ -24,7 +24,12 @@ use rustix::{
 };
 
 use self::syscalls::{INERT, chown, mount, open_directory, tmpfs_options, with_path};
-pub(super) use self::{devices::TerminalPair, paths::MASK, shared::SharedLayers};
+pub(super) use self::{
+    devices::TerminalPair,
+    network::LOOPBACK,
+    paths::MASK,
+    shared::{Mounted, SharedLayers},
+};
 use super::{
     channel::Channel,
     files,
@@ -200,8 +205,10 @@ impl Maker {
         self.root.as_ref().ok_or(Cause::Errno(libc::EINVAL))
     }
 
-    fn pivot_root(&self) -> Done {
+    fn pivot_root(&mut self) -> Done {
         rustix::process::fchdir(self.root()?)?;
+        // From here on it is `/`.
+        self.root = None;
         // The old root ends up under the new one, at the same place, and goes from there.
         rustix::process::pivot_root(".", ".")?;
         rustix::mount::unmount(".", UnmountFlags::DETACH)?;

@@ -27,6 +27,7 @@ mod home;
 mod host_mounts;
 mod init;
 mod launch;
+mod launching;
 mod make;
 mod prepared;
 mod program;
@@ -47,7 +48,7 @@ pub(crate) use client::{Supervisor, SupervisorError};
 pub use early::fork_supervisor;
 pub(crate) use protocol::{
     Answer, Cause, Control, Event, ExecEvent, ExecOrder, Exit, Failure, FileAnswer, FileFault,
-    FileJob, FileMeta, Gone, Piece, Request, Room, Writer,
+    FileJob, FileMeta, Gone, Own, Piece, Request, Room, Writer,
 };
 pub(crate) use start::run;
 pub(crate) use transfer::{Destination, receive_tree, send_tree};

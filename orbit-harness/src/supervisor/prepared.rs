@@ -13,7 +13,7 @@ use std::{
 use super::{
     channel::Channel,
     filters::Filters,
-    init::{self, Running},
+    init::{self, Ground, Running},
     launch::Gift,
     program::{Bearing, Common, Words},
 };
@@ -58,8 +58,9 @@ pub(super) fn run(
     let mut keep = vec![post.as_fd().as_raw_fd()];
     keep.extend(common.descriptor());
     let made = sys::close_inherited(&mut keep)
+        .and_then(|()| Ground::of(plan.network))
         .ok()
-        .and_then(|()| init::make(plan, Vec::new(), None).ok());
+        .and_then(|ground| init::make(plan, ground, Vec::new(), None).ok());
     // Before the program that it may tell of.
     let (Some(made), Ok(signals)) = (made, init::watch_signals()) else {
         sys::exit_now(0)
@@ -98,7 +99,7 @@ pub(super) fn run(
         }
         // All else is done once more, as for any other, and what keeps it from being started is said then.
         Ok(None) | Err(_) => filters
-            .of(&plan.program)
+            .of(plan.program.filter())
             .map_err(|error| init::no_filter(&plan, &error))
             .and_then(|filter| made.ready(&plan, stdio, common, filter))
             .and_then(|program| init::begin(single_threaded, &plan, program, &events)),
@@ -119,7 +120,7 @@ fn poise(
     if !is_poised(&plan.program) {
         return Ok(None);
     }
-    let Ok(filter) = filters.of(&plan.program) else {
+    let Ok(filter) = filters.of(plan.program.filter()) else {
         return Ok(None);
     };
     let Ok(bearing) = Bearing::new(&plan.program, common, filter) else {
@@ -174,7 +175,7 @@ fn rehearse(plan: &Plan, common: &Common, filters: &mut Filters) {
     if let Ok(gift) = postcard::from_bytes::<Gift<'static>>(&gift) {
         gift.put_into(&mut plan);
     }
-    if let Ok(filter) = filters.of(&plan.program)
+    if let Ok(filter) = filters.of(plan.program.filter())
         && let Ok(bearing) = Bearing::new(&plan.program, common, filter)
     {
         let words = Words::new(&plan.program, &bearing);

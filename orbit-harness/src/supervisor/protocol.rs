@@ -193,8 +193,8 @@ pub(crate) enum Control {
     /// Send the program this signal.
     Signal(i32),
     /// Hand over what a further program needs to get in. Descriptor: the reply channel, on which an
-    /// [`Answer`] brings the root directory, then the namespaces: mount, pid, ipc, uts, cgroup, and network where
-    /// the sandbox has one of its own.
+    /// [`Answer`] brings the root directory, then the namespaces: mount, pid, ipc, uts, cgroup, and time and network
+    /// where the sandbox has one of its own.
     Handles,
     /// Stop every process but this one (SIGSTOP), or let them go on. Descriptor: the reply channel, for an
     /// [`Answer`].
@@ -214,6 +214,14 @@ pub(crate) struct ExecOrder {
     pub(crate) sandbox: u64,
     pub(crate) program: ProgramPlan,
     pub(crate) in_cgroup: bool,
+    pub(crate) own: Own,
+}
+
+/// Which of the namespaces that a sandbox may share with the host it has for itself.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Own {
+    pub(crate) network: bool,
+    pub(crate) clock: bool,
 }
 
 /// What happens to a further program.

@@ -5,33 +5,29 @@ use std::{
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::PathBuf,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rustix::event::{Timespec, epoll};
 
 use super::{
-    ahead::{Kind, Order, Pool},
+    ahead::Pool,
     broker,
     channel::Channel,
     children::{Child, Children, Role},
     enter, files,
     filters::Filters,
-    host_mounts, init,
-    launch::Launch,
+    host_mounts,
     make::SharedLayers,
-    prepared,
     program::Common,
     protocol::{
         Answer, Cause, Event, ExecEvent, ExecOrder, Failure, FileAnswer, FileFault, FileJob,
         Request,
     },
     spare::Spare,
-    way_out::WayOut,
 };
 use crate::{
     outcome::{Status, Usage},
-    plan::{Isolation, Plan},
     sys::{self, Fork, SingleThreaded, Waited},
 };
 
@@ -44,27 +40,27 @@ const FIRST_ID: u64 = 2;
 const PROCESS: u64 = 1 << 63;
 
 /// Set in the tag of the channel on which a sandbox that is made ahead says that it is ready.
-const READY: u64 = 1 << 62;
+pub(super) const READY: u64 = 1 << 62;
 
 /// How often orphans are looked for where there may be some: nothing tells of their end.
 const LOOK_AROUND: Duration = Duration::from_millis(100);
 
-struct Supervisor {
-    single_threaded: SingleThreaded,
+pub(super) struct Supervisor {
+    pub(super) single_threaded: SingleThreaded,
     control: Channel,
-    common: Common,
-    epoll: OwnedFd,
-    children: Children,
+    pub(super) common: Common,
+    pub(super) epoll: OwnedFd,
+    pub(super) children: Children,
     /// Inits that ended while somebody was still at work in their sandboxes.
     ended: HashMap<u64, (Child, Waited)>,
-    filters: Filters,
+    pub(super) filters: Filters,
     next_id: u64,
     /// Sandboxes of which a worker was killed, and may have left a program. That is this process's child then, as it is
     /// process 1 of the worker's namespace; and the sandbox is not gone before it is reaped.
     bereaved: HashSet<u64>,
-    pool: Pool,
-    spare: Spare,
-    shared: SharedLayers,
+    pub(super) pool: Pool,
+    pub(super) spare: Spare,
+    pub(super) shared: SharedLayers,
 }
 
 /// What to wait with for requests, and for the end of the test process `caller`.
@@ -137,7 +133,10 @@ fn try_serve(
                     }
                 }
                 tag if tag & PROCESS != 0 => supervisor.reap(tag & !PROCESS)?,
-                tag if tag & READY != 0 => supervisor.pool.hear(tag & !READY),
+                tag if tag & READY != 0 => {
+                    supervisor.spare.hear(tag & !READY);
+                    supervisor.pool.hear(tag & !READY);
+                }
                 id => supervisor.let_go(id),
             }
         }
@@ -149,7 +148,7 @@ fn try_serve(
         if let Some(order) = next_ahead {
             supervisor.make_ahead(&order);
         } else if supervisor.spare.is_due_after().is_some() {
-            supervisor.spare.make(single_threaded);
+            supervisor.make_spare();
         }
     }
 }
@@ -173,7 +172,10 @@ impl Supervisor {
                 job,
             } => self.files(sandbox, has_root, job, fds)?,
             Request::Namespace => give_namespace(fds),
-            Request::HostMounts(paths) => attach_mounts(&paths, fds),
+            Request::HostMounts(paths) => {
+                attach_mounts(&paths, fds);
+                self.renew_spare();
+            }
             Request::Broker => self.start_broker(fds)?,
             Request::Resize(room) => {
                 self.work(fds, |mut fds| super::disk::resize(fds.pop(), room))?;
@@ -208,195 +210,6 @@ impl Supervisor {
         Ok(true)
     }
 
-    fn launch(&mut self, key: u64, launch: &Launch, mut fds: Vec<OwnedFd>) -> io::Result<()> {
-        let (kind, outdated) = self.pool.note(launch);
-        for id in outdated {
-            self.let_go(id);
-        }
-        // Not one that brings more than its streams.
-        let kind = kind.filter(|_| fds.len() == 4);
-        if let Some(kind) = kind.filter(|kind| !kind.shares)
-            && self.launch_prepared(key, launch, kind, &mut fds)
-        {
-            return Ok(());
-        }
-        let Ok(plan) = launch.plan() else {
-            return Ok(()); // As an invalid message.
-        };
-        let first_network = 4 + usize::from(plan.cgroup.is_some());
-        if fds.len() < first_network {
-            return Ok(()); // Likewise.
-        }
-        match self.shared.make(&plan.steps) {
-            Ok(false) => {}
-            Ok(true) => {
-                for id in self.pool.take_all_that_share() {
-                    self.let_go(id);
-                }
-            }
-            Err((number, errno)) => {
-                let failure = Failure {
-                    line: number + 1,
-                    cause: errno.into(),
-                };
-                // Who asked may be gone.
-                let _ = Channel::from_fd(fds.remove(0)).send(&Event::Failed(failure), &[]);
-                return Ok(());
-            }
-        }
-        if let Some(kind) = kind.filter(|kind| kind.shares)
-            && self.launch_prepared(key, launch, kind, &mut fds)
-        {
-            return Ok(());
-        }
-        self.launch_fresh(key, &plan, fds, first_network)
-    }
-
-    /// Makes a sandbox, in a process of its own.
-    fn launch_fresh(
-        &mut self,
-        key: u64,
-        plan: &Plan,
-        mut fds: Vec<OwnedFd>,
-        first_network: usize,
-    ) -> io::Result<()> {
-        let networks = fds.split_off(first_network);
-        let networks = networks.into_iter().map(Channel::from_fd).collect();
-        let cgroup = plan.cgroup.as_ref().and_then(|_| fds.pop());
-        let stdio = fds.split_off(1);
-        let events = Channel::from_fd(fds.remove(0));
-        let started = Instant::now();
-        let mut namespaces =
-            libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
-        // The root of a new cgroup namespace is where the process is that makes it: one that is born into a
-        // control group does so itself.
-        if cgroup.is_none() {
-            namespaces |= libc::CLONE_NEWCGROUP;
-        }
-        let network = (plan.network == Isolation::Own)
-            .then(|| self.spare.take())
-            .flatten();
-        if plan.network == Isolation::Own && network.is_none() {
-            namespaces |= libc::CLONE_NEWNET;
-        }
-        let (way_out, helper) = match WayOut::of(plan).transpose() {
-            Ok(pair) => pair.unzip(),
-            Err(error) => {
-                say_failed(&events, &error);
-                return Ok(());
-            }
-        };
-        let filter = match self.filters.of(&plan.program) {
-            Ok(filter) => filter,
-            Err(error) => {
-                let _ = events.send(&Event::Failed(init::no_filter(plan, &error)), &[]);
-                return Ok(());
-            }
-        };
-        let born_in = cgroup.as_ref().map(AsFd::as_fd);
-        match self.single_threaded.fork(namespaces, born_in) {
-            Ok(Fork::Child) => {
-                let given = init::Given {
-                    events,
-                    stdio,
-                    networks,
-                    network,
-                    helper,
-                    common: &self.common,
-                    filter,
-                };
-                init::run(self.single_threaded, plan, given)
-            }
-            Ok(Fork::Parent { pid, pidfd }) => {
-                drop(helper);
-                let adopted = self.adopt(Child {
-                    events: Some(events),
-                    started,
-                    timeout: plan.timeout,
-                    ..Child::unwatched(pid, pidfd, Role::Init { key })
-                });
-                let Some(sandbox) = adopted else {
-                    return Ok(());
-                };
-                // Where it cannot be started its output ends, which is how the init learns of it.
-                if let Some(Ok((pid, pidfd))) = way_out.map(|it| it.start(self.single_threaded)) {
-                    self.adopt(Child::unwatched(pid, pidfd, Role::WayOut { sandbox }));
-                }
-                Ok(())
-            }
-            Err(error) => {
-                say_failed(&events, &error);
-                Ok(())
-            }
-        }
-    }
-
-    /// Gives the program to a sandbox that stands ready for it, where there is one, and takes the event channel.
-    fn launch_prepared(
-        &mut self,
-        key: u64,
-        launch: &Launch,
-        kind: Kind,
-        fds: &mut Vec<OwnedFd>,
-    ) -> bool {
-        let Some((id, post)) = self.pool.take(kind) else {
-            return false;
-        };
-        let _ = epoll::delete(&self.epoll, &post);
-        let given: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-        let sent = post.send_written(&launch.gift.0, &given);
-        if self.children.get(id).is_none() || sent.is_err() {
-            return false; // It has ended meanwhile, and is reaped as others are.
-        }
-        let events = Channel::from_fd(fds.remove(0));
-        let tag = epoll::EventData::new_u64(id);
-        if let Err(errno) = epoll::add(&self.epoll, &events, tag, epoll::EventFlags::RDHUP) {
-            self.let_go(id);
-            say_failed(&events, &errno.into());
-            return true;
-        }
-        self.children.give(id, key, events, launch.timeout);
-        true
-    }
-
-    /// Begins to make a sandbox for which there is no program yet.
-    fn make_ahead(&mut self, order: &Order) {
-        let (plan, kind) = (&*order.plan, order.kind);
-        let mut namespaces = libc::CLONE_NEWNS
-            | libc::CLONE_NEWPID
-            | libc::CLONE_NEWIPC
-            | libc::CLONE_NEWUTS
-            | libc::CLONE_NEWCGROUP;
-        if plan.network == Isolation::Own {
-            namespaces |= libc::CLONE_NEWNET;
-        }
-        let made = Channel::pair().and_then(|pair| {
-            let fork = self.single_threaded.fork(namespaces, None)?;
-            Ok((pair, fork))
-        });
-        match made {
-            Ok(((_, post), Fork::Child)) => {
-                let filters = &mut self.filters;
-                let single_threaded = self.single_threaded;
-                prepared::run(single_threaded, plan, post, &self.common, filters)
-            }
-            Ok(((post, _), Fork::Parent { pid, pidfd })) => {
-                let Some(id) = self.adopt(Child::unwatched(pid, pidfd, Role::Ahead)) else {
-                    return self.pool.give_up(kind);
-                };
-                let once = epoll::EventFlags::IN | epoll::EventFlags::ONESHOT;
-                let tag = epoll::EventData::new_u64(id | READY);
-                if epoll::add(&self.epoll, &post, tag, once).is_err() {
-                    self.let_go(id);
-                    return self.pool.give_up(kind);
-                }
-                self.pool.add(id, kind, post);
-            }
-            // The next launch says what is wrong.
-            Err(_) => self.pool.give_up(kind),
-        }
-    }
-
     /// Starts a further program in a sandbox.
     fn exec(&mut self, order: &ExecOrder, mut fds: Vec<OwnedFd>) -> io::Result<()> {
         let first_namespace = 4 + usize::from(order.in_cgroup);
@@ -415,7 +228,7 @@ impl Supervisor {
         let Some((id, init)) = self.children.init_of(order.sandbox) else {
             return fail(Cause::Errno(libc::ESRCH));
         };
-        let filter = match self.filters.of(&order.program) {
+        let filter = match self.filters.of(order.program.filter()) {
             Ok(filter) => filter,
             Err(error) => return fail(Cause::Filter(error.to_string())),
         };
@@ -538,7 +351,7 @@ impl Supervisor {
 
     /// Watches a new child. One that cannot be watched is ended, with its channels: that is its caller's error, and no
     /// matter of the other sandboxes.
-    fn adopt(&mut self, child: Child) -> Option<u64> {
+    pub(super) fn adopt(&mut self, child: Child) -> Option<u64> {
         let id = self.next_id;
         self.next_id += 1;
         let watch = |fd: BorrowedFd<'_>, tag, events| {
@@ -566,7 +379,7 @@ impl Supervisor {
     }
 
     /// The test process let a sandbox go: kill its process 1, and with it all.
-    fn let_go(&mut self, id: u64) {
+    pub(super) fn let_go(&mut self, id: u64) {
         if let Some(child) = self.children.get(id) {
             child.kill();
             if let Some(events) = &child.events {
@@ -619,6 +432,10 @@ impl Supervisor {
     fn ended(&mut self, id: u64, waited: Waited) {
         if let Some(child) = self.children.remove(id) {
             self.pool.lose(id);
+            self.spare.lose(id);
+            if matches!(child.role, Role::Init { .. }) {
+                self.spare.ends();
+            }
             let sandbox = child.role.sandbox();
             self.bereaved
                 .extend(sandbox.filter(|_| waited.signal.is_some()));
@@ -684,7 +501,7 @@ fn attach_mounts(paths: &[PathBuf], mut fds: Vec<OwnedFd>) {
 }
 
 /// Says that not even the namespaces of a sandbox could be made.
-fn say_failed(events: &Channel, error: &io::Error) {
+pub(super) fn say_failed(events: &Channel, error: &io::Error) {
     let cause = Cause::Errno(error.raw_os_error().unwrap_or(0));
     // Who asked may be gone.
     let _ = events.send(&Event::Failed(Failure { line: 0, cause }), &[]);

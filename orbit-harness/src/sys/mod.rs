@@ -11,7 +11,6 @@ mod exec;
 mod exit;
 mod link;
 mod mount;
-mod network;
 mod packet;
 mod poise;
 mod process;
@@ -24,7 +23,6 @@ pub(crate) use exec::{Attributes, ExecFailure, ExecStep, Program, Terminal, hold
 pub(crate) use exit::at_exit;
 pub(crate) use link::{bring_up, compute_checksums, namespace_of, network_socket};
 pub(crate) use mount::{set_mount_attributes, set_mount_read_only};
-pub(crate) use network::new_network_namespace;
 pub(crate) use packet::{packet_socket, send_by};
 pub(crate) use process::{
     Fork, SingleThreaded, Waited, close_inherited, exit_now, fork_as, reset_signals, signal_child,

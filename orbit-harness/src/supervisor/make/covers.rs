@@ -10,11 +10,16 @@ use rustix::mount::MountFlags;
 use super::{
     Done, Maker,
     syscalls::{
-        INERT, INERT_READ_ONLY, clone_tree, detached, fd_path, is_directory, mount, move_onto,
-        open_if_there, with_path,
+        INERT, INERT_READ_ONLY, clone_tree, detached, is_directory, mount, move_onto, open_if_there,
     },
 };
 use crate::{supervisor::protocol::Cause, sys};
+
+/// What is shown for its content alone, and takes no writes.
+const READ_ONLY: u64 = libc::MOUNT_ATTR_NOSUID
+    | libc::MOUNT_ATTR_NODEV
+    | libc::MOUNT_ATTR_NOEXEC
+    | libc::MOUNT_ATTR_RDONLY;
 
 impl Maker {
     pub(super) fn bind(&mut self, source: &Path, at: &Path, read_only: bool) -> Done {
@@ -46,12 +51,8 @@ impl Maker {
                 "",
             )?);
         }
-        let attributes = libc::MOUNT_ATTR_NOSUID
-            | libc::MOUNT_ATTR_NODEV
-            | libc::MOUNT_ATTR_NOEXEC
-            | libc::MOUNT_ATTR_RDONLY;
         let tree = clone_tree(&self.open_host(Path::new("/sys"))?)?;
-        sys::set_mount_attributes(tree.as_fd(), attributes, None, true)
+        sys::set_mount_attributes(tree.as_fd(), READ_ONLY, None, true)
             .map_err(|error| Cause::Errno(error.raw_os_error().unwrap_or(0)))?;
         Ok(move_onto(&tree, &target)?)
     }
@@ -73,10 +74,7 @@ impl Maker {
         if is_directory(&target)? {
             if let Some(empty) = empty {
                 // What covers the first covers all, with its flags: each filesystem takes its time to be made and to go.
-                // By its descriptor: the path may be below one that is covered by now.
-                return Ok(with_path(&target, |path| {
-                    rustix::mount::mount_bind(fd_path(empty), path)
-                })?);
+                return Ok(move_onto(&clone_tree(empty)?, &target)?);
             }
             let flags = INERT.union(MountFlags::RDONLY);
             mount(
@@ -91,7 +89,7 @@ impl Maker {
             return Ok(());
         }
         let null = self.null.as_ref().ok_or(Cause::Errno(libc::EINVAL))?;
-        Ok(rustix::mount::mount_bind(fd_path(null), fd_path(&target))?)
+        Ok(move_onto(&clone_tree(null)?, &target)?)
     }
 }
 
@@ -100,8 +98,8 @@ pub(super) fn read_only(path: &Path) -> Done {
     let Some(target) = open_if_there(path)? else {
         return Ok(());
     };
-    rustix::mount::mount_bind_recursive(fd_path(&target), fd_path(&target))?;
-    // Opened again: the descriptor is of what the new mount covers.
-    let flags = INERT | MountFlags::BIND | MountFlags::RDONLY;
-    Ok(rustix::mount::mount_remount(path, flags, c"")?)
+    let tree = clone_tree(&target)?;
+    sys::set_mount_attributes(tree.as_fd(), READ_ONLY, None, false)
+        .map_err(|error| Cause::Errno(error.raw_os_error().unwrap_or(0)))?;
+    Ok(move_onto(&tree, &target)?)
 }

@@ -1,6 +1,7 @@
 //! The sandbox's network: loopback, links to the networks it shares, and the files that name who is there.
 
 use std::{
+    ffi::CStr,
     fs::File,
     io::{self, Read as _, Seek as _, Write as _},
     net::IpAddr,
@@ -23,13 +24,16 @@ use crate::{
 /// Of what a helper writes before it ends, what is passed on.
 const MAX_SAID_BYTES: u64 = 2048;
 
-/// The number of loopback in every network namespace. Source: Linux, include/net/flow.h, `LOOPBACK_IFINDEX`.
-const LOOPBACK: u32 = 1;
+/// Loopback, in every network namespace.
+pub(in crate::supervisor) const LOOPBACK: &CStr = c"lo";
+
+/// Its number. Source: Linux, include/net/flow.h, `LOOPBACK_IFINDEX`.
+const LOOPBACK_NUMBER: u32 = 1;
 
 impl Maker {
     /// `ip link set lo up`. Source: netdevice(7).
     pub(super) fn loopback_up(&self) -> Done {
-        sys::bring_up(self.socket()?, c"lo").map_err(cause)
+        sys::bring_up(self.socket()?, LOOPBACK).map_err(cause)
     }
 
     fn socket(&self) -> Result<&OwnedFd, Cause> {
@@ -86,7 +90,7 @@ impl Maker {
                 })?;
             }
             let netlink = Netlink::open()?;
-            netlink.keep_the_rest(LOOPBACK)?;
+            netlink.keep_the_rest(LOOPBACK_NUMBER)?;
             Ok(netfilter)
         });
         match installed {

@@ -35,33 +35,46 @@ const LIFETIME: Duration = Duration::from_secs(1);
 #[derive(Default)]
 pub(in crate::supervisor) struct SharedLayers(BTreeMap<PathBuf, Instant>);
 
+/// What the supervisor has mounted for a launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::supervisor) enum Mounted {
+    Nothing,
+    /// What was not there before.
+    More,
+    /// Layers in place of others, which what was made ahead has.
+    Others,
+}
+
 impl SharedLayers {
     /// Mounts what these steps need of them, and is not there yet or has been for too long. Sandboxes that have one keep it.
-    /// Whether there were others before: what was made ahead has those.
+    /// What has changed by that for what was made ahead.
     ///
     /// # Errors
     /// The step that it failed for, and the kernel's answer.
-    pub(in crate::supervisor) fn make(&mut self, steps: &[Step]) -> Result<bool, (usize, Errno)> {
-        let mut has_replaced = false;
+    pub(in crate::supervisor) fn make(
+        &mut self,
+        steps: &[Step],
+    ) -> Result<Mounted, (usize, Errno)> {
+        let mut mounted = Mounted::Nothing;
         for (number, step) in steps.iter().enumerate() {
             let Step::Shared { at, owner } = step else {
                 continue;
             };
             let fail = |errno| (number, errno);
             match self.0.get(at) {
-                Some(mounted) if mounted.elapsed() < LIFETIME => continue,
+                Some(since) if since.elapsed() < LIFETIME => continue,
                 // In this mount namespace: inits on their way have theirs. The directory stays, or those would lose it.
                 Some(_) => {
                     rustix::mount::unmount(place(at), UnmountFlags::DETACH).map_err(fail)?;
-                    has_replaced = true;
+                    mounted = Mounted::Others;
                 }
-                None => {}
+                None => mounted = mounted.max(Mounted::More),
             }
             self.0.remove(at);
             mount_shared(at, *owner).map_err(fail)?;
             self.0.insert(at.clone(), Instant::now());
         }
-        Ok(has_replaced)
+        Ok(mounted)
     }
 }
 
