@@ -292,7 +292,8 @@ impl Scope {
         if self.files {
             add(Kind::OpenFile, open_files());
         }
-        let family = descendants(own_pid());
+        let mut family = descendants(own_pid());
+        family.retain(|process| !stands_by(process));
         found.extend(namespaces(&family));
         found.extend(ports(&family));
         found.extend(family.iter().map(|process| {
@@ -350,6 +351,13 @@ impl Scope {
 
 fn own_pid() -> i32 {
     process::id() as i32
+}
+
+/// Whether it is an init that waits for the next sandbox: of those a supervisor has one, which is none's, and ends with it. One
+/// that has lost its supervisor is adopted by somebody else.
+fn stands_by(process: &Process) -> bool {
+    let parent = Process::read(process.parent);
+    process.name == "orbit-spare" && parent.is_some_and(|parent| parent.name == "orbit")
 }
 
 fn key_of(process: &Process) -> String {

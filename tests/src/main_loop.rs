@@ -84,13 +84,19 @@ pub fn run(cases: Vec<Case>) -> ExitCode {
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)
                     .push(took);
-                ended.map_err(|fault| Failed::from(format!("{fault:#}")))
+                ended.map_err(|fault| Failed::from(indented(&format!("{fault:#}"))))
             }));
         }
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
     tell_the_slowest(&mut times.lock().unwrap_or_else(PoisonError::into_inner));
     ExitCode::from(if conclusion.has_failed() { 101 } else { 0 })
+}
+
+/// Set in from the lines of the runner's own: what a case shows is often the output of one more test runner, whose verdicts
+/// would be taken for ours.
+fn indented(message: &str) -> String {
+    message.replace('\n', "\n  ")
 }
 
 /// Where a run's time goes: it is to stay short.

@@ -38,6 +38,8 @@ pub struct Process {
     pub start_ticks: u64,
     /// The command line, or the name in brackets where there is none.
     pub command: String,
+    /// What it calls itself, of at most fifteen bytes.
+    pub name: String,
 }
 
 impl Process {
@@ -65,6 +67,7 @@ impl Process {
             } else {
                 words.join(" ")
             },
+            name: name.to_owned(),
         })
     }
 

@@ -13,6 +13,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::main_loop::patience;
+
 /// How long pipes may stay open once the program is gone, before its output is taken as it is.
 const PIPE_GRACE: Duration = Duration::from_millis(500);
 const POLL: Duration = Duration::from_millis(2);
@@ -66,7 +68,7 @@ impl Program {
         self
     }
 
-    /// Sets how long the program may take before it is killed.
+    /// Sets how long the program may take before it is killed; longer by [`patience`] where everything is slow.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
@@ -79,6 +81,7 @@ impl Program {
     /// Where it cannot be started, or is killed at its deadline; then with the output so far.
     pub fn run(mut self) -> Result<Finished> {
         let line = line_of(&self.command);
+        let deadline = self.deadline * patience();
         let started = Instant::now();
         let mut child = self
             .command
@@ -93,7 +96,7 @@ impl Program {
             if let Some(status) = child.try_wait()? {
                 break Some(status);
             }
-            if started.elapsed() > self.deadline {
+            if started.elapsed() > deadline {
                 child.kill()?;
                 child.wait()?;
                 break None;
@@ -106,8 +109,7 @@ impl Program {
         let (stderr, err_closed) = stderr.finish(grace);
         let Some(status) = status else {
             bail!(
-                "killed after {:?}: {line}\n--- stdout so far\n{stdout}\n--- stderr so far\n{stderr}",
-                self.deadline
+                "killed after {deadline:?}: {line}\n--- stdout so far\n{stdout}\n--- stderr so far\n{stderr}"
             );
         };
         Ok(Finished {

@@ -9,10 +9,45 @@ pub(crate) struct Suite {
     pub(crate) passed: usize,
     failed: usize,
     skipped: usize,
-    failed_names: Vec<String>,
+    failed_names: Vec<Failed>,
     skipped_names: Vec<String>,
+    /// Index of the failed test whose message is being read, and how many lines of it were taken.
+    reading: Option<(usize, usize)>,
     took: Duration,
 }
+
+/// A test that failed, and how its message begins, where it has one.
+#[derive(Debug, PartialEq)]
+struct Failed {
+    name: String,
+    why: String,
+}
+
+impl Failed {
+    fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            why: String::new(),
+        }
+    }
+
+    /// Takes a further line of the message, if it says anything and there is room. What stands above an output says nothing.
+    fn add(&mut self, line: &str, lines: &mut usize) {
+        let line = line.trim();
+        if *lines == TOLD_LINES || line.is_empty() || line.starts_with("--- ") {
+            return;
+        }
+        *lines += 1;
+        let room = TOLD.saturating_sub(self.why.chars().count());
+        self.why
+            .push_str(if self.why.ends_with(':') { " " } else { ": " });
+        self.why.extend(line.chars().take(room));
+    }
+}
+
+/// How much of a message is told in the summary, in lines and in characters.
+const TOLD_LINES: usize = 3;
+const TOLD: usize = 300;
 
 impl Suite {
     pub(crate) fn new(name: impl Into<String>) -> Self {
@@ -23,8 +58,23 @@ impl Suite {
     }
 
     /// Reads a line of what libtest or libtest-mimic prints: names from the line of each test, counts from
-    /// the line at the end of each binary, which tests cannot print into.
+    /// the line at the end of each binary, which tests cannot print into; how a message begins from below its name.
     pub(crate) fn read(&mut self, line: &str) {
+        let named = |heading: &str| {
+            let name = heading.strip_suffix(" stdout").unwrap_or(heading);
+            let is = |failed: &Failed| failed.why.is_empty() && failed.name == name;
+            self.failed_names.iter().rposition(is)
+        };
+        if let Some(heading) = line
+            .strip_prefix("---- ")
+            .and_then(|rest| rest.strip_suffix(" ----"))
+        {
+            self.reading = named(heading).map(|index| (index, 0));
+        } else if line == "failures:" {
+            self.reading = None;
+        } else if let Some((index, lines)) = self.reading.as_mut() {
+            self.failed_names[*index].add(line, lines);
+        }
         if let Some(result) = line.strip_prefix("test result: ") {
             self.passed += count_before(result, "passed");
             self.failed += count_before(result, "failed");
@@ -35,7 +85,7 @@ impl Suite {
         {
             let name = name.trim_end();
             if verdict.starts_with("FAILED") {
-                self.failed_names.push(name.to_owned());
+                self.failed_names.push(Failed::new(name));
             } else if let Some(reason) = verdict.strip_prefix("ignored") {
                 // libtest writes `ignored, why`; libtest-mimic `ignored (why)`.
                 let reason = reason.trim_start_matches([',', ' ']);
@@ -64,7 +114,7 @@ impl Suite {
         self.took += took;
         if !success && self.failed == 0 {
             self.failed += 1;
-            self.failed_names.push(how.to_owned());
+            self.failed_names.push(Failed::new(how));
         }
     }
 
@@ -140,7 +190,7 @@ impl Tally {
                 suite
                     .failed_names
                     .iter()
-                    .map(|name| format!("failed: {}: {name}", suite.name)),
+                    .map(|Failed { name, why }| format!("failed: {}: {name}{why}", suite.name)),
             );
         }
         let sum = |count: fn(&Suite) -> usize| self.suites.iter().map(count).sum::<usize>();
@@ -163,7 +213,7 @@ impl Tally {
 mod tests {
     use std::time::Duration;
 
-    use super::{Suite, Tally};
+    use super::{Failed, Suite, Tally};
 
     fn read(lines: &str) -> Suite {
         let mut suite = Suite::new("unit");
@@ -200,7 +250,31 @@ mod tests {
         suite.end(false, "signal: 6 (SIGABRT)", Duration::ZERO);
         assert_eq!(
             (suite.failed, suite.failed_names),
-            (1, vec!["signal: 6 (SIGABRT)".to_owned()])
+            (1, vec![Failed::new("signal: 6 (SIGABRT)")])
         );
+    }
+
+    #[test]
+    fn a_failure_says_how_its_message_begins() {
+        let suite = read(
+            "test a ... FAILED\ntest b ... FAILED\ntest c ... FAILED\n\nfailures:\n\n---- a stdout ----\n\n\
+             thread 'a' (7) panicked at src/lib.rs:3:1:\nno such thing\nstack backtrace:\n   0: main\n\n\
+             ---- b ----\ncargo test:\n  --- stdout\n  x: not in the table\n  test y ... FAILED\n\n  ---- c ----\n  of another\n\
+             \nfailures:\n    a\n    b\n    c\n\ntest result: FAILED. 0 passed; 3 failed; 0 ignored",
+        );
+        let told: Vec<&str> = suite
+            .failed_names
+            .iter()
+            .map(|it| it.why.as_str())
+            .collect();
+        assert_eq!(
+            told,
+            [
+                ": thread 'a' (7) panicked at src/lib.rs:3:1: no such thing: stack backtrace:",
+                ": cargo test: x: not in the table: test y ... FAILED",
+                ""
+            ]
+        );
+        assert_eq!(suite.failed, 3);
     }
 }

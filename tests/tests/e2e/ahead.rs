@@ -7,10 +7,17 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use orbit::{SandboxBuilder, Status, Stdin};
-use orbit_tests::{Case, Context, Who};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use orbit::{Init, Network, SandboxBuilder, Status, Stdin};
+use orbit_tests::{Case, Context, Who, proc_fs::descendants};
 
-use crate::kit::{VIEWS, View, describe, harness, printed};
+use crate::{
+    kit::{VIEWS, View, describe, harness, printed},
+    steps::supervisor,
+};
 
 /// Long enough for one or two to be made, also where everything is slow.
 const A_WHILE: Duration = Duration::from_millis(500);
@@ -31,6 +38,16 @@ pub(crate) fn cases() -> Vec<Case> {
             another_kind_is_not_mistaken_for_it,
         ),
         case("they_end_with_their_owner", they_end_with_their_owner),
+        case("an_init_stands_by_for_any", an_init_stands_by_for_any),
+        case(
+            "one_that_is_killed_is_not_missed",
+            one_that_is_killed_is_not_missed,
+        ),
+        case(
+            "one_that_stands_by_makes_whatever_is_asked_for",
+            one_that_stands_by_makes_whatever_is_asked_for,
+        )
+        .who(&[Who::Root, Who::User]),
     ]
 }
 
@@ -218,6 +235,72 @@ fn they_end_with_their_owner(_: &Context) -> Result<()> {
     ensure!(line == "ready\n", "{line}");
     harness.kill()?;
     harness.wait()?;
+    Ok(())
+}
+
+/// One more for whoever has started two: it is told what it is for when that is asked for.
+fn an_init_stands_by_for_any(_: &Context) -> Result<()> {
+    for view in VIEWS {
+        for _ in 0..2 {
+            printed(view.sh("true")?)?;
+        }
+        thread::sleep(2 * A_WHILE);
+        let (init, program) = ages(view.sh(TELL_AGES)?)?;
+        ensure!(
+            init >= 50 && program < 50,
+            "{view:?}: process 1 was {init} ticks old, and the program {program}"
+        );
+    }
+    Ok(())
+}
+
+fn one_that_is_killed_is_not_missed(_: &Context) -> Result<()> {
+    for round in 0..3 {
+        for _ in 0..2 {
+            printed(View::Image.sh("true")?)?;
+        }
+        thread::sleep(A_WHILE);
+        let supervisor = supervisor().context("there is a supervisor")?;
+        let below = descendants(supervisor.as_raw());
+        ensure!(below.len() == 1, "who else? {below:?}");
+        kill(Pid::from_raw(below[0].pid), Signal::SIGKILL)?;
+        // Who is killed as it is given a sandbox is killed with that.
+        thread::sleep(A_WHILE / 5);
+        let text = printed(View::Image.sh("echo here")?)?;
+        ensure!(text == "here\n", "round {round}: {text}");
+    }
+    Ok(())
+}
+
+fn one_that_stands_by_makes_whatever_is_asked_for(_: &Context) -> Result<()> {
+    let sh = |script| View::Image.sh(script);
+    let network = Network::builder().create()?;
+    // Longer than machines are up.
+    let ahead = Duration::from_secs(1000 * 24 * 3600);
+    for (what, sandbox, expected) in [
+        ("process 1", sh("echo $$")?.init(Init::Program), "1"),
+        ("a user", sh("id -u")?.user("1"), "1"),
+        ("a host name", sh("hostname")?.hostname("other"), "other"),
+        ("a terminal", sh("test -t 0 && echo yes")?.tty(true), "yes"),
+        (
+            "a network",
+            sh("ls -d /sys/class/net/eth0")?.network(&network),
+            "/sys/class/net/eth0",
+        ),
+        (
+            "another clock",
+            sh("read -r up < /proc/uptime; test ${up%%.*} -gt 86400000 && echo yes")?
+                .clock_offset(ahead),
+            "yes",
+        ),
+    ] {
+        for _ in 0..2 {
+            printed(sh("true")?)?;
+        }
+        thread::sleep(A_WHILE / 5);
+        let text = printed(sandbox)?.replace('\r', "");
+        ensure!(text.trim() == expected, "{what}: {text}");
+    }
     Ok(())
 }
 

@@ -4,17 +4,19 @@
 use std::{
     fs,
     os::unix::{fs::PermissionsExt as _, net::UnixListener},
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Result, bail, ensure};
-use orbit::{__private::share_foreign, Mount, Sandbox};
+use orbit::{__private::share_foreign, Mount, NetworkMode, Sandbox};
 use orbit_tests::{Case, Context, Skip, Who};
 
 use crate::kit::{View, printed};
 
 pub(crate) fn cases() -> Vec<Case> {
     let case = |name: &str, run: fn(&Context) -> Result<()>| {
-        Case::new(format!("host_view::{name}"), run).deadline(std::time::Duration::from_secs(20))
+        Case::new(format!("host_view::{name}"), run).deadline(Duration::from_secs(20))
     };
     vec![
         case("files_are_whose_they_are", files_are_whose_they_are),
@@ -26,6 +28,11 @@ pub(crate) fn cases() -> Vec<Case> {
         case(
             "what_sandboxes_share_takes_nothing",
             what_sandboxes_share_takes_nothing,
+        )
+        .who(&[Who::User]),
+        case(
+            "what_is_shared_anew_brings_no_network",
+            what_is_shared_anew_brings_no_network,
         )
         .who(&[Who::User]),
         case("roots_writes_are_thrown_away", roots_writes_are_thrown_away).who(&[Who::Root]),
@@ -169,6 +176,28 @@ fn what_sandboxes_share_takes_nothing(_: &Context) -> Result<()> {
     ensure!(error.to_string().contains("ead-only"), "{error}");
     drop(sandbox);
     ensure!(View::Host.read(script)? == own);
+    Ok(())
+}
+
+/// With new layers an init that stands by ends, whose network another sandbox may have: not one that asked for the host's.
+fn what_is_shared_anew_brings_no_network(_: &Context) -> Result<()> {
+    const WHICH: &str = "readlink /proc/self/ns/net";
+
+    let hosts = fs::read_link("/proc/self/ns/net")?;
+    for round in 0..3 {
+        let asked = share_foreign(View::Host.sh(WHICH)?).network(NetworkMode::Host);
+        let found = printed(asked)?;
+        ensure!(
+            found.trim_end() == hosts.to_string_lossy(),
+            "{found} in round {round}"
+        );
+        for _ in 0..3 {
+            let own = printed(share_foreign(View::Host.sh(WHICH)?))?;
+            ensure!(own != found, "{own} in round {round}");
+        }
+        // Longer than layers are shared.
+        thread::sleep(Duration::from_millis(1100));
+    }
     Ok(())
 }
 
@@ -402,7 +431,7 @@ fn two_sandboxes_do_not_see_each_other(_: &Context) -> Result<()> {
             "echo x >/tmp/one; echo x >/dev/shm/one; exec sleep 60",
         ])
         .start()?;
-    std::thread::sleep(std::time::Duration::from_millis(100));
+    thread::sleep(Duration::from_millis(100));
     let found =
         View::Host.read("ls -A /tmp /dev/shm; cat /proc/*/comm | sort | uniq | tr '\\n' ' '")?;
     ensure!(

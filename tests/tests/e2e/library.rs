@@ -47,6 +47,7 @@ pub(crate) fn cases() -> Vec<Case> {
             "one_that_stays_takes_further_programs",
             one_that_stays_takes_further_programs,
         ),
+        case("a_clock_ahead", a_clock_ahead),
         case("orphans_are_reaped", orphans_are_reaped),
         case("daemons_are_killed_and_named", daemons_are_killed_and_named),
         case(
@@ -655,5 +656,56 @@ fn a_failed_one_does_not_harm_the_next(context: &Context) -> Result<()> {
     ensure!(printed(Sandbox::builder().cmd(["echo", "on"]))? == "on\n");
     ensure!(held.pid().is_some(), "another sandbox ended with them");
     ensure!(held.stop(Duration::from_secs(5))?.status == Status::Signaled(15));
+    Ok(())
+}
+
+/// The clocks since boot are ahead, for whatever runs in it, and the time of day is not.
+fn a_clock_ahead(_: &Context) -> Result<()> {
+    const AHEAD: Duration = Duration::from_secs(1000 * 86_400);
+    const TELL: &str = "cat /proc/uptime; date +%s; sleep 0.01; cat /proc/uptime";
+
+    let uptime =
+        |text: &str| -> Result<f64> { Ok(text.split(' ').next().unwrap_or_default().parse()?) };
+    let check = |what: String, text: &str| -> Result<()> {
+        let lines: Vec<&str> = text.lines().collect();
+        ensure!(lines.len() == 3, "{what}: {text}");
+        let before = uptime(&fs::read_to_string("/proc/uptime")?)?;
+        for line in [lines[0], lines[2]] {
+            let off = uptime(line)? - before - AHEAD.as_secs_f64();
+            ensure!((-30.0..1.0).contains(&off), "{what}: {off} s off");
+        }
+        let now = std::time::SystemTime::UNIX_EPOCH.elapsed()?.as_secs();
+        ensure!(now - lines[1].parse::<u64>()? < 30, "{what}: {text}");
+        Ok(())
+    };
+    for view in VIEWS {
+        for init in [Init::Orbit, Init::Program] {
+            let script = format!("{TELL}; read -r line");
+            let (until, writer) = std::io::pipe()?;
+            let mut sandbox = view
+                .sh(&script)?
+                .init(init)
+                .clock_offset(AHEAD)
+                .stdin(Stdin::Fd(until.into()))
+                .start()?;
+            let further = sandbox.exec(["sh", "-c", TELL]).run()?;
+            check(
+                format!("a further program, {view:?}, {init:?}"),
+                &further.stdout_text(),
+            )?;
+            drop(writer);
+            let outcome = sandbox.wait()?;
+            check(
+                format!("the program, {view:?}, {init:?}"),
+                &outcome.stdout_text(),
+            )?;
+            for took in [further.wall_time, outcome.wall_time] {
+                ensure!(
+                    took < Duration::from_secs(30),
+                    "{view:?}, {init:?}: {took:?}"
+                );
+            }
+        }
+    }
     Ok(())
 }

@@ -19,6 +19,7 @@ pub(crate) fn cases() -> Vec<Case> {
         case("half_an_answer_is_not_remembered", half),
         case("what_is_built_anew_is_asked_again", anew),
         case("a_main_of_its_own_is_asked_each_time", own_main),
+        case("what_is_not_told_is_not_left_out", not_told),
     ]
 }
 
@@ -127,6 +128,32 @@ fn own_main(context: &Context) -> Result<()> {
         let words = ["--isolate", "test", "--env", &format!("NAME={name}")];
         let told = run(context, &package, &words)?;
         ensure!(told == [format!("package::asked {name}")], "{told:?}");
+    }
+    Ok(())
+}
+
+/// Of tests that are chosen by name, and whose names nobody knows, none is taken for one that was not asked for.
+fn not_told(context: &Context) -> Result<()> {
+    let package = package(context, &[("asked", &text(&["fn one()"]))])?;
+    let why = "its tests cannot be listed: it failed with exit code 3";
+    for (words, is_chosen) in [
+        (&["one"][..], true),
+        (&["-E", "test(one)", "--retries", "1"], true),
+        (&["--", "--ignored"], true),
+        (&["--list"], true),
+        (&["-E", "not binary(asked)"], false),
+    ] {
+        let mut command = told::command(context, &package)?;
+        command.args(["--tests", "--test", "asked"]).args(IS_MUTE);
+        let told = command.args(words).output()?;
+        let said = [&told.stdout[..], &told.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        let code = if is_chosen { 101 } else { 0 };
+        ensure!(
+            told.status.code() == Some(code) && said.contains(why) == is_chosen,
+            "{words:?}: {:?}: {said}",
+            told.status
+        );
     }
     Ok(())
 }

@@ -177,7 +177,7 @@ fn a_harness_killed_at_any_system_call_leaves_nothing(context: &Context) -> Resu
 }
 
 /// A supervisor is the child of whoever asks for sandboxes. Orphans of the starter are not.
-fn supervisor() -> Option<Pid> {
+pub(crate) fn supervisor() -> Option<Pid> {
     let own = std::process::id() as i32;
     let ours = orbit_tests::proc_fs::descendants(own);
     let found = ours.iter().find(|it| it.parent == own && !it.is_zombie())?;

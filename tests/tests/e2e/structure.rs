@@ -5,6 +5,8 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     env, fs,
     path::Path,
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -14,13 +16,16 @@ use orbit_tests::{Case, Context, Program, Who};
 use crate::kit::{ROLE, VIEWS, View};
 
 /// System calls of one sandbox over an image, of whoever asks for it, the supervisor, the init and the program.
-const MAX_CALLS_OF_IMAGE: usize = 256;
+const MAX_CALLS_OF_IMAGE: usize = 284;
 /// The same over the host's files. A host with more mounts takes more: see [`MAX_CALLS_OF_MOUNT`].
-const MAX_CALLS_OF_HOST: usize = 384;
+const MAX_CALLS_OF_HOST: usize = 412;
 /// A directory of `/` with mounts in it is bound by itself.
 const MAX_CALLS_OF_MOUNT: usize = 12;
-/// The init, the program, and who opens a network namespace for the next.
-const MAX_PROCESSES: usize = 3;
+/// The init and the program.
+const MAX_PROCESSES: usize = 2;
+
+/// After which an init stands by for the next: then the supervisor has rested. Under strace everything takes longer.
+const A_WHILE: Duration = Duration::from_millis(30);
 
 const FEW: usize = 5;
 const MANY: usize = 25;
@@ -70,11 +75,6 @@ fn has_not_grown(context: &Context, view: View, most: usize) -> Result<()> {
         calls > 50 && processes > 1,
         "{calls} system calls, {processes} processes: the trace is not read as it is written"
     );
-    let entered = each(|it| it.by_name.get("setns").copied().unwrap_or_default());
-    ensure!(
-        entered > 0,
-        "no network namespace was made before it was asked for"
-    );
     ensure!(
         calls <= most,
         "one launch took {calls} system calls, of {most} at most. Where that is worth it, raise the figure in {} \
@@ -104,6 +104,7 @@ pub(crate) fn launch(words: &str) -> Result<()> {
             .stderr(Output::Null)
             .run()?;
         ensure!(outcome.success(), "{}", outcome.status);
+        thread::sleep(A_WHILE);
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 use std::{
     fs,
     net::TcpListener,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -27,6 +28,10 @@ pub(crate) fn cases() -> Vec<Case> {
     vec![
         in_world("egress::a_list_lets_out_what_it_names", list),
         in_world("egress::everything_is_everything_but_the_host", everything),
+        in_world(
+            "egress::out_of_an_init_that_stood_by",
+            out_of_one_that_stood_by,
+        ),
         in_world("egress::names_are_looked_up_at_the_start", names),
         in_world("egress::beside_networks", beside_networks),
         in_world("egress::rules_cannot_be_lifted", rules_stay)
@@ -139,6 +144,42 @@ fn everything(_: &Context) -> Result<()> {
     );
     ensure!(host.accept().is_err(), "the host's loopback was reached");
     ensure!(outcome.denied().is_empty(), "{outcome:?}");
+    Ok(())
+}
+
+/// Its network was there before anybody knew who would be let out of it.
+fn out_of_one_that_stood_by(_: &Context) -> Result<()> {
+    const ASKED: [&str; 2] = ["tcp:198.51.100.1:443", "tcp:198.51.100.1:80"];
+
+    for (egress, heard, denied) in [
+        (None, ["unreachable", "unreachable"], None),
+        (
+            Some(Egress::allow(["198.51.100.1:443"])),
+            ["world 443", "refused"],
+            Some("198.51.100.1:80/tcp, once"),
+        ),
+        (Some(Egress::all()), ["world 443", "world 80"], None),
+    ] {
+        // Two have one made, after a rest.
+        for _ in 0..2 {
+            asks(&[])?.run()?;
+        }
+        thread::sleep(Duration::from_millis(100));
+        let mut sandbox = asks(&ASKED)?;
+        if let Some(egress) = egress {
+            sandbox = sandbox.egress(egress);
+        }
+        let outcome = sandbox.run()?;
+        let lines = lines(&outcome.stdout_text());
+        ensure!(
+            lines.len() == 2 && lines.iter().zip(heard).all(|(line, it)| line.contains(it)),
+            "{outcome:?}"
+        );
+        ensure!(
+            texts(outcome.denied()) == Vec::from_iter(denied),
+            "{outcome:?}"
+        );
+    }
     Ok(())
 }
 
@@ -474,10 +515,10 @@ fn recorded(_: &Context) -> Result<()> {
     let until = Instant::now() + Duration::from_secs(20);
     let mut denied = sandbox.denied()?;
     while denied.len() < 512 && Instant::now() < until {
-        std::thread::sleep(Duration::from_millis(10));
+        thread::sleep(Duration::from_millis(10));
         denied = sandbox.denied()?;
     }
-    std::thread::sleep(Duration::from_millis(300));
+    thread::sleep(Duration::from_millis(300));
     let denied = sandbox.denied()?;
     ensure!(denied.len() == 512, "{}", denied.len());
     let first = denied.first().context("there are some")?;

@@ -11,7 +11,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use orbit::{Init, Sandbox, Status, Stdin};
+use orbit::{Init, NetworkMode, Sandbox, Status, Stdin};
 use orbit_tests::{Case, Context, Who};
 
 use crate::support::{ROLE, VIEWS, View, case, count, describe, has, read, until};
@@ -67,7 +67,7 @@ const ACCOUNT: &str = "grep -E '^(Cap|NoNewPrivs|Seccomp|Groups|Uid|Gid|Umask)' 
 
 fn is_confined_as_the_first_program(_: &Context) -> Result<()> {
     for view in VIEWS {
-        for build in [0, 1, 2, 3] {
+        for build in [0, 1, 2, 3, 4, 5] {
             let sandbox = view.sh(&format!("({ACCOUNT}) > /tmp/account; exec sleep 1000"))?;
             let sandbox = match build {
                 1 => sandbox
@@ -76,6 +76,8 @@ fn is_confined_as_the_first_program(_: &Context) -> Result<()> {
                     .ulimit("nofile", 77, 99),
                 2 => sandbox.nested(true),
                 3 => sandbox.cap_drop("ALL").init(Init::Program),
+                4 => sandbox.network(NetworkMode::Host),
+                5 => sandbox.network(NetworkMode::Host).init(Init::Program),
                 _ => sandbox,
             };
             let sandbox = sandbox.env("GIVEN", "a b").start()?;

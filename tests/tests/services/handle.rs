@@ -25,7 +25,42 @@ pub(crate) fn cases() -> Vec<Case> {
         ),
         case("handle::inspect_tells", inspect_tells),
         case("handle::paused_in_either_way", paused_in_either_way),
+        case(
+            "handle::the_longest_times_are_none",
+            the_longest_times_are_none,
+        ),
     ]
+}
+
+/// What cannot be added to the time is no fault, and is waited for as long as it takes.
+fn the_longest_times_are_none(_: &Context) -> Result<()> {
+    const LONGEST: Duration = Duration::MAX;
+
+    for view in VIEWS {
+        let mut sandbox = view
+            .sh("trap 'exit 5' TERM; echo up; while :; do sleep 0.01; done")?
+            .timeout(LONGEST)
+            .startup_timeout(LONGEST)
+            .wait_for(Wait::log("up"))
+            .start()?;
+        let quick = sandbox.exec(["true"]).timeout(LONGEST);
+        ensure!(
+            quick
+                .start()?
+                .wait_timeout(LONGEST)?
+                .is_some_and(|it| it.success())
+        );
+        sandbox.restart(LONGEST)?;
+        sandbox.wait_for(&Wait::exec(["true"]), LONGEST)?;
+        let followed = sandbox.logs().follow_for(LONGEST).next();
+        ensure!(followed.is_some_and(|line| line.text == "up"));
+        ensure!(sandbox.stop(LONGEST)?.status == Status::Exited(5));
+    }
+    let refused = View::Image.sh("true")?.clock_offset(LONGEST).run();
+    has(
+        &refused.expect_err("it is refused").to_string(),
+        &["clock_offset", "a hundred years at most"],
+    )
 }
 
 fn pause_stops_everything(_: &Context) -> Result<()> {
