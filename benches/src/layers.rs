@@ -6,11 +6,13 @@ use anyhow::{Result, ensure};
 use orbit::{Output, PullPolicy, Sandbox};
 use ring::digest::{SHA256, digest};
 use serde_json::{Value, json};
+use tar::EntryType;
 
 use crate::{
     Stage,
     floor::{Ask, Floor},
     samples::Samples,
+    start,
 };
 
 const FEW: usize = 2;
@@ -41,6 +43,7 @@ pub(crate) fn all(stage: &Stage) -> Result<()> {
                 ensure!(outcome.success(), "{}", outcome.status);
                 Ok(())
             })?;
+            start::have_made_ahead();
         }
     }
     for (count, _, floor, samples, beneath) in figures {
@@ -66,7 +69,7 @@ fn directories(stage: &Stage, count: usize) -> Result<OsString> {
     Ok(all)
 }
 
-/// An OCI layout whose first layer has the program, and each other one a file of its own.
+/// An OCI layout whose first layer has the program and the usual directories, and each other one a file of its own.
 ///
 /// Source: OCI image specification, "Image Layout", "Image Manifest", "Image Configuration".
 fn write_image(layout: &Path, rootfs: &Path, count: usize) -> Result<()> {
@@ -75,17 +78,26 @@ fn write_image(layout: &Path, rootfs: &Path, count: usize) -> Result<()> {
     let (mut layers, mut diff_ids) = (Vec::new(), Vec::new());
     for number in 0..count {
         let mut tar = tar::Builder::new(Vec::new());
-        if number == 0 {
-            tar.append_path_with_name(rootfs.join("bin/true"), "bin/true")?;
-        } else {
-            let text = format!("of layer {number}\n");
+        let mut add = |path: String, kind, mode, content: &[u8]| {
             let mut header = tar::Header::new_gnu();
-            header.set_size(text.len() as u64);
-            header.set_mode(0o644);
+            header.set_entry_type(kind);
+            header.set_size(content.len() as u64);
+            header.set_mode(mode);
             header.set_uid(0);
             header.set_gid(0);
             header.set_mtime(0);
-            tar.append_data(&mut header, format!("layers/{number}"), text.as_bytes())?;
+            tar.append_data(&mut header, path, content)
+        };
+        if number == 0 {
+            // As those have that others are built upon.
+            for directory in ["bin", "dev", "etc", "proc", "sys", "tmp"] {
+                add(directory.to_owned(), EntryType::Directory, 0o755, b"")?;
+            }
+            let program = fs::read(rootfs.join("bin/true"))?;
+            add("bin/true".to_owned(), EntryType::Regular, 0o755, &program)?;
+        } else {
+            let (path, text) = (format!("layers/{number}"), format!("of layer {number}\n"));
+            add(path, EntryType::Regular, 0o644, text.as_bytes())?;
         }
         let kind = "application/vnd.oci.image.layer.v1.tar";
         let layer = write_blob(&blobs, kind, &tar.into_inner()?)?;
