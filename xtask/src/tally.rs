@@ -46,8 +46,8 @@ impl Failed {
 }
 
 /// How much of a message is told in the summary, in lines and in characters.
-const TOLD_LINES: usize = 3;
-const TOLD: usize = 300;
+const TOLD_LINES: usize = 5;
+const TOLD: usize = 600;
 
 impl Suite {
     pub(crate) fn new(name: impl Into<String>) -> Self {

@@ -252,7 +252,7 @@ impl SandboxBuilder {
             stop_signal,
             hides_log,
         };
-        sandbox.await_start()?;
+        sandbox.await_start(&supervisor)?;
         if let (false, Some(network)) = (bound.is_empty(), &sandbox.network) {
             sandbox.ports = bound.forward(&*supervisor.broker()?, network.as_fd())?;
         }

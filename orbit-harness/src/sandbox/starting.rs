@@ -10,12 +10,12 @@ use crate::{
     error::{Error, Kind},
     netfilter::Netfilter,
     outcome::Status,
-    supervisor::{Cause, Event, Failure},
+    supervisor::{Cause, Event, Failure, Supervisor},
     way_out::Record,
 };
 
 impl Sandbox {
-    pub(super) fn await_start(&mut self) -> Result<(), Error> {
+    pub(super) fn await_start(&mut self, supervisor: &Supervisor) -> Result<(), Error> {
         let event = self.hear()?;
         match event {
             Some((
@@ -60,7 +60,10 @@ impl Sandbox {
                     Err(Kind::Vanished.into())
                 }
             }
-            Some((Event::Exited(_), _)) | None => Err(Kind::Vanished.into()),
+            Some((Event::Exited(_), _)) => Err(Kind::Vanished.into()),
+            None => Err(supervisor
+                .has_not_heard()
+                .map_or_else(|| Kind::Vanished.into(), Error::from)),
         }
     }
 

@@ -182,6 +182,14 @@ impl Pool {
         self.take_all(|kind| kind.shares)
     }
 
+    /// The ids of all; no others are made before the next launch.
+    pub(super) fn take_all_and_rest(&mut self) -> Vec<u64> {
+        for wanted in &mut self.wanted {
+            wanted.count = 0;
+        }
+        self.take_all(|_| true)
+    }
+
     /// The init `id` has ended and was given to nobody. Where it could not even be made, no other is tried before the
     /// next launch, which says what is wrong.
     pub(super) fn lose(&mut self, id: u64) {

@@ -26,9 +26,10 @@ const INLINE_BYTES: usize = 60 * 1024;
 /// The most descriptors one message may carry. The kernel's own limit (`SCM_MAX_FD`) is 253.
 pub(crate) const MAX_FDS: usize = 64;
 
-/// The first byte of a message: where the rest is.
+/// The first byte of a message: where the rest is, or that the rest says why there is no answer.
 const INLINE: u8 = 0;
 const IN_MEMFD: u8 = 1;
+const REFUSED: u8 = 2;
 
 thread_local! {
     /// Where messages are received, kept from one to the next: a fresh one would be set to zero each time, and in a
@@ -111,11 +112,33 @@ impl Channel {
     /// Waits for a message. `None`: the other end is closed.
     ///
     /// # Errors
-    /// What the kernel answers; an invalid message.
+    /// What the kernel answers; EMFILE where not all descriptors had room; why the other end could not take what it was
+    /// asked; an invalid message.
     pub(crate) fn recv<T: DeserializeOwned>(&self) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+        self.recv_or(|_| {})
+    }
+
+    /// As [`Self::recv`], for messages whose first descriptor is the channel on which an answer is waited for: where there is
+    /// no room for all of the others, that is the answer.
+    pub(super) fn recv_request<T: DeserializeOwned>(
+        &self,
+    ) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+        self.recv_or(|fds| {
+            if let Some(reply) = fds.into_iter().next() {
+                let lack = libc::EMFILE.to_le_bytes();
+                // Who asked may be gone.
+                let _ = Self(reply).send_bytes(&[&[REFUSED], &lack], &[]);
+            }
+        })
+    }
+
+    fn recv_or<T: DeserializeOwned>(
+        &self,
+        refuse: impl FnOnce(Vec<OwnedFd>),
+    ) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
         // A sandbox may be dropped by a thread that ends, and has no such values any more.
         let mut buffer = BUFFER.try_with(Cell::take).unwrap_or_default();
-        let received = self.recv_into(&mut buffer);
+        let received = self.recv_into(&mut buffer, refuse);
         let _ = BUFFER.try_with(|kept| kept.set(buffer));
         received
     }
@@ -123,6 +146,7 @@ impl Channel {
     fn recv_into<T: DeserializeOwned>(
         &self,
         buffer: &mut Vec<u8>,
+        refuse: impl FnOnce(Vec<OwnedFd>),
     ) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
         if buffer.is_empty() {
             // Zeros from the system, which are no memory until something is written over them; most messages are short.
@@ -158,13 +182,18 @@ impl Channel {
             .flags
             .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
         {
-            return Err(io::Error::other(
-                "a message was cut short: this process may be out of file descriptors (see ulimit -n)",
-            ));
+            // Whose message is in a memfd sent that first.
+            let is_long = buffer.first() == Some(&IN_MEMFD);
+            refuse(fds.split_off(usize::from(is_long).min(fds.len())));
+            return Err(io::Error::from_raw_os_error(libc::EMFILE));
         }
         let bytes = match buffer[..received.bytes].split_first() {
             None => return Ok(None),
             Some((&INLINE, bytes)) => bytes,
+            Some((&REFUSED, bytes)) => {
+                let errno = bytes.try_into().map_or(libc::EIO, i32::from_le_bytes);
+                return Err(io::Error::from_raw_os_error(errno));
+            }
             Some((_, _)) if fds.is_empty() => {
                 return Err(io::Error::other("a message without its memfd"));
             }
@@ -222,6 +251,17 @@ mod tests {
             assert!(received == text, "{length} bytes");
             assert_eq!(fds.len(), 2, "{length} bytes");
         }
+    }
+
+    #[test]
+    fn a_refusal_is_the_error_of_who_asked() {
+        let (one, other) = Channel::pair().unwrap();
+        one.send_bytes(&[&[REFUSED], &libc::EMFILE.to_le_bytes()], &[])
+            .unwrap();
+        let error = other.recv::<u8>().unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EMFILE));
+        one.send_bytes(&[&[REFUSED]], &[]).unwrap();
+        assert!(other.recv::<u8>().is_err());
     }
 
     #[test]

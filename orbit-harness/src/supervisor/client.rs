@@ -153,6 +153,13 @@ impl Supervisor {
         self.control.is_open()
     }
 
+    /// Why a launch is not answered, where this one runs on: it had no descriptor left, not even for the channel on which it
+    /// would have said so.
+    pub(crate) fn has_not_heard(&self) -> Option<SupervisorError> {
+        let lack = io::Error::from_raw_os_error(libc::EMFILE);
+        self.is_alive().then_some(SupervisorError::Lost(lack))
+    }
+
     /// The broker of this supervisor's sandboxes, started with the first call.
     pub(crate) fn broker(&self) -> Result<Arc<Broker>, SupervisorError> {
         let mut current = self.broker.lock().unwrap_or_else(PoisonError::into_inner);

@@ -69,9 +69,6 @@ pub(super) fn settle(
             // The starter failed, and says so, or starts another.
             Ok(None) => sys::exit_now(1),
             Err(error) => {
-                // What has no number is a message that was cut short, for want of descriptors.
-                let errno = error.raw_os_error().unwrap_or(libc::EMFILE);
-                let error = io::Error::from_raw_os_error(errno);
                 let failure = StartFailure::new(StartStep::HostView, &error);
                 let _ = control.send(&Welcome::Failed(failure), &[]);
                 sys::exit_now(1);

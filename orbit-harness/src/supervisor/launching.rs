@@ -30,6 +30,9 @@ use crate::{
 const ALWAYS_OWN: i32 =
     libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
 
+/// With a lower limit of them nothing is made ahead, which holds three here, and a dozen of its own with what it is given.
+const ENOUGH_DESCRIPTORS: u64 = 64;
+
 /// What a fork is that waits for what it is for, with its end of the channel on which that comes.
 enum Waiting {
     /// This process.
@@ -258,8 +261,21 @@ impl Supervisor {
         }
     }
 
+    /// Ends what nobody has asked for, and makes no more of it before the next launch.
+    pub(super) fn end_all_ahead(&mut self) {
+        self.renew_spare();
+        self.spare.give_up();
+        for id in self.pool.take_all_and_rest() {
+            self.let_go(id);
+        }
+    }
+
     /// Forks an init that waits for what it is for. `None` where there is none.
     fn fork_waiting(&mut self, namespaces: i32) -> Option<Waiting> {
+        let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        if most.is_some_and(|most| most < ENOUGH_DESCRIPTORS) {
+            return None;
+        }
         let (ours, theirs) = Channel::pair().ok()?;
         let (pid, pidfd) = match self.single_threaded.fork(namespaces, None).ok()? {
             Fork::Child => return Some(Waiting::Init(theirs)),

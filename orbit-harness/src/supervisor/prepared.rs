@@ -34,7 +34,7 @@ struct Received {
 /// Says on `post` that the sandbox is made, and waits for what it is for. `None` where that never comes.
 fn receive(post: &Channel) -> Option<Received> {
     post.send(&(), &[]).ok()?;
-    let (gift, mut fds) = post.recv::<Gift<'static>>().ok()??;
+    let (gift, mut fds) = post.recv_request::<Gift<'static>>().ok()??;
     let at = Instant::now();
     // What else came is closed with the event channel, which says enough.
     (fds.len() == 4).then(|| Received {

@@ -156,12 +156,15 @@ fn try_serve(
 impl Supervisor {
     /// Whether the test process is still there.
     fn take_request(&mut self) -> io::Result<bool> {
-        let (request, fds) = match self.control.recv::<Request>() {
+        let (request, fds) = match self.control.recv_request::<Request>() {
             Ok(Some(message)) => message,
             Ok(None) => return Ok(false),
-            // A message that does not parse, or whose descriptors did not fit: its sender's event channel was
-            // closed with them, which tells it.
-            Err(_) => return Ok(true),
+            // A message whose descriptors did not fit, or that does not parse: its sender was told, or sees its channel
+            // close. What nobody has asked for takes no room from the next.
+            Err(_) => {
+                self.end_all_ahead();
+                return Ok(true);
+            }
         };
         match request {
             Request::Launch { key, launch } => self.launch(key, &launch, fds)?,

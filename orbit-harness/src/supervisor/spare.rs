@@ -177,7 +177,7 @@ pub(super) fn run(
     if let Some(last) = last {
         rehearse(last, common, filters);
     }
-    let Ok(Some((launch, mut fds))) = post.recv::<Launch>() else {
+    let Ok(Some((launch, mut fds))) = post.recv_request::<Launch>() else {
         sys::exit_now(0)
     };
     // What is no launch is closed with its event channel, which says enough.

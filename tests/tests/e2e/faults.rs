@@ -207,7 +207,7 @@ fn few_descriptors_are_an_error_and_no_hang(context: &Context) -> Result<()> {
     // As root each mount of the host takes a descriptor on its way, and what there is none for is no mount less, but an
     // error.
     let enough = if context.who == Who::Root { 48 } else { 16 };
-    for few in [8, 12, 16, 24, 48] {
+    for few in [8, 10, 11, 12, 13, 14, 16, 24, 48] {
         let audit = audit(context);
         let (status, out, error) = finish(
             harness(&format!("harness-files {few}"))?,

@@ -203,7 +203,11 @@ fn harness_files(argument: &str) -> Result<()> {
     }
     let mut held = Vec::new();
     let (mut started, mut refused) = (0, 0);
-    for _ in 0..few {
+    for number in 0..few {
+        // Time to make something ahead, which is to take no room from what is asked for.
+        if number % 2 == 1 {
+            thread::sleep(Duration::from_millis(10));
+        }
         match Sandbox::builder().cmd(["sleep", "600"]).start() {
             Ok(sandbox) => {
                 started += 1;
