@@ -270,8 +270,8 @@ mod tests {
         assert_eq!(
             told,
             [
-                ": thread 'a' (7) panicked at src/lib.rs:3:1: no such thing: stack backtrace:",
-                ": cargo test: x: not in the table: test y ... FAILED",
+                ": thread 'a' (7) panicked at src/lib.rs:3:1: no such thing: stack backtrace: 0: main",
+                ": cargo test: x: not in the table: test y ... FAILED: ---- c ----: of another",
                 ""
             ]
         );
