@@ -243,7 +243,10 @@ impl Stage {
             .env("TMPDIR", directory.join("tmp"))
             .env("ORBIT_CACHE_DIR", directory.join("cache"))
             .envs(toolchain.iter().map(|(name, value)| (*name, value)))
-            .env(orbit_cli::VARIABLE, &self.cargo_orbit);
+            .env(orbit_cli::VARIABLE, &self.cargo_orbit)
+            // What cargo builds in a case is run once.
+            .env("CARGO_INCREMENTAL", "0")
+            .env("CARGO_PROFILE_DEV_DEBUG", "0");
         let finished = Program::from_command(command)
             .deadline(case.deadline * self.patience)
             .run()?;

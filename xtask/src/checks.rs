@@ -8,31 +8,51 @@ use std::{
 
 use anyhow::Result;
 
-use crate::{licences, run, tally::Tally, workspace};
+use crate::{
+    beside::{Means, Task},
+    licences, run,
+    tally::Tally,
+    workspace,
+};
 
 /// Runs them all, whatever the first says.
 pub(crate) fn all(tally: &mut Tally) -> Result<()> {
+    quick(tally)?;
+    for mut task in slow() {
+        check(tally, task.name, &mut task.command)?;
+    }
+    Ok(())
+}
+
+/// Those that take seconds.
+pub(crate) fn quick(tally: &mut Tally) -> Result<()> {
     check(
         tally,
         "formatting",
         run::cargo().args(["fmt", "--all", "--check"]),
     )?;
-    let clippy = [
-        "clippy",
-        "--workspace",
-        "--all-targets",
-        "--quiet",
-        "--",
-        "-D",
-        "warnings",
-    ];
-    check(tally, "clippy", run::cargo().args(clippy))?;
-    let mut doc = run::cargo();
-    doc.args(["doc", "--workspace", "--no-deps", "--quiet"])
-        .env("RUSTDOCFLAGS", "-D warnings");
-    check(tally, "documentation", &mut doc)?;
     locks(tally)?;
     dependencies(tally)
+}
+
+/// Those that compile. They do so in a place of their own: nobody else who builds waits for them, or they for others.
+pub(crate) fn slow() -> [Task; 2] {
+    let cargo = |verb: &str, words: &[&str]| {
+        let mut command = run::cargo();
+        command
+            .args([verb, "--workspace", "--quiet", "--target-dir"])
+            .arg(workspace().join("target/check"))
+            .args(words);
+        command
+    };
+    let clippy = cargo("clippy", &["--all-targets", "--", "-D", "warnings"]);
+    let mut documentation = cargo("doc", &["--no-deps"]);
+    documentation.env("RUSTDOCFLAGS", "-D warnings");
+    [("clippy", clippy), ("documentation", documentation)].map(|(name, command)| Task {
+        name,
+        command,
+        means: Means::Check,
+    })
 }
 
 /// The locks of the crates that tests run Orbit on, which depend on ours: a test that builds one as an ordinary user cannot

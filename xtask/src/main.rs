@@ -5,6 +5,7 @@
 
 mod accounts;
 mod bench;
+mod beside;
 mod checks;
 mod images;
 mod licences;
@@ -82,7 +83,7 @@ fn test(tally: &mut Tally) -> Result<()> {
     packages::install()?;
     accounts::make()?;
     images::build(tally)?;
-    checks::all(tally)?;
+    checks::quick(tally)?;
     suites::all(tally)
 }
 

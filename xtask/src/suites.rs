@@ -3,9 +3,8 @@
 use std::{
     collections::BTreeSet,
     env,
-    fs::{self, File},
     path::{Path, PathBuf},
-    process::{Child, Command},
+    process::Command,
     time::Instant,
 };
 
@@ -13,7 +12,8 @@ use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 use crate::{
-    is_root, run,
+    beside::{Beside, Means, Task},
+    checks, is_root, run,
     tally::{Suite, Tally},
     vm,
 };
@@ -50,8 +50,18 @@ pub(crate) fn all(tally: &mut Tally) -> Result<()> {
         "unit tests and doctests",
         &mut [&mut units, cargo_test().arg("--doc")],
     )?;
-    // All that it needs is compiled by now; it is slow, and leaves this machine's mounts, links and processes alone.
-    let beside = Beside::start()?;
+    // All that the machine needs is compiled by now.
+    let mut tasks = Vec::new();
+    match vm::unavailable() {
+        Some(why) => skip_vm(tally, &why),
+        None => tasks.push(vm_beside()?),
+    }
+    for mut lint in checks::slow() {
+        // A processor is left for the suites.
+        lint.command.env("CARGO_BUILD_JOBS", "1");
+        tasks.push(lint);
+    }
+    let beside = Beside::start(tasks);
     unit_tests_as_user(tally)?;
     for (name, test) in SUITES {
         one(tally, name, &mut [cargo_test().args(["--test", test])])?;
@@ -81,67 +91,15 @@ fn tests_of(metadata: &Value) -> impl Iterator<Item = &str> {
 
 const IN_VM: &str = "limits and sandboxes in a virtual machine";
 
-/// The tests in the virtual machine, run by a process of their own beside the other suites. What it prints is shown when
-/// it has ended.
-enum Beside {
-    Skipped(String),
-    Running {
-        process: Child,
-        printed: PathBuf,
-        started: Instant,
-    },
-}
-
-impl Beside {
-    fn start() -> Result<Self> {
-        if let Some(why) = vm::unavailable() {
-            return Ok(Self::Skipped(why));
-        }
-        let printed = crate::workspace().join("target/vm.log");
-        let log = File::create(&printed).with_context(|| format!("make {}", printed.display()))?;
-        let mut command = run::command(&env::current_exe()?.to_string_lossy());
-        command.arg("vm").stdout(log.try_clone()?).stderr(log);
-        println!("$ {} > {}", run::line_of(&command), printed.display());
-        let process = command
-            .spawn()
-            .context("start the virtual machine's tests")?;
-        Ok(Self::Running {
-            process,
-            printed,
-            started: Instant::now(),
-        })
-    }
-
-    fn end(self, tally: &mut Tally) -> Result<()> {
-        let mut suite = Suite::new(IN_VM);
-        match self {
-            Self::Skipped(why) => suite.skip("the virtual machine", &why),
-            Self::Running {
-                mut process,
-                printed,
-                started,
-            } => {
-                let status = process.wait()?;
-                let text = fs::read(&printed)?;
-                let text = String::from_utf8_lossy(&text);
-                // Then come counts that are ours to sum up.
-                for line in text
-                    .lines()
-                    .take_while(|line| !line.starts_with("---- summary"))
-                {
-                    println!("{line}");
-                    suite.read(line);
-                }
-                suite.end(
-                    status.success(),
-                    &format!("xtask vm: {status}"),
-                    started.elapsed(),
-                );
-            }
-        }
-        tally.add(suite);
-        Ok(())
-    }
+/// The tests in the virtual machine, in a process of their own.
+fn vm_beside() -> Result<Task> {
+    let mut command = run::command(&env::current_exe()?.to_string_lossy());
+    command.arg("vm");
+    Ok(Task {
+        name: IN_VM,
+        command,
+        means: Means::Tests,
+    })
 }
 
 /// Limits on a kernel that can keep them, and the sandbox suite there too. `filter` is passed on to the tests.
@@ -158,6 +116,12 @@ pub(crate) fn once_in_vm(tally: &mut Tally, program: &Path, arguments: &[&str]) 
     in_vm(tally, &program.display().to_string(), |see| {
         vm::once(program, &owned(arguments), &extra, see)
     });
+}
+
+fn skip_vm(tally: &mut Tally, why: &str) {
+    let mut suite = Suite::new(IN_VM);
+    suite.skip("the virtual machine", why);
+    tally.add(suite);
 }
 
 fn owned(words: &[&str]) -> Vec<String> {
