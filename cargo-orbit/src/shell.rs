@@ -50,6 +50,21 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let Some(asked) = &args.id else {
         return list();
     };
+    match begin(asked, args) {
+        // What a program that is not there exits with, as in `run`.
+        Err(error) if is_missing(&error) => {
+            let code = error
+                .downcast_ref()
+                .map_or(exit::SETUP_FAILED, exit::of_error);
+            tell!("orbit: {}", crate::with_causes(&error));
+            Ok(code.into())
+        }
+        other => other,
+    }
+}
+
+/// Removes or opens the sandbox that was `asked` for.
+fn begin(asked: &str, args: &Args) -> anyhow::Result<ExitCode> {
     let found = find(asked)?;
     if args.remove {
         kept::remove(&found.id)?;

@@ -278,7 +278,8 @@ impl Network {
         static BRIDGES: Mutex<Vec<(Bridge, Weak<Inner>)>> = Mutex::new(Vec::new());
 
         let mut bridges = BRIDGES.lock().unwrap_or_else(PoisonError::into_inner);
-        bridges.retain(|(_, network)| network.strong_count() > 0);
+        // A supervisor that died took its networks along.
+        bridges.retain(|(_, network)| network.upgrade().is_some_and(|it| it.broker.is_alive()));
         let found = bridges.iter().find(|(known, _)| known == bridge);
         if let Some(network) = found.and_then(|(_, network)| network.upgrade()) {
             return Ok(Self(network));

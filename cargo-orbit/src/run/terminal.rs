@@ -48,13 +48,18 @@ impl Connection {
             // Never joined: it waits for a key, which may never come. It ends with this process.
             thread::spawn(move || {
                 // A raw terminal has no end but its own.
-                if copy(stdin().lock(), File::from(typed)) == Gone::From {
+                if copy(&mut stdin().lock(), File::from(typed)) == Gone::From {
                     hang_up();
                 }
             });
         }
         connection.shown = Some(thread::spawn(move || {
-            copy(File::from(program), stdout().lock());
+            let mut program = File::from(program);
+            if copy(&mut program, stdout().lock()) == Gone::To {
+                // Nobody looks any more. What goes on all the same is not to wait for somebody who does.
+                thread::spawn(hang_up);
+                copy(&mut program, io::sink());
+            }
         }));
         Ok(connection)
     }
@@ -115,7 +120,7 @@ enum Gone {
 }
 
 /// Copies as it comes, until one side is gone: for a terminal that is an error, EIO, and no fault.
-fn copy(mut from: impl io::Read, mut to: impl io::Write) -> Gone {
+fn copy(from: &mut impl io::Read, mut to: impl io::Write) -> Gone {
     let mut buffer = [0; 4096];
     loop {
         match from.read(&mut buffer) {

@@ -3,7 +3,10 @@
 use std::{
     fs::File,
     io::{Read as _, Write as _},
-    os::fd::{AsFd as _, OwnedFd},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::OpenOptionsExt as _,
+    },
     path::Path,
 };
 
@@ -173,12 +176,17 @@ impl Core {
     }
 
     pub(super) fn copy_in(&self, owner: Option<&str>, from: &Path, to: &Path) -> Result<(), Error> {
-        let source = File::open(from).map_err(|error| {
-            Error::io(
-                format!("cannot copy {} into the sandbox", from.display()),
-                error,
-            )
-        })?;
+        // A pipe is no file, and is not waited for.
+        let source = File::options()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(from)
+            .map_err(|error| {
+                Error::io(
+                    format!("cannot copy {} into the sandbox", from.display()),
+                    error,
+                )
+            })?;
         let job = FileJob::CopyIn {
             path: to.into(),
             owner: owner.map(str::to_owned),

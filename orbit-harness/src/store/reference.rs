@@ -64,8 +64,13 @@ impl Reference {
             Some((address, _)) => address,
             None => host.rsplit_once(':').map_or(host, |(name, _)| name),
         };
-        name == "localhost" || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+        is_loopback(name)
     }
+}
+
+/// Whether a host, without its port, is this machine.
+pub(crate) fn is_loopback(name: &str) -> bool {
+    name == "localhost" || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// The full form: two references that print alike name the same image.

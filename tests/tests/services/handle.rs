@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use orbit::{Init, Paused, State, Status, Wait};
-use orbit_tests::{Case, Context};
+use orbit_tests::{Case, Context, Who};
 
 use crate::support::{VIEWS, View, case, count, has, read, until};
 
@@ -26,10 +26,38 @@ pub(crate) fn cases() -> Vec<Case> {
         case("handle::inspect_tells", inspect_tells),
         case("handle::paused_in_either_way", paused_in_either_way),
         case(
+            "handle::another_user_without_privileges_is_in_reach",
+            another_user_without_privileges_is_in_reach,
+        )
+        .who(Who::RANGED),
+        case(
             "handle::the_longest_times_are_none",
             the_longest_times_are_none,
         ),
     ]
+}
+
+/// Signals come from whoever has the sandbox, whatever its program may and is.
+fn another_user_without_privileges_is_in_reach(_: &Context) -> Result<()> {
+    let sh = |words: &str| -> Result<_> {
+        let sandbox = View::Image.sh(words)?;
+        Ok(sandbox.user("1000").cap_drop("ALL"))
+    };
+    let left = sh("sleep 1000 & exit 3")?.timeout(Duration::from_secs(20));
+    let outcome = left.run()?;
+    ensure!(outcome.status == Status::Exited(3), "{:?}", outcome.status);
+
+    let listens = "trap 'exit 5' TERM; echo up; while :; do sleep 0.01; done";
+    let mut sandbox = sh(listens)?.wait_for(Wait::log("up")).start()?;
+    sandbox.pause()?;
+    sandbox.unpause()?;
+    sandbox.restart(Duration::from_secs(20))?;
+    sandbox.wait_for(&Wait::log("up"), Duration::from_secs(20))?;
+    let started = Instant::now();
+    let outcome = sandbox.stop(Duration::from_secs(20))?;
+    ensure!(outcome.status == Status::Exited(5), "{:?}", outcome.status);
+    ensure!(started.elapsed() < Duration::from_secs(20));
+    Ok(())
 }
 
 /// What cannot be added to the time is no fault, and is waited for as long as it takes.

@@ -41,7 +41,7 @@ pub(crate) enum RegistryError {
         registry: String,
         retry_after: Option<Duration>,
     },
-    #[error("{url} answers with HTTP status {status}{}; try again later", detail(.message))]
+    #[error("{url} answers with HTTP status {status}{}{}", detail(.message), status_hint(*.status))]
     Status {
         url: String,
         status: u16,
@@ -72,6 +72,14 @@ fn wait_hint(retry_after: Option<Duration>) -> String {
     retry_after.map_or_else(String::new, |wait| {
         format!(", and asks to wait {} seconds", wait.as_secs())
     })
+}
+
+/// What may pass by itself, and what does not.
+fn status_hint(status: u16) -> &'static str {
+    match status {
+        408 | 500.. => "; try again later",
+        _ => "",
+    }
 }
 
 fn detail(message: &str) -> String {

@@ -13,12 +13,12 @@ use serde::Deserialize;
 use ureq::{
     Agent, Body,
     config::RedirectAuthHeaders,
-    http::{Response, StatusCode, header},
+    http::{Response, StatusCode, Uri, header, uri::Scheme},
     tls::{Certificate, RootCerts, TlsConfig},
 };
 
 use super::{
-    super::reference::Reference,
+    super::reference::{Reference, is_loopback},
     challenge::Challenge,
     credentials::Credentials,
     error::RegistryError,
@@ -116,7 +116,7 @@ impl Client {
             }
             let failure = match request.call() {
                 Err(error) => transport_error(url, error, attempt)?,
-                Ok(mut response) => match response.status() {
+                Ok(response) => match response.status() {
                     StatusCode::OK
                     | StatusCode::PARTIAL_CONTENT
                     | StatusCode::RANGE_NOT_SATISFIABLE => {
@@ -124,9 +124,13 @@ impl Client {
                     }
                     // Twice: a token may run out between two layers, and once more while it is renewed.
                     StatusCode::UNAUTHORIZED if logins < 2 => {
-                        logins += 1;
-                        self.log_in(&response, authorization.as_deref(), attempt)?;
-                        continue;
+                        match self.log_in(&response, authorization.as_deref(), attempt)? {
+                            None => {
+                                logins += 1;
+                                continue;
+                            }
+                            Some(failure) => failure,
+                        }
                     }
                     StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(self.denied()),
                     StatusCode::NOT_FOUND => {
@@ -136,10 +140,7 @@ impl Client {
                             had_credentials: self.credentials.is_some(),
                         });
                     }
-                    status => {
-                        let message = message(&mut response);
-                        self.refusal(url, status, retry_after(&response), message)?
-                    }
+                    status => self.refusal(url, status, response)?,
                 },
             };
             if attempt >= self.timing.attempts {
@@ -168,9 +169,9 @@ impl Client {
         &self,
         url: &str,
         status: StatusCode,
-        wait: Option<Duration>,
-        message: String,
+        response: Response<Body>,
     ) -> Result<Failure, RegistryError> {
+        let wait = retry_after(&response);
         let error = if status == StatusCode::TOO_MANY_REQUESTS {
             RegistryError::Throttled {
                 registry: self.reference.registry().to_owned(),
@@ -180,7 +181,7 @@ impl Client {
             RegistryError::Status {
                 url: url.to_owned(),
                 status: status.as_u16(),
-                message,
+                message: self.message(response),
             }
         };
         let is_passing = status == StatusCode::TOO_MANY_REQUESTS
@@ -207,19 +208,19 @@ impl Client {
             .clone()
     }
 
-    /// Gets what the registry asks for, unless another thread has by now.
+    /// Gets what the registry asks for, unless another thread has by now. Gives what may be tried again.
     fn log_in(
         &self,
         response: &Response<Body>,
         refused: Option<&str>,
         attempt: u32,
-    ) -> Result<(), RegistryError> {
+    ) -> Result<Option<Failure>, RegistryError> {
         let mut slot = self
             .authorization
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         if slot.as_deref() != refused {
-            return Ok(());
+            return Ok(None);
         }
         let challenges = response.headers().get_all(header::WWW_AUTHENTICATE);
         let challenge = challenges
@@ -239,11 +240,13 @@ impl Client {
             } => {
                 let scope = scope
                     .unwrap_or_else(|| format!("repository:{}:pull", self.reference.repository()));
-                let token = self.token(&realm, service.as_deref(), &scope, attempt)?;
-                format!("Bearer {token}")
+                match self.token(&realm, service.as_deref(), &scope, attempt)? {
+                    Ok(token) => format!("Bearer {token}"),
+                    Err(failure) => return Ok(Some(failure)),
+                }
             }
         });
-        Ok(())
+        Ok(None)
     }
 
     fn token(
@@ -252,11 +255,20 @@ impl Client {
         service: Option<&str>,
         scope: &str,
         attempt: u32,
-    ) -> Result<String, RegistryError> {
+    ) -> Result<Result<String, Failure>, RegistryError> {
         #[derive(Deserialize)]
         struct Answer {
             token: Option<String>,
             access_token: Option<String>,
+        }
+        let protocol = |why: String| RegistryError::Protocol {
+            url: realm.to_owned(),
+            why,
+        };
+        // What is true of a registry on this machine is not of whom it names.
+        if self.reference.is_loopback() && !is_private(realm) {
+            let why = format!("it asks for credentials at {realm}, which is not encrypted");
+            return Err(protocol(why));
         }
         let sent = match &self.credentials {
             Some(Credentials::IdentityToken(token)) => {
@@ -280,28 +292,23 @@ impl Client {
                 request.call()
             }
         };
-        let mut response = sent.map_err(|error| {
-            transport_error(realm, error, attempt)
-                .map_or_else(|error| error, |failure| failure.error)
-        })?;
-        let protocol = |why: String| RegistryError::Protocol {
-            url: realm.to_owned(),
-            why,
+        let response = match sent {
+            Ok(response) => response,
+            Err(error) => return transport_error(realm, error, attempt).map(Err),
         };
         match response.status() {
             StatusCode::OK => {}
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST => {
                 return Err(self.denied());
             }
-            status => {
-                return Err(RegistryError::Status {
-                    url: realm.to_owned(),
-                    status: status.as_u16(),
-                    message: message(&mut response),
-                });
-            }
+            status => return self.refusal(realm, status, response).map(Err),
         }
-        let content = self.read_document(realm, response, MAX_TOKEN_BYTES)?;
+        let content = match self.read_document(realm, response, MAX_TOKEN_BYTES) {
+            Err(error @ RegistryError::Unreachable { .. }) => {
+                return Ok(Err(Failure { error, wait: None }));
+            }
+            other => other?,
+        };
         let answer: Answer =
             serde_json::from_slice(&content).map_err(|e| protocol(format!("no token: {e}")))?;
         let token = answer
@@ -311,9 +318,19 @@ impl Client {
             .ok_or_else(|| protocol("an answer without a token".to_owned()))?;
         // It becomes a header.
         if token.bytes().all(|b| b.is_ascii_graphic()) {
-            Ok(token)
+            Ok(Ok(token))
         } else {
             Err(protocol("a token that is none".to_owned()))
+        }
+    }
+
+    /// What the registry says about its refusal, on one line; nothing where that is long, or long in coming.
+    fn message(&self, response: Response<Body>) -> String {
+        let mut content = Vec::new();
+        let reader = Paced::new(response.into_body().into_reader(), &self.timing);
+        match reader.take(MAX_MESSAGE_BYTES).read_to_end(&mut content) {
+            Ok(_) => fault_in(&content),
+            Err(_) => String::new(),
         }
     }
 
@@ -415,8 +432,19 @@ fn retry_after(response: &Response<Body>) -> Option<Duration> {
     value.trim().parse().ok().map(Duration::from_secs)
 }
 
-/// What the registry says about its refusal, on one line.
-fn message(response: &mut Response<Body>) -> String {
+/// Whether what is sent to `url` goes over no network unencrypted.
+fn is_private(url: &str) -> bool {
+    let Ok(url) = url.parse::<Uri>() else {
+        return true; // It is refused as what it is.
+    };
+    url.scheme() != Some(&Scheme::HTTP)
+        || url
+            .host()
+            .is_some_and(|host| is_loopback(host.trim_matches(['[', ']'])))
+}
+
+/// What a registry says about its refusal.
+fn fault_in(content: &[u8]) -> String {
     #[derive(Deserialize)]
     struct Answer {
         errors: Vec<Fault>,
@@ -425,23 +453,8 @@ fn message(response: &mut Response<Body>) -> String {
     struct Fault {
         message: String,
     }
-    let mut content = Vec::new();
-    let reader = response.body_mut().as_reader();
-    if reader
-        .take(MAX_MESSAGE_BYTES)
-        .read_to_end(&mut content)
-        .is_err()
-    {
-        return String::new();
-    }
-    let text = match serde_json::from_slice::<Answer>(&content) {
-        Ok(answer) => answer
-            .errors
-            .into_iter()
-            .next()
-            .map(|fault| fault.message)
-            .unwrap_or_default(),
-        Err(_) => return String::new(),
-    };
+    let answer = serde_json::from_slice::<Answer>(content).ok();
+    let fault = answer.and_then(|answer| answer.errors.into_iter().next());
+    let text = fault.map(|fault| fault.message).unwrap_or_default();
     text.chars().filter(|c| !c.is_control()).take(200).collect()
 }

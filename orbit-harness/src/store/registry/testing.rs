@@ -31,6 +31,8 @@ pub(super) enum Fault {
     Truncate(usize),
     /// One byte, a pause, one byte …
     Drip(Duration),
+    /// The same, as a refusal.
+    DripRefusal(Duration),
     /// Another body, with headers that fit it.
     Replace(Vec<u8>),
     /// Another body, under the headers of the true one.
@@ -163,7 +165,9 @@ fn answer(
             write_head(&mut out, status, &headers, part.len())?;
             out.write_all(&part[..length.min(part.len())])
         }
-        Some(Fault::Drip(pause)) => {
+        Some(Fault::Drip(pause) | Fault::DripRefusal(pause)) => {
+            let is_refusal = matches!(fault, Some(Fault::DripRefusal(_)));
+            let status = if is_refusal { 500 } else { status };
             write_head(&mut out, status, &headers, part.len())?;
             for byte in part {
                 out.write_all(&[*byte])?;

@@ -228,6 +228,25 @@ fn a_drip_and_a_silence_end() {
     }
 }
 
+/// What a refusal says is not waited for.
+#[test]
+fn a_refusal_that_drips_ends() {
+    let started = Instant::now();
+    let drip = Fault::DripRefusal(Duration::from_millis(50));
+    let (result, ..) = pull(move |request, image| is_blob(request, image, 0).then(|| drip.clone()));
+    assert!(
+        matches!(
+            result,
+            Err(StoreError::Registry(RegistryError::Status {
+                status: 500,
+                ..
+            }))
+        ),
+        "{result:?}"
+    );
+    assert!(started.elapsed() < Duration::from_secs(20));
+}
+
 #[test]
 fn redirects_end() {
     let (result, server, _) = pull(|request, _| {
@@ -368,6 +387,38 @@ fn a_token_that_runs_out_between_layers_is_renewed() {
     });
     result.unwrap();
     assert_eq!(server.count("/token"), 2);
+}
+
+/// Who gives tokens fails as any other does, and comes back.
+#[test]
+fn a_token_is_asked_for_again() {
+    let challenged = |request: &Request, realm: &str| {
+        let is_new = !request.headers.contains_key("authorization");
+        is_new.then(|| {
+            let challenge = format!("Bearer realm=\"{realm}\",service=\"s\"");
+            Fault::Answer(401, vec![("WWW-Authenticate", challenge)], String::new())
+        })
+    };
+    let (result, server, _) = pull(move |request, _| {
+        if !request.path.starts_with("/token") {
+            return challenged(
+                request,
+                &format!("http://{}/token", request.headers["host"]),
+            );
+        }
+        Some(match request.nth {
+            0 => Fault::Answer(503, vec![], String::new()),
+            1 => Fault::Answer(429, vec![("Retry-After", "0".into())], String::new()),
+            _ => Fault::Answer(200, vec![], r#"{"token":"t"}"#.into()),
+        })
+    });
+    result.unwrap();
+    assert_eq!(server.count("/token"), 3);
+
+    // What is not on this machine is not told who the user is where others can hear it.
+    let (result, ..) = pull(move |request, _| challenged(request, "http://registry.example/token"));
+    let error = result.unwrap_err().to_string();
+    assert!(error.contains("which is not encrypted"), "{error}");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
     io::Read,
+    ops::Bound,
     os::{
         fd::{AsFd, OwnedFd},
         unix::fs::FileExt,
@@ -29,6 +30,8 @@ use super::{
 };
 
 const COPY_BYTES: usize = 128 << 10;
+/// What the sets below take for an entry, about.
+const KEPT_BESIDE_A_NAME_BYTES: u64 = 100;
 /// As overlayfs writes it where mounted with `userxattr`.
 const OPAQUE_XATTR: &[u8] = b"user.overlay.opaque";
 
@@ -40,6 +43,8 @@ pub(super) struct Applier<'a> {
     directories: BTreeMap<CleanPath, Metadata>,
     whiteouts: BTreeSet<CleanPath>,
     opaque: BTreeSet<CleanPath>,
+    /// What those three have taken.
+    kept_bytes: u64,
     buffer: Vec<u8>,
 }
 
@@ -52,6 +57,7 @@ impl<'a> Applier<'a> {
             directories: BTreeMap::new(),
             whiteouts: BTreeSet::new(),
             opaque: BTreeSet::new(),
+            kept_bytes: 0,
             buffer: vec![0; COPY_BYTES],
         }
     }
@@ -70,10 +76,12 @@ impl<'a> Applier<'a> {
         let path = match Meaning::of(&member.path).map_err(refuse)? {
             Meaning::Entry(path) => path,
             Meaning::Whiteout(path) => {
+                self.keeps(&path, &member.path)?;
                 self.whiteouts.insert(path);
                 return Ok(());
             }
             Meaning::Opaque(path) => {
+                self.keeps(&path, &member.path)?;
                 self.opaque.insert(path);
                 return Ok(());
             }
@@ -131,7 +139,19 @@ impl<'a> Applier<'a> {
                 &mut self.stats.xattrs_skipped,
             )?;
         }
-        self.directories.insert(path, metadata);
+        self.keeps(&path, &member.path)?;
+        self.directories.insert(path, metadata.without_xattrs());
+        Ok(())
+    }
+
+    /// Counts a name that stays in memory to the end: entries may be many, and names long.
+    fn keeps(&mut self, path: &CleanPath, entry: &[u8]) -> Result<(), UnpackError> {
+        let limit = self.order.limits.max_names_bytes;
+        self.kept_bytes += KEPT_BESIDE_A_NAME_BYTES + path.as_bytes().len() as u64;
+        if self.kept_bytes > limit {
+            let reason = Reason::NamesTooLong { limit };
+            return Err(UnpackError::new(UnpackStep::CheckEntry, entry, reason));
+        }
         Ok(())
     }
 
@@ -291,9 +311,17 @@ impl<'a> Applier<'a> {
 
     /// A directory that is gone must not lend its mode to what stands in its place.
     fn forget_directories(&mut self, path: &CleanPath) {
+        self.directories.remove(path);
         let below = [path.as_bytes(), b"/"].concat();
-        self.directories
-            .retain(|known, _| known != path && !known.as_bytes().starts_with(&below));
+        let from = (Bound::Excluded(&*below), Bound::Unbounded);
+        let gone = self.directories.range::<[u8], _>(from);
+        let gone = gone.map(|(known, _)| known.clone());
+        let gone: Vec<_> = gone
+            .take_while(|known| known.as_bytes().starts_with(&below))
+            .collect();
+        for known in gone {
+            self.directories.remove(&known);
+        }
     }
 
     /// What had to wait for the last member.

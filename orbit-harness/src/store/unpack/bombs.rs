@@ -43,6 +43,7 @@ fn unpack(blob: &[u8]) -> (UnpackError, u64) {
         limits: UnpackLimits {
             max_bytes: LIMIT,
             max_entries: 1000,
+            max_names_bytes: 20_000,
         },
     };
     let destination = File::open(directory.path()).unwrap();
@@ -107,6 +108,28 @@ fn names_and_attributes_have_a_limit_of_their_own() {
             assert_eq!(written, 0);
         }
     }
+}
+
+/// Names that are kept until the last entry are held in memory together; nothing else of their entries is.
+#[test]
+fn names_that_are_kept_have_a_limit_together() {
+    let name = |number: usize| format!("{}/{number}", "n".repeat(80));
+    let hidden = |number: usize| name(number).replace("/1", "/.wh.1");
+    let attribute = vec![b'a'; 1000];
+    let member = |archive: TarBuilder, number: usize| match number % 2 {
+        0 => archive
+            .pax(&[("SCHILY.xattr.security.none", &attribute)])
+            .directory(&name(number)),
+        _ => archive.file(&hidden(100_000 + number), b""),
+    };
+    let archive = |count| (0..count).fold(TarBuilder::new(), member).build();
+    // Attributes of more than the limit, and names of less.
+    assert!(matches!(
+        unpack(&gzip(&archive(50), 0)).0.reason,
+        Reason::WrongDiffId { .. }
+    ));
+    let (error, _) = unpack(&gzip(&archive(120), 0));
+    assert_eq!(error.reason, Reason::NamesTooLong { limit: 20_000 });
 }
 
 /// As do many small ones, which come one after the other.

@@ -109,6 +109,10 @@ pub(crate) enum Reason {
     HeaderTooLarge {
         limit: u64,
     },
+    /// The names of directories, and of what is to be hidden, are longer together than any real ones.
+    NamesTooLong {
+        limit: u64,
+    },
     /// The image's configuration promises other content.
     WrongDiffId {
         expected: Digest,
@@ -240,6 +244,10 @@ impl fmt::Display for UnpackError {
             Reason::HeaderTooLarge { limit } => {
                 write!(f, "an extended header is larger than {limit} bytes")
             }
+            Reason::NamesTooLong { limit } => write!(
+                f,
+                "the names of directories, and of what is to be hidden, take more than {limit} bytes together"
+            ),
             Reason::WrongDiffId { expected, found } => write!(
                 f,
                 "the content is {found}, but the image's configuration says {expected}"

@@ -59,6 +59,14 @@ impl Metadata {
         })
     }
 
+    /// What [`Self::set_mode_and_times`] needs.
+    pub(super) fn without_xattrs(self) -> Self {
+        Self {
+            xattrs: Vec::new(),
+            ..self
+        }
+    }
+
     /// Sets everything on an open file.
     pub(super) fn set_all(
         &self,

@@ -52,10 +52,13 @@ pub(crate) enum OwnershipPolicy {
 
 /// Bounds on what a layer may hold, so that a hostile one ends with an error and not with a full disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::struct_field_names, reason = "each is the most of something")]
 pub(crate) struct UnpackLimits {
     /// Of the decompressed archive, headers included.
     pub(crate) max_bytes: u64,
     pub(crate) max_entries: u64,
+    /// Of what is kept in memory to the end: names of directories, and of what is to be hidden.
+    pub(crate) max_names_bytes: u64,
 }
 
 impl Default for UnpackLimits {
@@ -64,6 +67,7 @@ impl Default for UnpackLimits {
         Self {
             max_bytes: 64 << 30,
             max_entries: 10_000_000,
+            max_names_bytes: 512 << 20,
         }
     }
 }

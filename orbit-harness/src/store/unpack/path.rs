@@ -3,6 +3,8 @@
 //! Pure: what a name means is decided here, before anything is opened. That no step of a path follows a symbolic
 //! link is the business of `tree`.
 
+use std::borrow::Borrow;
+
 use super::error::Reason;
 
 const MAX_PATH_BYTES: usize = 4096;
@@ -15,6 +17,13 @@ const AUFS_PREFIX: &[u8] = b".wh..wh.";
 /// A path below the layer's root: no empty part, no `.`, no `..`, nothing too long. Empty is the root itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct CleanPath(Vec<u8>);
+
+/// Ordered as its bytes are.
+impl Borrow<[u8]> for CleanPath {
+    fn borrow(&self) -> &[u8] {
+        &self.0
+    }
+}
 
 impl CleanPath {
     /// Leading slashes and `.` are dropped, as reference readers do; `..` is refused, also where it would stay

@@ -75,6 +75,7 @@ fn order(blob: &[u8], archive: &[u8]) -> UnpackOrder {
         limits: UnpackLimits {
             max_bytes: 64 << 20,
             max_entries: 10_000,
+            max_names_bytes: 4 << 20,
         },
     }
 }
