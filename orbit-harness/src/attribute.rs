@@ -87,7 +87,7 @@ use crate::{
 /// | `mount("SOURCE:TARGET:ro", "tmpfs:/t:1M", …)` | mounts |
 /// | `egress = "10.0.0.0/8:443,dns"` | what it may reach beyond its own network; `none` and `all` too |
 /// | `nested = false` | no sandboxes inside this one |
-/// | `network = "none"` | `none` (loopback alone, the default) or `host` |
+/// | `network = "none"` | `none` (loopback alone, the default), `bridge` or `host` |
 /// | `read_only` | no writes outside of mounts |
 /// | `record_denied` | a default route, where all is refused, so that a test that fails says what it was not let out to |
 /// | `timeout = "10s"` | a time with its unit, or a `Duration`; none by default |

@@ -775,7 +775,10 @@ impl IntoNetwork for NetworkMode {
 
 impl IntoNetwork for &Network {
     fn join(self, mut sandbox: SandboxBuilder) -> SandboxBuilder {
-        sandbox.networks.push(self.clone());
+        // To be put on it twice is to be on it.
+        if !sandbox.networks.iter().any(|known| known.is(self)) {
+            sandbox.networks.push(self.clone());
+        }
         sandbox
     }
 }

@@ -176,7 +176,7 @@ pub fn list() -> Result<Vec<StoredImage>, Error> {
 /// [`remove_unused`] finds them unused. Whether there was one.
 ///
 /// # Errors
-/// Where the store cannot be read or written.
+/// Where a sandbox or a pull uses it, or the store cannot be read or written.
 pub fn forget(reference: &str) -> Result<bool, Error> {
     Ok(open(host()?)?.remove_image(reference)?)
 }

@@ -99,7 +99,7 @@ impl ScenarioBuilder {
     ///
     /// # Errors
     /// Where a name is there twice, is not there, or the services need each other in a ring, and where the builder of a
-    /// service has a fault: everything that is wrong, before anything starts ([`Error::is_spec`]). Where a service
+    /// service has a fault that it knows of by itself: all of those, before anything starts ([`Error::is_spec`]). Where a service
     /// fails: which, why, with the end of its log, and what became of the others; [`Error::is_not_ready`] and the other
     /// predicates are about that service.
     pub fn start(self) -> Result<Scenario, Error> {

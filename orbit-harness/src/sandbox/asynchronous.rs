@@ -232,9 +232,7 @@ impl Sandbox {
     /// # Errors
     /// As [`wait_for`](Self::wait_for).
     pub async fn wait_for_async(&mut self, wait: &Wait, patience: Duration) -> Result<(), Error> {
-        if !wait.faults.is_empty() {
-            return Err(Error::spec(wait.faults.clone()));
-        }
+        self.check_wait(wait)?;
         self.get_ready_async(std::slice::from_ref(wait), patience)
             .await
     }

@@ -150,8 +150,7 @@ impl SandboxBuilder {
         };
         let healthcheck = healthcheck.or_else(|| image.config.healthcheck.clone());
         if healthcheck.is_none() && waits.iter().any(asks_for_health) {
-            let why = "neither the sandbox nor its image has one; add `.healthcheck(…)`";
-            faults.push(SpecFault::new("wait for healthcheck", "", why));
+            faults.push(no_healthcheck());
         }
         let stop_signal = match spec.stop_signal {
             Some(signal) => signal,
@@ -318,7 +317,12 @@ impl Sandbox {
     }
 }
 
-fn asks_for_health(wait: &Wait) -> bool {
+pub(super) fn no_healthcheck() -> SpecFault {
+    let why = "neither the sandbox nor its image has one; add `.healthcheck(…)`";
+    SpecFault::new("wait for healthcheck", "", why)
+}
+
+pub(super) fn asks_for_health(wait: &Wait) -> bool {
     match &wait.kind {
         WaitKind::Healthcheck => true,
         WaitKind::All(waits) | WaitKind::Any(waits) => waits.iter().any(asks_for_health),

@@ -15,7 +15,12 @@ use rustix::{
     fs::{MemfdFlags, Mode, OFlags, ResolveFlags, inotify},
 };
 
-use super::{Exec, ExecBuilder, Sandbox, failing::SHOWN_LINES, http::HttpTry};
+use super::{
+    Exec, ExecBuilder, Sandbox,
+    failing::SHOWN_LINES,
+    http::HttpTry,
+    launch::{asks_for_health, no_healthcheck},
+};
 use crate::{
     builder::Output,
     error::{Error, Kind},
@@ -61,10 +66,21 @@ impl Sandbox {
     /// # Errors
     /// Where it does not come in time, or the program ends before ([`Error::is_not_ready`]).
     pub fn wait_for(&mut self, wait: &Wait, patience: Duration) -> Result<(), Error> {
-        if !wait.faults.is_empty() {
-            return Err(Error::spec(wait.faults.clone()));
-        }
+        self.check_wait(wait)?;
         self.get_ready(std::slice::from_ref(wait), patience)
+    }
+
+    /// What is wrong with a wait that the builder has not seen.
+    pub(super) fn check_wait(&self, wait: &Wait) -> Result<(), Error> {
+        let mut faults = wait.faults.clone();
+        if self.healthcheck.is_none() && asks_for_health(wait) {
+            faults.push(no_healthcheck());
+        }
+        if faults.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::spec(faults))
+        }
     }
 
     pub(super) fn get_ready(&mut self, waits: &[Wait], limit: Duration) -> Result<(), Error> {
@@ -326,8 +342,7 @@ impl Node {
                 (leaf, EXEC_PAUSES)
             }
             WaitKind::Healthcheck => {
-                // A sandbox that is waited for in this way has one; where it was asked later and has none, nothing
-                // comes true.
+                // Who is waited for in this way was found to have one.
                 let check = sandbox.healthcheck.clone();
                 let check = check.unwrap_or_else(|| HealthCheck::new(["false"]));
                 let most = check.interval.min(EXEC_PAUSES.1);

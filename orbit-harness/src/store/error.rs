@@ -31,6 +31,8 @@ pub(crate) enum StoreError {
         "the image {reference} is not in the store and the pull policy is `never`; pull it first with `cargo orbit pull {reference}`"
     )]
     NotPulled { reference: String },
+    #[error("the image {0} is in use, by a sandbox or a pull; forget it once that has ended")]
+    InUse(String),
     #[cfg(not(feature = "registry"))]
     #[error(
         "`{reference}` names an image in a registry, and this build of Orbit has no registry support; build it with the feature `registry`, or use `oci:PATH`"

@@ -77,14 +77,23 @@ impl Store {
 
     /// Forgets the image of this reference, in the form in which [`Store::list`] shows it, for every platform.
     /// Its layers stay until [`Store::gc`] finds them unused. Returns whether there was one.
+    ///
+    /// # Errors
+    /// Where it is in use, too.
     pub(crate) fn remove_image(&self, reference: &str) -> Result<bool, StoreError> {
+        // What only this process's earlier sandboxes used is not in use.
+        known::let_go(self.layers.directory());
         let mut found = false;
         for name in self.record_names()? {
             let is_it = self
                 .cas
                 .read_record(&name)?
                 .is_some_and(|record| record.reference == reference);
-            found |= is_it && self.remove_record(&name, |_| true)? == Some(true);
+            if is_it {
+                found |= self
+                    .remove_record(&name, |_| true)?
+                    .ok_or_else(|| StoreError::InUse(reference.to_owned()))?;
+            }
         }
         Ok(found)
     }

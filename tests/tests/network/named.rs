@@ -115,6 +115,8 @@ fn reach_by_name(_: &Context) -> Result<()> {
         ])
         .hostname("me")
         .network(&network)
+        // To say so twice makes no second link.
+        .network(&network.clone())
         .run()?;
     let hosts = hosts.stdout_text().clone();
     for line in [

@@ -391,10 +391,15 @@ fn what_is_wrong_is_told_before_anything_starts(_: &Context) -> Result<()> {
         let error = refused(wait)?;
         ensure!(error.is_spec(), "{error}");
     }
-    has(
-        &refused(Wait::healthcheck())?.to_string(),
-        &["add `.healthcheck(…)`"],
-    )
+    let mut sandbox = View::Host.sh("exec sleep 1000")?.start()?;
+    let later = sandbox.wait_for(&Wait::healthcheck(), Duration::from_secs(60));
+    for error in [
+        refused(Wait::healthcheck())?,
+        later.expect_err("there is none"),
+    ] {
+        has(&error.to_string(), &["add `.healthcheck(…)`"])?;
+    }
+    Ok(())
 }
 
 /// A line and a file are events: what is told 130 ms into a wait is not first seen when its pause of 500 ms is over.

@@ -228,6 +228,19 @@ fn a_drip_and_a_silence_end() {
     }
 }
 
+#[test]
+fn an_image_in_use_is_not_forgotten() {
+    let server = FaultServer::start(image(), |_| None);
+    let test = test_store();
+    let (_image, lease) = test.resolve(&server.reference()).unwrap();
+    let listed = test.store.list().unwrap().remove(0).reference;
+    let error = test.store.remove_image(&listed).unwrap_err();
+    assert!(matches!(error, StoreError::InUse(_)), "{error}");
+    drop(lease);
+    assert!(test.store.remove_image(&listed).unwrap());
+    assert!(!test.store.remove_image(&listed).unwrap());
+}
+
 /// What a refusal says is not waited for.
 #[test]
 fn a_refusal_that_drips_ends() {

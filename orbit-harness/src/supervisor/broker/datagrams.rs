@@ -18,6 +18,7 @@ use rustix::{
 };
 
 use super::{
+    due::Due,
     namespaces::{Family, Namespaces},
     watch::{Kind, Watch},
 };
@@ -41,6 +42,8 @@ const ROUNDS: usize = 8;
 pub(super) struct Datagrams {
     ports: HashMap<u64, Port>,
     clients: HashMap<u64, Client>,
+    /// When to look for those that are idle.
+    look: Due,
     buffers: Vec<Vec<u8>>,
 }
 
@@ -101,12 +104,19 @@ impl Datagrams {
     }
 
     /// When to look for idle clients again.
-    pub(super) fn next_look(&self) -> Option<Duration> {
-        (!self.clients.is_empty()).then_some(IDLE / 4)
+    pub(super) fn next_look(&mut self) -> Option<Duration> {
+        if !self.clients.is_empty() {
+            self.look.set(IDLE / 4);
+        }
+        self.look.left()
     }
 
-    /// Forgets the clients that are idle.
+    /// Forgets the clients that are idle, where it is time to look.
     pub(super) fn forget_idle(&mut self) {
+        if !self.look.has_come() {
+            return;
+        }
+        self.look.clear();
         let idle = |client: &Client| client.last_used.elapsed() > IDLE;
         for (_, client) in self.clients.extract_if(|_, client| idle(client)) {
             if let Some(port) = self.ports.get_mut(&client.port) {

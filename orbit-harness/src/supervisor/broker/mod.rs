@@ -25,6 +25,7 @@
 
 mod client;
 mod datagrams;
+mod due;
 mod flow;
 mod namespaces;
 mod networks;
@@ -140,7 +141,6 @@ impl Server {
             waits.into_iter().flatten().min()
         };
         let events = self.watch.wait(timeout)?;
-        let quiet = events.is_empty();
         for (kind, id) in events {
             match kind {
                 Kind::Control => {
@@ -169,10 +169,8 @@ impl Server {
         }
         self.networks.deliver();
         self.streams.take_turns(&mut self.watch, &self.namespaces);
-        if quiet {
-            self.streams.resume(&self.watch);
-            self.datagrams.forget_idle();
-        }
+        self.streams.retry(&self.watch);
+        self.datagrams.forget_idle();
         Ok(true)
     }
 

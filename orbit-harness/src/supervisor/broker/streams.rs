@@ -15,6 +15,7 @@ use rustix::{
 };
 
 use super::{
+    due::Due,
     flow::{Flow, More, Pipes},
     namespaces::{Family, Namespaces},
     watch::{Kind, Watch},
@@ -23,6 +24,9 @@ use super::{
 /// Connections taken from one listener before the others have their turn.
 const ACCEPTS: usize = 64;
 
+/// Where there was no descriptor for one, how long until the next is taken.
+const RETRY: Duration = Duration::from_millis(100);
+
 #[derive(Default)]
 pub(super) struct Streams {
     listeners: HashMap<u64, Listener>,
@@ -30,8 +34,8 @@ pub(super) struct Streams {
     /// Connections that had more to move when their turn was over.
     waiting: VecDeque<u64>,
     pipes: Pipes,
-    /// Whether nothing is accepted for want of descriptors.
-    paused: bool,
+    /// Set where nothing is accepted for want of descriptors: when that is tried again.
+    paused: Due,
 }
 
 struct Listener {
@@ -108,7 +112,7 @@ impl Streams {
 
     /// How long to wait before listeners that were paused are tried again.
     pub(super) fn retry_after(&self) -> Option<Duration> {
-        self.paused.then_some(Duration::from_millis(100))
+        self.paused.left()
     }
 
     /// Gives each connection that has more to move one turn.
@@ -212,15 +216,22 @@ impl Streams {
 
     /// Stops accepting: connections wait in the host's queues until one of ours has ended.
     fn pause(&mut self, watch: &Watch) {
-        if !self.paused {
-            self.paused = true;
+        if !self.paused.is_set() {
+            self.paused.set(RETRY);
             self.arm(watch, EventFlags::empty());
         }
     }
 
-    pub(super) fn resume(&mut self, watch: &Watch) {
-        if self.paused {
-            self.paused = false;
+    /// Accepts again where it is time to try.
+    pub(super) fn retry(&mut self, watch: &Watch) {
+        if self.paused.has_come() {
+            self.resume(watch);
+        }
+    }
+
+    fn resume(&mut self, watch: &Watch) {
+        if self.paused.is_set() {
+            self.paused.clear();
             self.arm(watch, EventFlags::IN);
         }
     }
