@@ -15,11 +15,17 @@ pub(crate) fn directory() -> Option<PathBuf> {
         .or_else(|| Some(set("HOME")?.join(".cache/orbit")))
 }
 
-/// What to do, to follow `error`, where a cache takes no writes: nothing else is written to that might not.
+/// What to do, to follow `error`, of a file of a cache: nothing else is written to that might not take it.
 pub(crate) fn advice(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::ReadOnlyFilesystem => {
             "; set ORBIT_CACHE_DIR to a directory that can be written to"
+        }
+        io::ErrorKind::PermissionDenied => {
+            "; is it another user's, as after `sudo`? `chown` gives it back"
+        }
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "; `cargo orbit gc` removes what nobody uses, and ORBIT_CACHE_DIR names another place"
         }
         _ => "",
     }
@@ -30,9 +36,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_mended_elsewhere_has_no_advice() {
+    fn what_can_be_done_is_said() {
         let told = |errno| advice(&io::Error::from_raw_os_error(errno));
         assert!(told(libc::EROFS).contains("ORBIT_CACHE_DIR"));
-        assert_eq!(told(libc::ENOSPC), "");
+        assert!(told(libc::EACCES).contains("chown"));
+        for full in [libc::ENOSPC, libc::EDQUOT] {
+            assert!(told(full).contains("cargo orbit gc"));
+        }
+        assert_eq!(told(libc::EIO), "");
     }
 }

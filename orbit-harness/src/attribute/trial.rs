@@ -7,7 +7,8 @@ use crate::builder::SandboxBuilder;
 
 /// A case of a suite whose tests are made from data, one for each file say, run in a sandbox of its own.
 ///
-/// `sandbox` says what is asked beyond what a sandboxed test has anyway: see [`macro@crate::sandboxed`]. The suite's
+/// `sandbox` says what is asked beyond what a sandboxed test has anyway: see [`macro@crate::sandboxed`]. For sandboxes of its
+/// own a case asks with [`nested`](SandboxBuilder::nested), as here; each name is there once. The suite's
 /// `main` runs again inside, so it must make the same cases there; of its other arguments, the inner one gets none.
 ///
 /// ```no_run
