@@ -131,6 +131,21 @@ impl Wait {
         }
     }
 
+    /// What is wrong with it for a sandbox that has no health check.
+    pub(crate) fn fault_without_healthcheck(&self) -> Option<SpecFault> {
+        let why = "neither the sandbox nor its image has one; add `.healthcheck(…)`";
+        self.asks_for_health()
+            .then(|| SpecFault::new("wait for healthcheck", "", why))
+    }
+
+    fn asks_for_health(&self) -> bool {
+        match &self.kind {
+            WaitKind::Healthcheck => true,
+            WaitKind::All(waits) | WaitKind::Any(waits) => waits.iter().any(Self::asks_for_health),
+            _ => false,
+        }
+    }
+
     /// Something listens on this TCP port of the sandbox.
     pub fn port(port: u16) -> Self {
         let mut wait = Self::new(WaitKind::Port(port));

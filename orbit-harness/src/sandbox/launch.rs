@@ -39,7 +39,7 @@ use crate::{
     security::idmap::plan::Writer,
     spec::{ImageRef, Link, LinkNames, MountKind, NetworkMode, Spec, SpecFault},
     supervisor::{Channel, Supervisor},
-    wait::{Wait, WaitKind},
+    wait::Wait,
     way_out::{self, Record},
 };
 
@@ -149,8 +149,8 @@ impl SandboxBuilder {
             None => resolve(&spec, host, &mut faults)?,
         };
         let healthcheck = healthcheck.or_else(|| image.config.healthcheck.clone());
-        if healthcheck.is_none() && waits.iter().any(asks_for_health) {
-            faults.push(no_healthcheck());
+        if healthcheck.is_none() {
+            faults.extend(waits.iter().find_map(Wait::fault_without_healthcheck));
         }
         let stop_signal = match spec.stop_signal {
             Some(signal) => signal,
@@ -314,19 +314,6 @@ impl Sandbox {
             self.reader = Some(reader.map_err(cannot)?);
         }
         Ok(())
-    }
-}
-
-pub(super) fn no_healthcheck() -> SpecFault {
-    let why = "neither the sandbox nor its image has one; add `.healthcheck(…)`";
-    SpecFault::new("wait for healthcheck", "", why)
-}
-
-pub(super) fn asks_for_health(wait: &Wait) -> bool {
-    match &wait.kind {
-        WaitKind::Healthcheck => true,
-        WaitKind::All(waits) | WaitKind::Any(waits) => waits.iter().any(asks_for_health),
-        _ => false,
     }
 }
 

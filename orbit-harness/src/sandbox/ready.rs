@@ -15,12 +15,7 @@ use rustix::{
     fs::{MemfdFlags, Mode, OFlags, ResolveFlags, inotify},
 };
 
-use super::{
-    Exec, ExecBuilder, Sandbox,
-    failing::SHOWN_LINES,
-    http::HttpTry,
-    launch::{asks_for_health, no_healthcheck},
-};
+use super::{Exec, ExecBuilder, Sandbox, failing::SHOWN_LINES, http::HttpTry};
 use crate::{
     builder::Output,
     error::{Error, Kind},
@@ -73,8 +68,8 @@ impl Sandbox {
     /// What is wrong with a wait that the builder has not seen.
     pub(super) fn check_wait(&self, wait: &Wait) -> Result<(), Error> {
         let mut faults = wait.faults.clone();
-        if self.healthcheck.is_none() && asks_for_health(wait) {
-            faults.push(no_healthcheck());
+        if self.healthcheck.is_none() {
+            faults.extend(wait.fault_without_healthcheck());
         }
         if faults.is_empty() {
             Ok(())
