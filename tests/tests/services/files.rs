@@ -218,7 +218,9 @@ fn trees_go_in_and_come_out(context: &Context) -> Result<()> {
     Ok(())
 }
 
-fn what_is_no_file_is_refused(_: &Context) -> Result<()> {
+fn what_is_no_file_is_refused(context: &Context) -> Result<()> {
+    let pipe = context.work().join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU)?;
     for view in VIEWS {
         let sandbox = view.idle()?;
         read(&sandbox, "mkfifo /tmp/fifo; mkdir /tmp/dir")?;
@@ -228,6 +230,7 @@ fn what_is_no_file_is_refused(_: &Context) -> Result<()> {
             ensure!(got.is_err() && put.is_err(), "{path}: {got:?} {put:?}");
         }
         ensure!(sandbox.copy_out("/dev/zero", "/tmp/orbit-none").is_err());
+        ensure!(sandbox.copy_in(&pipe, "/tmp/none").is_err());
         ensure!(
             started.elapsed() < Duration::from_secs(5),
             "a pipe held it up"
